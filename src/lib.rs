@@ -1,0 +1,2 @@
+//! Souk: a peer-to-peer market for LLM inference.
+pub mod types;

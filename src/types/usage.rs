@@ -1,0 +1,36 @@
+//! Token usage with parts that never overlap, so that no dialect's habit can count a token twice.
+//!
+//! OpenAI's `prompt_tokens` includes cached tokens, Anthropic's `input_tokens` excludes them; both
+//! are converted once, in `llm_api::usage`.
+
+use serde::{Deserialize, Serialize};
+
+/// Tokens of one request. The four billed parts are disjoint; `reasoning` is a part of `output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Input tokens processed afresh (neither read from nor written to a cache).
+    pub input: u64,
+    /// Input tokens read from the upstream's prompt cache.
+    pub cache_read: u64,
+    /// Input tokens written to the upstream's prompt cache.
+    pub cache_write: u64,
+    /// Output tokens, reasoning included.
+    pub output: u64,
+    /// The part of `output` that was hidden or visible reasoning.
+    pub reasoning: u64,
+}
+
+impl Usage {
+    /// All input tokens: fresh, cache read and cache write.
+    #[must_use]
+    pub const fn input_total(&self) -> u64 {
+        self.input
+            .saturating_add(self.cache_read)
+            .saturating_add(self.cache_write)
+    }
+    /// True when nothing was counted at all.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
