@@ -1,2 +1,3 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod keys;
 pub mod types;
