@@ -1,3 +1,4 @@
 //! Souk: a peer-to-peer market for LLM inference.
 pub mod keys;
+pub mod protocol;
 pub mod types;
