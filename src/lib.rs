@@ -1,2 +1,9 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod failure;
+pub mod launch;
+pub mod tasks;
+pub mod telemetry;
 pub mod types;
