@@ -1,4 +1,11 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod failure;
 pub mod keys;
+pub mod launch;
 pub mod protocol;
+pub mod tasks;
+pub mod telemetry;
 pub mod types;

@@ -1,0 +1,100 @@
+//! Asks the running node over its local HTTP interface, found through `run.json`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{CliError, FailureKind, GlobalArgs};
+use crate::data_dir::{DataDir, RunInfo};
+
+/// Everything is on this machine; a node that takes longer is stuck.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A report over a million rows takes 0.1 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Ten thousand sellers of 1 KiB each.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The running node of a data directory.
+pub struct Api {
+    info: RunInfo,
+    client: reqwest::Client,
+}
+
+impl Api {
+    /// Finds the node that runs on the configured data directory.
+    ///
+    /// # Errors
+    /// When none runs there, or it is still starting.
+    pub fn find(global: &GlobalArgs) -> anyhow::Result<Self> {
+        let dir = global.data_dir()?;
+        let info = dir.running().ok_or_else(|| not_running(&dir))?;
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .build()?;
+        Ok(Self { info, client })
+    }
+
+    /// What the running node said about itself.
+    #[must_use]
+    pub const fn info(&self) -> &RunInfo {
+        &self.info
+    }
+
+    /// Fetches one JSON value.
+    ///
+    /// # Errors
+    /// When the node cannot be reached or refuses; its own message is passed on.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let url = format!("{}{path}", self.info.url.trim_end_matches('/'));
+        let unreachable = |error: reqwest::Error| {
+            let message = format!("{} does not answer: {}", url, error.without_url());
+            CliError::new(FailureKind::Network, message).retryable()
+        };
+        let request = self.client.get(&url);
+        let mut answer = request
+            .bearer_auth(self.info.token().expose())
+            .send()
+            .await
+            .map_err(unreachable)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
+                let message = format!("{url} answers with more than {ANSWER_BYTES_MAX} bytes");
+                return Err(CliError::new(FailureKind::Failure, message).into());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let value: Option<Value> = serde_json::from_slice(&body).ok();
+        match value {
+            Some(value) if answer.status().is_success() => Ok(value),
+            other => Err(refused(&url, answer.status().as_u16(), other.as_ref()).into()),
+        }
+    }
+}
+
+fn refused(url: &str, status: u16, body: Option<&Value>) -> CliError {
+    let text = body
+        .and_then(|body| body.pointer("/error/message"))
+        .and_then(Value::as_str)
+        .unwrap_or("no JSON answer");
+    let message = format!("{url}: {status} {}", crate::telemetry::printable(text));
+    CliError::new(FailureKind::Failure, message)
+}
+
+fn not_running(dir: &DataDir) -> CliError {
+    let place = dir.path().display();
+    match dir.holder() {
+        Some(holder) => {
+            let message = format!("{holder} on {place} is not ready yet");
+            CliError::new(FailureKind::Network, message).retryable()
+        }
+        None => CliError::new(
+            FailureKind::NotConfigured,
+            format!("no node runs on {place}"),
+        )
+        .hint("start one with `node buy`, or name its --data-dir"),
+    }
+}

@@ -1,0 +1,265 @@
+//! The command line: what can be typed, and which function each command calls.
+//!
+//! Data goes to stdout, messages to stderr; with `--json` stdout is one JSON value and an error is
+//! one JSON object on stderr. `main` calls [`Cli::from_args`] and [`Cli::run`].
+
+mod api;
+mod args;
+mod config;
+mod models;
+mod output;
+mod roles;
+mod status;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+pub use crate::failure::{Failure as CliError, FailureKind};
+pub use args::{BuyArgs, DemoArgs, RunArgs, SellArgs};
+
+use crate::config::{ConfigError, Loaded, Setting, Sources};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::telemetry::{self, Color};
+use output::Output;
+
+/// A peer-to-peer market for LLM inference: sell any upstream, buy through one local URL.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not configured, 4 network, \
+5 payment or limit, 6 upstream, 64 bad config, 130 interrupted.\n\
+SOUK_LOG is the tracing filter; every config key is also a variable SOUK_<SECTION>_<KEY>."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command knows.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Common flags")]
+pub struct GlobalArgs {
+    /// Config file [default: ~/.config/souk/config.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "SOUK_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Keys, ledger and caches [env: SOUK_DATA_DIR] [default: ~/.local/share/souk]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Listen here (repeatable)
+    #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
+    pub listen: Vec<String>,
+    /// Start from these peers (repeatable)
+    #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
+    pub bootstrap: Vec<String>,
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only errors on stderr
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More on stderr (repeatable)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Colour the output
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: Color,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    // MERGE: `Keygen(keygen::KeygenArgs)` from cli/keygen.rs.
+    /// Create the node's keys
+    Keygen(StubArgs),
+    /// Sell an upstream's models
+    Sell(Box<SellArgs>),
+    /// Run the local proxy that buys
+    Buy(Box<BuyArgs>),
+    /// Run every role that the config enables, in one process
+    Run(Box<RunArgs>),
+    /// Run a whole market on this machine to try it out
+    Demo(DemoArgs),
+    /// Show what the network sells now
+    Models,
+    /// Show the running node on one screen
+    Status(status::StatusArgs),
+    // MERGE: `Ledger(ledger::LedgerArgs)` from cli/ledger.rs.
+    /// Report what was earned and spent
+    Ledger(StubArgs),
+    /// Run a bare node for others to start from
+    Bootstrap,
+    /// Check or show the configuration
+    Config(config::ConfigArgs),
+}
+
+/// MERGE: stands for the arguments of commands that another file defines.
+#[derive(Debug, Args)]
+struct StubArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<OsString>,
+}
+
+impl Cli {
+    /// Parses the command line.
+    ///
+    /// # Errors
+    /// The exit code, after help, version or a usage error was printed.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, u8> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        Self::try_parse_from(&args).map_err(|error| {
+            if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
+                let text = error.to_string();
+                let message = text.lines().next().unwrap_or_default();
+                let message = message.strip_prefix("error: ").unwrap_or(message);
+                let failure = CliError::new(FailureKind::Usage, message).hint("see --help");
+                output::error(&failure, true, false);
+                return FailureKind::Usage.exit_code();
+            }
+            drop(error.print());
+            u8::try_from(error.exit_code()).unwrap_or(1)
+        })
+    }
+
+    /// Starts logging, runs the command and prints its failure. Returns the exit code.
+    #[must_use]
+    pub fn run(self) -> u8 {
+        let out = Output::new(
+            self.global.json,
+            self.global.color,
+            env("NO_COLOR").is_some(),
+        );
+        let complaint = telemetry::start(&telemetry::Settings {
+            filter: env("SOUK_LOG"),
+            quiet: self.global.quiet,
+            verbose: self.global.verbose,
+            json: self.global.json,
+            color: self.global.color,
+            no_color: env("NO_COLOR").is_some(),
+        });
+        if let Some(complaint) = complaint {
+            output::message(&format!("warning: {complaint}"));
+        }
+        let result = runtime().and_then(|runtime| {
+            let result = runtime.block_on(self.dispatch(&out));
+            runtime.shutdown_timeout(RUNTIME_STOP);
+            result
+        });
+        match result {
+            Ok(()) => 0,
+            Err(error) => {
+                let failure = failure_of(&error);
+                if failure.kind != FailureKind::Interrupted {
+                    output::error(&failure, out.json, out.color_err);
+                }
+                failure.kind.exit_code()
+            }
+        }
+    }
+
+    async fn dispatch(self, out: &Output) -> anyhow::Result<()> {
+        let global = self.global;
+        match self.command {
+            Command::Keygen(args) => not_merged("keygen", &args),
+            Command::Ledger(args) => not_merged("ledger", &args),
+            Command::Sell(args) => roles::sell(&global, &args).await,
+            Command::Buy(args) => roles::buy(&global, &args).await,
+            Command::Run(args) => roles::run(&global, &args).await,
+            Command::Demo(args) => roles::demo(&global, &args).await,
+            Command::Bootstrap => roles::bootstrap(&global).await,
+            Command::Models => models::run(&global, out).await,
+            Command::Status(args) => status::run(&global, out, &args).await,
+            Command::Config(args) => config::run(&global, out, &args),
+        }
+    }
+}
+
+/// Blocking work (fsync, tokenising) gets this long after the command is done.
+const RUNTIME_STOP: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.enable_all().thread_name("souk").build()?)
+}
+
+/// MERGE: goes away with [`StubArgs`].
+fn not_merged(command: &str, args: &StubArgs) -> anyhow::Result<()> {
+    let message = format!(
+        "`{command}` is not built in ({} arguments)",
+        args.rest.len()
+    );
+    Err(CliError::new(FailureKind::Failure, message).into())
+}
+
+impl GlobalArgs {
+    /// Where the configuration comes from, given what the command's own flags set.
+    fn sources(&self, flags: Vec<Setting>) -> Sources {
+        let mut all = Vec::new();
+        if let Some(dir) = &self.data_dir {
+            let text = dir.display().to_string();
+            all.push(Setting::flag("node.data_dir", "--data-dir", text));
+        }
+        if !self.listen.is_empty() {
+            all.push(Setting::flag(
+                "node.listen",
+                "--listen",
+                self.listen.clone(),
+            ));
+        }
+        if !self.bootstrap.is_empty() {
+            all.push(Setting::flag(
+                "node.bootstrap",
+                "--bootstrap",
+                self.bootstrap.clone(),
+            ));
+        }
+        all.extend(flags);
+        Sources {
+            file: self.config.clone().or_else(crate::config::default_file),
+            file_required: self.config.is_some(),
+            env: std::env::vars_os()
+                .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+                .filter(|(name, _)| name.starts_with("SOUK_"))
+                .collect(),
+            flags: all,
+        }
+    }
+    /// The configuration with these flags on top.
+    fn load(&self, flags: Vec<Setting>) -> Result<Loaded, ConfigError> {
+        crate::config::load(&self.sources(flags))
+    }
+    /// The data directory that the configuration names.
+    ///
+    /// # Errors
+    /// When the configuration is wrong or there is no home directory.
+    pub fn data_dir(&self) -> anyhow::Result<DataDir> {
+        let loaded = self.load(Vec::new())?;
+        Ok(DataDir::resolve(loaded.config.node.data_dir.as_deref())?)
+    }
+}
+
+/// A set, non-empty environment variable.
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// Finds the class of errors that do not carry one themselves.
+fn failure_of(error: &anyhow::Error) -> CliError {
+    let failure = CliError::from_error(error);
+    for cause in error.chain() {
+        if cause.is::<ConfigError>() || cause.is::<crate::config::SecretError>() {
+            return CliError::new(FailureKind::BadConfig, failure.message).hint(
+                "`node config show --origin` lists every key and where its value comes from",
+            );
+        }
+        if let Some(DataDirError::InUse { .. }) = cause.downcast_ref() {
+            return CliError::new(FailureKind::Failure, failure.message).retryable();
+        }
+    }
+    failure
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! `node models`: what the network sells now, as the running node sees it.
+
+use rust_decimal::Decimal;
+use serde_json::Value;
+
+use super::api::Api;
+use super::output::{self, Output};
+use super::{CliError, FailureKind, GlobalArgs};
+use crate::telemetry::printable;
+
+/// Prints the models on offer.
+pub async fn run(global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
+    let api = Api::find(global)?;
+    if api.info().role == "sell" {
+        let message = "the node that runs here only sells";
+        return Err(CliError::new(FailureKind::NotConfigured, message)
+            .hint("`node buy` (with its own --data-dir) sees the network's models")
+            .into());
+    }
+    let list = api.get("/v1/models").await?;
+    if out.json {
+        output::json(&list);
+        return Ok(());
+    }
+    let models = list.get("data").and_then(Value::as_array);
+    let rows: Vec<Vec<String>> = models.into_iter().flatten().map(row).collect();
+    if rows.is_empty() {
+        output::message("no seller is known yet; `node status` shows the peers");
+        return Ok(());
+    }
+    let header = [
+        "MODEL",
+        "SELLERS",
+        "IN $/M",
+        "OUT $/M",
+        "MEDIAN IN",
+        "MEDIAN OUT",
+        "TOK/S",
+        "CONTEXT",
+    ];
+    output::text(&output::table(&header, &[1, 2, 3, 4, 5, 6, 7], rows));
+    Ok(())
+}
+
+fn row(model: &Value) -> Vec<String> {
+    let price = |pointer: &str| per_million(model.pointer(pointer));
+    vec![
+        printable(model.get("id").and_then(Value::as_str).unwrap_or("?")),
+        number(model.get("sellers")),
+        price("/pricing/prompt"),
+        price("/pricing/completion"),
+        price("/pricing_median/prompt"),
+        price("/pricing_median/completion"),
+        number(model.get("tokens_per_second")),
+        number(
+            model
+                .get("context_length")
+                .filter(|n| n.as_u64() != Some(0)),
+        ),
+    ]
+}
+
+/// A number as it is, `-` where nothing was reported.
+pub fn number(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::Number(number)) => number.to_string(),
+        Some(Value::String(text)) => printable(text),
+        _ => "-".to_owned(),
+    }
+}
+
+/// USD per token (a decimal string) as USD per million tokens.
+fn per_million(value: Option<&Value>) -> String {
+    let text = value.and_then(Value::as_str).unwrap_or_default();
+    text.parse::<Decimal>()
+        .ok()
+        .and_then(|price| price.checked_mul(Decimal::from(1_000_000)))
+        .map_or_else(|| "-".to_owned(), |price| price.normalize().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_are_shown_per_million_tokens() {
+        let model = serde_json::json!({
+            "id": "llama3:8b", "sellers": 3, "context_length": 8192,
+            "pricing": {"prompt": "0.0000025", "completion": "0.00001"},
+        });
+        let expected = ["llama3:8b", "3", "2.5", "10", "-", "-", "-", "8192"];
+        assert_eq!(row(&model), expected);
+        assert_eq!(row(&serde_json::json!({"pricing": 1}))[2], "-");
+    }
+}

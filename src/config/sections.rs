@@ -1,0 +1,338 @@
+//! The config's sections, one struct each. `Default` is the documented default of every key and
+//! equals `config.example.toml`; whoever adds a key adds it there too (a test compares them).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::values::{SecretRef, Switch, duration, opt_path, opt_percent, opt_text, opt_usd, usd};
+use crate::types::MicroUsd;
+
+/// `[node]`: what every role shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeSection {
+    /// Keys, ledger and caches; `None` = the XDG data directory.
+    #[serde(with = "opt_path")]
+    pub data_dir: Option<PathBuf>,
+    /// Multiaddrs to listen on.
+    pub listen: Vec<String>,
+    /// Multiaddrs of peers to start from.
+    pub bootstrap: Vec<String>,
+    /// The network's name; nodes of different networks never meet.
+    pub network: String,
+    /// Whether this node serves the DHT.
+    pub dht_server: Switch,
+    /// Whether peers on the local network are looked for.
+    pub mdns: Switch,
+    /// Whether the router is asked to forward a port.
+    pub upnp: bool,
+    /// Passphrase of the key file.
+    pub passphrase: SecretRef,
+}
+
+impl Default for NodeSection {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            listen: vec![
+                "/ip4/0.0.0.0/udp/0/quic-v1".to_owned(),
+                "/ip4/0.0.0.0/tcp/0".to_owned(),
+            ],
+            bootstrap: Vec::new(),
+            network: "souk-1".to_owned(),
+            dht_server: Switch::Auto,
+            mdns: Switch::Auto,
+            upnp: true,
+            passphrase: SecretRef::Unset,
+        }
+    }
+}
+
+/// What the router looks for first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefer {
+    /// The lowest price.
+    Cheap,
+    /// Price and speed together.
+    #[default]
+    Balanced,
+    /// The shortest wait.
+    Fast,
+}
+
+/// `[buy]`: the local proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BuySection {
+    /// Whether `node run` starts the buyer.
+    pub enabled: bool,
+    /// Address of the local proxy.
+    pub host: String,
+    /// Port of the local proxy; 0 = any free one.
+    pub port: u16,
+    /// More `Host` names by which the proxy may be called.
+    pub hosts: Vec<String>,
+    /// Token that clients must send.
+    pub token: SecretRef,
+    /// Connections served at once.
+    pub max_connections: u32,
+    /// What the router looks for first.
+    pub prefer: Prefer,
+    /// Highest input price accepted, USD per million tokens.
+    #[serde(with = "opt_usd")]
+    pub max_price_in: Option<MicroUsd>,
+    /// Highest output price accepted, USD per million tokens.
+    #[serde(with = "opt_usd")]
+    pub max_price_out: Option<MicroUsd>,
+    /// Most to spend in a day, in USD.
+    #[serde(with = "opt_usd")]
+    pub budget_daily: Option<MicroUsd>,
+    /// Preferred seller's peer id; others still serve when it fails.
+    #[serde(with = "opt_text")]
+    pub seller: Option<String>,
+    /// Only these sellers (peer ids); empty = all.
+    pub allow: Vec<String>,
+    /// Never these sellers (peer ids).
+    pub deny: Vec<String>,
+    /// How long the buyer waits for what.
+    pub timeouts: BuyTimeouts,
+}
+
+impl Default for BuySection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            host: "127.0.0.1".to_owned(),
+            port: 5005,
+            hosts: Vec::new(),
+            token: SecretRef::Unset,
+            max_connections: 12_000,
+            prefer: Prefer::Balanced,
+            max_price_in: None,
+            max_price_out: None,
+            budget_daily: None,
+            seller: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            timeouts: BuyTimeouts::default(),
+        }
+    }
+}
+
+/// `[buy.timeouts]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BuyTimeouts {
+    /// Stream opened and answered by a first frame.
+    #[serde(with = "duration")]
+    pub open: Duration,
+    /// A dial.
+    #[serde(with = "duration")]
+    pub dial: Duration,
+    /// The head and its answer.
+    #[serde(with = "duration")]
+    pub head: Duration,
+    /// The first token of an ordinary model.
+    #[serde(with = "duration")]
+    pub first_token: Duration,
+    /// The first token of a model that thinks first.
+    #[serde(with = "duration")]
+    pub first_token_reasoning: Duration,
+    /// All attempts of one request together, up to the first event.
+    #[serde(with = "duration")]
+    pub all_attempts: Duration,
+    /// Silence within an answer.
+    #[serde(with = "duration")]
+    pub idle: Duration,
+    /// A whole answer; zero = none.
+    #[serde(with = "duration")]
+    pub total: Duration,
+}
+
+impl Default for BuyTimeouts {
+    fn default() -> Self {
+        Self {
+            open: Duration::from_secs(5),
+            dial: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            first_token: Duration::from_secs(60),
+            first_token_reasoning: Duration::from_secs(180),
+            all_attempts: Duration::from_secs(100),
+            idle: Duration::from_secs(60),
+            total: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// `[sell]`: the upstream and its prices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SellSection {
+    /// Whether `node run` starts the seller (it also needs an upstream).
+    pub enabled: bool,
+    /// A preset's name or a base URL.
+    #[serde(with = "opt_text")]
+    pub upstream: Option<String>,
+    /// Overrides a preset's address.
+    #[serde(with = "opt_text")]
+    pub base_url: Option<String>,
+    /// The upstream's dialect: openai-chat, openai-responses or anthropic.
+    #[serde(with = "opt_text")]
+    pub api: Option<String>,
+    /// Environment variable that holds the upstream's key.
+    #[serde(with = "opt_text")]
+    pub api_key_env: Option<String>,
+    /// File that holds the upstream's key.
+    #[serde(with = "opt_path")]
+    pub api_key_file: Option<PathBuf>,
+    /// Models to sell; empty = all that the upstream lists.
+    pub models: Vec<SellModel>,
+    /// Input price, USD per million tokens.
+    #[serde(with = "opt_usd")]
+    pub price_in: Option<MicroUsd>,
+    /// Output price.
+    #[serde(with = "opt_usd")]
+    pub price_out: Option<MicroUsd>,
+    /// Price of input read from the upstream's cache; `None` = the input price.
+    #[serde(with = "opt_usd")]
+    pub price_cached: Option<MicroUsd>,
+    /// Price of input written to the upstream's cache; `None` = 1.25 times the input price.
+    #[serde(with = "opt_usd")]
+    pub price_cache_write: Option<MicroUsd>,
+    /// Over the upstream's own price list, in hundredths of a percent.
+    #[serde(with = "opt_percent")]
+    pub markup: Option<u32>,
+    /// Sells at price 0.
+    pub free: bool,
+    /// Port of the seller's own pages on loopback; 0 = any free one.
+    pub http_port: u16,
+    /// Context length in tokens; 0 = unknown.
+    pub context: u32,
+    /// Longest answer in tokens; 0 = unknown.
+    pub max_output: u32,
+    /// Requests served at once.
+    pub max_concurrent: u32,
+    /// Unsecured credit per buyer, in USD; `None` = decided by how public the node is.
+    #[serde(with = "opt_usd")]
+    pub credit_limit: Option<MicroUsd>,
+    /// Unsecured credit over all buyers in a day, in USD; `None` = as above.
+    #[serde(with = "opt_usd")]
+    pub credit_total: Option<MicroUsd>,
+}
+
+impl Default for SellSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            upstream: None,
+            base_url: None,
+            api: None,
+            api_key_env: None,
+            api_key_file: None,
+            models: Vec::new(),
+            price_in: None,
+            price_out: None,
+            price_cached: None,
+            price_cache_write: None,
+            markup: None,
+            free: false,
+            http_port: 5006,
+            context: 0,
+            max_output: 0,
+            max_concurrent: 64,
+            credit_limit: None,
+            credit_total: None,
+        }
+    }
+}
+
+/// One entry of `[[sell.models]]`; what is left out comes from `[sell]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SellModel {
+    /// The model's name on the network.
+    pub id: String,
+    /// The upstream's name for it; `None` = the same.
+    #[serde(with = "opt_text")]
+    pub upstream_id: Option<String>,
+    /// Input price, USD per million tokens.
+    #[serde(with = "opt_usd")]
+    pub price_in: Option<MicroUsd>,
+    /// Output price.
+    #[serde(with = "opt_usd")]
+    pub price_out: Option<MicroUsd>,
+    /// Price of cached input.
+    #[serde(with = "opt_usd")]
+    pub price_cached: Option<MicroUsd>,
+    /// Price of input written to the cache.
+    #[serde(with = "opt_usd")]
+    pub price_cache_write: Option<MicroUsd>,
+    /// Context length in tokens; 0 = `[sell] context`.
+    pub context: u32,
+    /// Longest answer in tokens; 0 = `[sell] max_output`.
+    pub max_output: u32,
+}
+
+/// `[payment]`: how much may be at risk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PaymentSection {
+    /// Which voucher key of the seed this device uses.
+    pub device: u32,
+    /// Least window of a stream, in USD.
+    #[serde(with = "usd")]
+    pub window_min: MicroUsd,
+    /// Greatest window of a stream, in USD.
+    #[serde(with = "usd")]
+    pub window_max: MicroUsd,
+    /// Least that all streams of a pair share, in USD.
+    #[serde(with = "usd")]
+    pub pair_min: MicroUsd,
+    /// Most that all streams of a pair share, in USD.
+    #[serde(with = "usd")]
+    pub pair_max: MicroUsd,
+    /// Most that is prepaid for one request, in USD.
+    #[serde(with = "usd")]
+    pub prepay_max: MicroUsd,
+    /// Most prepayment to unproven sellers that may be lost in a day, in USD.
+    #[serde(with = "usd")]
+    pub bootstrap_loss_max: MicroUsd,
+    /// Most that is served before a deposit is confirmed, in USD.
+    #[serde(with = "usd")]
+    pub unconfirmed_max: MicroUsd,
+}
+
+impl Default for PaymentSection {
+    fn default() -> Self {
+        Self {
+            device: 0,
+            window_min: MicroUsd(500),
+            window_max: MicroUsd(10_000),
+            pair_min: MicroUsd(50_000),
+            pair_max: MicroUsd(250_000),
+            prepay_max: MicroUsd(500_000),
+            bootstrap_loss_max: MicroUsd(1_000_000),
+            unconfirmed_max: MicroUsd(50_000),
+        }
+    }
+}
+
+/// `[ledger]`: the durable record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerSection {
+    /// How long a row that nobody waits for may stay in memory.
+    #[serde(with = "duration")]
+    pub linger: Duration,
+}
+
+impl Default for LedgerSection {
+    fn default() -> Self {
+        Self {
+            linger: Duration::from_millis(10),
+        }
+    }
+}
