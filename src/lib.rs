@@ -5,6 +5,7 @@ pub mod data_dir;
 pub mod failure;
 pub mod keys;
 pub mod launch;
+pub mod payment;
 pub mod protocol;
 pub mod tasks;
 pub mod telemetry;

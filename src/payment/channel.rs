@@ -1,0 +1,400 @@
+//! The channel as a pure state machine: no I/O, no clock, no async.
+//!
+//! Both sides keep a [`Book`]: the cost of settled attempts plus the running meter of live ones.
+//! The payee's total is D (delivered), the payer's R (received and checked). The payee holds A, the
+//! highest durable voucher; the payer V, the highest it signed. With C = P the window of the
+//! streams in flight:
+//!
+//! - the payee sends iff `D + cost(next) − A ≤ C` ([`Payee::room`]), and admits a request whose
+//!   prefill is known before the work iff `A ≥ D + Σ prefill before RESP_HEAD − C`;
+//! - the payer signs up to `R + max(P, Σ prefill)`, never above the deposit, never less than
+//!   before ([`Payer::wanted`]), and signs `R` when it fell behind it.
+//!
+//! So the most a hostile side takes is one window plus one request's known-before part. Callers
+//! make a voucher durable before [`Payer::signed_up_to`] counts as sent, and before
+//! [`Payee::credit`] raises A (I2, I3). Everything here is O(1) per event.
+
+use std::collections::HashMap;
+
+use super::window::WindowSettings;
+use crate::types::{AttemptId, MicroUsd};
+
+/// Where a live attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Admitted, RESP_HEAD not seen: its prefill is pending.
+    Pending,
+    /// The meter runs (or has stopped, and the ACCEPT is missing).
+    Metered,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    phase: Phase,
+    prefill: MicroUsd,
+    running: MicroUsd,
+    window: MicroUsd,
+}
+
+/// Settled cost plus the running meters of live attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Book {
+    settings: WindowSettings,
+    settled: MicroUsd,
+    live: HashMap<AttemptId, Live>,
+    running: MicroUsd,
+    pending: MicroUsd,
+    windows: MicroUsd,
+}
+
+impl Book {
+    fn new(settings: WindowSettings, settled: MicroUsd) -> Self {
+        Self {
+            settings,
+            settled,
+            ..Self::default()
+        }
+    }
+    /// D or R: settled cost plus running meters.
+    #[must_use]
+    pub const fn total(&self) -> MicroUsd {
+        self.settled.saturating_add(self.running)
+    }
+    /// Cost of all settled attempts.
+    #[must_use]
+    pub const fn settled(&self) -> MicroUsd {
+        self.settled
+    }
+    /// Σ prefill of attempts before RESP_HEAD.
+    #[must_use]
+    pub const fn pending(&self) -> MicroUsd {
+        self.pending
+    }
+    /// C or P: the windows of the attempts in flight, at most the pair's cap.
+    #[must_use]
+    pub fn window(&self) -> MicroUsd {
+        self.windows.min(self.settings.pair_cap(self.settled))
+    }
+    /// Attempts not settled yet.
+    #[must_use]
+    pub fn live_count(&self) -> usize {
+        self.live.len()
+    }
+    /// True while `attempt` is not settled.
+    #[must_use]
+    pub fn is_live(&self, attempt: &AttemptId) -> bool {
+        self.live.contains_key(attempt)
+    }
+    /// The running meter of `attempt`.
+    #[must_use]
+    pub fn running_of(&self, attempt: &AttemptId) -> MicroUsd {
+        self.live
+            .get(attempt)
+            .map_or(MicroUsd::ZERO, |live| live.running)
+    }
+
+    fn begin(&mut self, attempt: AttemptId, prefill: MicroUsd, window: MicroUsd) {
+        let live = Live {
+            phase: Phase::Pending,
+            prefill,
+            running: MicroUsd::ZERO,
+            window,
+        };
+        if self.live.insert(attempt, live).is_none() {
+            self.pending = self.pending.saturating_add(prefill);
+            self.windows = self.windows.saturating_add(window);
+        }
+    }
+    /// RESP_HEAD: the prefill is no longer pending; the meter stands at `running`.
+    fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        if let Some(live) = self.live.get_mut(attempt)
+            && live.phase == Phase::Pending
+        {
+            live.phase = Phase::Metered;
+            self.pending = self.pending.saturating_sub(live.prefill);
+        }
+        self.meter(attempt, running);
+    }
+    /// The meter reached `running`; it never goes back.
+    fn meter(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        if let Some(live) = self.live.get_mut(attempt)
+            && running > live.running
+        {
+            self.running = self
+                .running
+                .saturating_sub(live.running)
+                .saturating_add(running);
+            live.running = running;
+        }
+    }
+    /// The attempt is over and costs `cost`; unknown attempts change nothing.
+    fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
+        let Some(live) = self.live.remove(attempt) else {
+            return false;
+        };
+        if live.phase == Phase::Pending {
+            self.pending = self.pending.saturating_sub(live.prefill);
+        }
+        self.running = self.running.saturating_sub(live.running);
+        self.windows = self.windows.saturating_sub(live.window);
+        self.settled = self.settled.saturating_add(cost);
+        true
+    }
+}
+
+/// Why a payee does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// A voucher of at least this cumulative would do.
+    NeedVoucher(MicroUsd),
+    /// No voucher within the deposit would do.
+    CreditExhausted,
+}
+
+/// Why a voucher was not credited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VoucherError {
+    /// Above what the buyer may owe.
+    #[error("voucher of {0} USD is above the deposit of {1} USD")]
+    AboveDeposit(MicroUsd, MicroUsd),
+}
+
+/// The seller's side.
+#[derive(Clone, Debug)]
+pub struct Payee {
+    book: Book,
+    deposit: MicroUsd,
+    held: MicroUsd,
+}
+
+impl Payee {
+    /// A channel with what is durable about it: the deposit, the highest voucher, the cost of
+    /// accepted attempts.
+    #[must_use]
+    pub fn new(
+        settings: WindowSettings,
+        deposit: MicroUsd,
+        held: MicroUsd,
+        settled: MicroUsd,
+    ) -> Self {
+        Self {
+            book: Book::new(settings, settled),
+            deposit,
+            held,
+        }
+    }
+    /// The book: D and the live attempts.
+    #[must_use]
+    pub const fn book(&self) -> &Book {
+        &self.book
+    }
+    /// A: the highest durable voucher.
+    #[must_use]
+    pub const fn held(&self) -> MicroUsd {
+        self.held
+    }
+    /// What the buyer may owe in all.
+    #[must_use]
+    pub const fn deposit(&self) -> MicroUsd {
+        self.deposit
+    }
+    /// A settlement was booked or the limit changed.
+    pub fn set_deposit(&mut self, deposit: MicroUsd) {
+        self.deposit = deposit;
+    }
+
+    /// Admits an attempt, or says which voucher it needs first.
+    ///
+    /// # Errors
+    /// [`Hold`]; nothing has changed then.
+    pub fn admit(
+        &mut self,
+        attempt: AttemptId,
+        prefill: MicroUsd,
+        window: MicroUsd,
+    ) -> Result<(), Hold> {
+        let owed = self
+            .book
+            .total()
+            .saturating_add(self.book.pending())
+            .saturating_add(prefill);
+        let free = self.book.settings.pair_cap(self.book.settled);
+        let risk = self.book.windows.saturating_add(window).min(free);
+        let paid_for = prefill > MicroUsd::ZERO || window > MicroUsd::ZERO;
+        if paid_for && owed > self.deposit {
+            return Err(Hold::CreditExhausted);
+        }
+        if owed > self.held.saturating_add(risk) {
+            return Err(Hold::NeedVoucher(owed.saturating_sub(risk)));
+        }
+        self.book.begin(attempt, prefill, window);
+        Ok(())
+    }
+    /// Takes up an attempt of an earlier life, with what it delivered then.
+    pub fn restore_attempt(&mut self, attempt: AttemptId, delivered: MicroUsd) {
+        self.book.begin(attempt, MicroUsd::ZERO, MicroUsd::ZERO);
+        self.book.start(&attempt, delivered);
+    }
+    /// RESP_HEAD goes out with the meter at `running`.
+    pub fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        self.book.start(attempt, running);
+    }
+    /// What may still be delivered before the next voucher: `A + C − D`.
+    #[must_use]
+    pub fn room(&self) -> MicroUsd {
+        self.held
+            .saturating_add(self.book.window())
+            .saturating_sub(self.book.total())
+    }
+    /// Delivers up to meter `running`, if the window allows.
+    ///
+    /// # Errors
+    /// [`Hold`] with the voucher it takes; nothing has changed then.
+    pub fn deliver(&mut self, attempt: &AttemptId, running: MicroUsd) -> Result<(), Hold> {
+        let more = running.saturating_sub(self.book.running_of(attempt));
+        if more > self.room() {
+            let owed = self.book.total().saturating_add(more);
+            let need = owed.saturating_sub(self.book.window());
+            return Err(if need > self.deposit {
+                Hold::CreditExhausted
+            } else {
+                Hold::NeedVoucher(need)
+            });
+        }
+        self.book.meter(attempt, running);
+        Ok(())
+    }
+    /// A durable voucher arrived; stale ones change nothing. Says whether A rose.
+    ///
+    /// # Errors
+    /// When it is above the deposit.
+    pub fn credit(&mut self, cumulative: MicroUsd) -> Result<bool, VoucherError> {
+        if cumulative > self.deposit {
+            return Err(VoucherError::AboveDeposit(cumulative, self.deposit));
+        }
+        let rose = cumulative > self.held;
+        self.held = self.held.max(cumulative);
+        Ok(rose)
+    }
+    /// The attempt's cost is agreed (0: failed or written off). Says whether it was live.
+    pub fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
+        self.book.settle(attempt, cost)
+    }
+    /// What the buyer owes beyond its vouchers.
+    #[must_use]
+    pub fn exposure(&self) -> MicroUsd {
+        self.book.total().saturating_sub(self.held)
+    }
+}
+
+/// The buyer's side.
+#[derive(Clone, Debug)]
+pub struct Payer {
+    book: Book,
+    deposit: MicroUsd,
+    signed: MicroUsd,
+}
+
+impl Payer {
+    /// A channel with what is durable about it.
+    #[must_use]
+    pub fn new(
+        settings: WindowSettings,
+        deposit: MicroUsd,
+        signed: MicroUsd,
+        settled: MicroUsd,
+    ) -> Self {
+        Self {
+            book: Book::new(settings, settled),
+            deposit,
+            signed,
+        }
+    }
+    /// The book: R and the live attempts.
+    #[must_use]
+    pub const fn book(&self) -> &Book {
+        &self.book
+    }
+    /// V: the highest voucher signed.
+    #[must_use]
+    pub const fn signed(&self) -> MicroUsd {
+        self.signed
+    }
+    /// What this buyer may owe in all.
+    #[must_use]
+    pub const fn deposit(&self) -> MicroUsd {
+        self.deposit
+    }
+    /// The seller said what the deposit is now.
+    pub fn set_deposit(&mut self, deposit: MicroUsd) {
+        self.deposit = deposit;
+    }
+    /// What can still be ordered here.
+    #[must_use]
+    pub fn headroom(&self) -> MicroUsd {
+        self.deposit
+            .saturating_sub(self.book.total())
+            .saturating_sub(self.book.pending())
+    }
+
+    /// Begins an attempt; gives the cumulative that the seller will wait for.
+    ///
+    /// # Errors
+    /// [`Hold::CreditExhausted`] when the prefill does not fit what is left.
+    pub fn begin(
+        &mut self,
+        attempt: AttemptId,
+        prefill: MicroUsd,
+        window: MicroUsd,
+    ) -> Result<MicroUsd, Hold> {
+        let paid_for = prefill > MicroUsd::ZERO || window > MicroUsd::ZERO;
+        if paid_for && prefill >= self.headroom() {
+            return Err(Hold::CreditExhausted);
+        }
+        self.book.begin(attempt, prefill, window);
+        let owed = self.book.total().saturating_add(self.book.pending());
+        Ok(owed.saturating_sub(self.book.window()))
+    }
+    /// RESP_HEAD arrived: the meter stands at `running`.
+    pub fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        self.book.start(attempt, running);
+    }
+    /// Received and checked up to meter `running`.
+    pub fn receive(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        self.book.meter(attempt, running);
+    }
+    /// The attempt's cost is booked. Says whether it was live.
+    pub fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
+        self.book.settle(attempt, cost)
+    }
+    /// The voucher to sign now, if one is due: at most `R + max(P, Σ prefill)`, within the deposit.
+    #[must_use]
+    pub fn wanted(&self) -> Option<MicroUsd> {
+        let received = self.book.total();
+        let window = self.book.window();
+        let ahead = window.max(self.book.pending());
+        let stride = MicroUsd(window.0 / 4);
+        let needed = window.saturating_sub(stride);
+        let due = if self.book.pending() > window {
+            self.book.pending()
+        } else {
+            needed
+        };
+        let target = received.saturating_add(ahead).min(self.deposit);
+        let behind = self.signed < received.saturating_add(due) || self.signed < received;
+        (behind && target > self.signed).then_some(target)
+    }
+    /// A voucher of `cumulative` is durable and about to be sent; V never decreases.
+    pub fn signed_up_to(&mut self, cumulative: MicroUsd) {
+        self.signed = self.signed.max(cumulative);
+    }
+    /// Signed beyond what was received: what a vanishing seller could keep.
+    #[must_use]
+    pub fn exposure(&self) -> MicroUsd {
+        self.signed.saturating_sub(self.book.total())
+    }
+}
+
+#[cfg(test)]
+#[path = "channel_tests.rs"]
+mod tests;
