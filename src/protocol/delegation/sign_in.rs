@@ -158,9 +158,9 @@ fn evm_signature(text: &str) -> Option<Vec<u8>> {
 }
 
 fn solana_signature(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = vec![0u8; 64];
+    let mut bytes = [0u8; 64];
     let size = bs58::decode(text).onto(&mut bytes).ok()?;
-    (size == 64).then_some(bytes)
+    (size == bytes.len()).then(|| bytes.to_vec())
 }
 
 /// Who signed in.
