@@ -6,6 +6,7 @@
 mod api;
 mod args;
 mod config;
+pub mod keygen;
 mod models;
 mod output;
 mod roles;

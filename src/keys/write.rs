@@ -113,12 +113,13 @@ pub fn write_key_file(path: &Path, bytes: &[u8], replace: Replace) -> Result<Wri
         name.to_string_lossy(),
         hex::encode(random)
     ));
-    let result = write_temporary(&temporary, bytes)
-        .and_then(|()| give_name(&temporary, path, replace))
-        .and_then(|written| flush_dir(dir).map(|()| written));
+    let result =
+        write_temporary(&temporary, bytes).and_then(|()| give_name(&temporary, path, replace));
     // Gone already after a rename; otherwise the name must not stay behind, whatever happened.
     let _ = fs::remove_file(&temporary);
-    result
+    let written = result?;
+    flush_dir(dir)?;
+    Ok(written)
 }
 
 fn write_temporary(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {

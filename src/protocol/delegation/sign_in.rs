@@ -2,7 +2,7 @@
 //!
 //! The header is base64 of a JSON object: the fields of a CAIP-122 message and its signature. The
 //! text is rebuilt from the fields and checked. Invariants: the message names this host, was
-//! issued at most 60 s ago and after this process started, comes from an allowed wallet, and its
+//! issued at most 60 s ago and safely after this process started, comes from an allowed wallet, and its
 //! nonce counts once. Nonces are kept for allowed wallets only and no longer than they could be
 //! used, so the set is bounded. Callers: the buyer's HTTP guard.
 
@@ -158,9 +158,9 @@ fn evm_signature(text: &str) -> Option<Vec<u8>> {
 }
 
 fn solana_signature(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = vec![0u8; 64];
+    let mut bytes = [0u8; 64];
     let size = bs58::decode(text).onto(&mut bytes).ok()?;
-    (size == 64).then_some(bytes)
+    (size == bytes.len()).then(|| bytes.to_vec())
 }
 
 /// Who signed in.
@@ -175,22 +175,21 @@ pub struct SignedIn {
 /// Nonces used within the window; shared by all connections of the port.
 #[derive(Debug)]
 pub struct NonceSet {
-    started_ms: UnixMs,
+    from_ms: UnixMs,
     capacity: usize,
     used: Mutex<HashMap<String, UnixMs>>,
 }
 
 impl NonceSet {
-    /// An empty set. Messages issued before `now_ms` are refused, because a set from before a
-    /// restart is gone.
+    /// An empty set. The one from before a restart is gone, so only messages that cannot have been
+    /// used then count: issued [`AHEAD_MS`] after `now_ms` or later.
     #[must_use]
     pub fn new(now_ms: UnixMs) -> Self {
         Self::with_capacity(now_ms, NONCES_MAX)
     }
-    fn with_capacity(started_ms: UnixMs, capacity: usize) -> Self {
+    fn with_capacity(now_ms: UnixMs, capacity: usize) -> Self {
         Self {
-            // Wallets write whole seconds.
-            started_ms: started_ms / 1_000 * 1_000,
+            from_ms: now_ms.saturating_add(AHEAD_MS),
             capacity,
             used: Mutex::new(HashMap::new()),
         }
@@ -231,7 +230,7 @@ pub fn verify_sign_in(
         return Err(SignInError::Message(MessageError::NotCanonical));
     }
     check_host(message, host)?;
-    let until_ms = check_window(message, now_ms, nonces.started_ms)?;
+    let until_ms = check_window(message, now_ms, nonces.from_ms)?;
     let is_allowed = |wallet: &String| match message.namespace {
         Namespace::Eip155 => wallet.eq_ignore_ascii_case(&message.address),
         Namespace::Solana => *wallet == message.address,
@@ -265,17 +264,13 @@ fn check_host(message: &Message, host: &str) -> Result<(), SignInError> {
 }
 
 /// Returns until when the message could be used again.
-fn check_window(
-    message: &Message,
-    now_ms: UnixMs,
-    started_ms: UnixMs,
-) -> Result<UnixMs, SignInError> {
+fn check_window(message: &Message, now_ms: UnixMs, from_ms: UnixMs) -> Result<UnixMs, SignInError> {
     let issued_ms = message.issued_ms()?;
     let until_ms = issued_ms.saturating_add(WINDOW_MS);
     let expires_ms = message.expires_ms()?.unwrap_or(UnixMs::MAX);
     let begins_ms = message.not_before_ms()?.unwrap_or(0);
     let good = issued_ms <= now_ms.saturating_add(AHEAD_MS)
-        && issued_ms >= started_ms
+        && issued_ms >= from_ms
         && now_ms <= until_ms
         && now_ms < expires_ms
         && begins_ms <= now_ms;
