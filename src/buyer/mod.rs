@@ -1,0 +1,4 @@
+//! The buyer: local HTTP in, a seller's answer out.
+pub mod body;
+pub mod guard;
+pub mod server;
