@@ -1,6 +1,7 @@
 //! Which requests come in, and which do not.
 
 use super::*;
+use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 
 fn guard(change: impl FnOnce(&mut Settings)) -> Guard {
@@ -246,36 +247,6 @@ fn a_body_declared_too_long_is_refused_by_its_head() {
     assert_eq!(post("33554432"), Ok(()));
     assert_eq!(post("33554433"), Err(Refusal::TooLarge));
     assert_eq!(post("99999999999999999999999"), Err(Refusal::TooLarge));
-}
-
-#[tokio::test]
-async fn a_body_is_read_up_to_its_limit_and_in_time() {
-    let short = Duration::from_millis(30);
-    let read = |pieces: &'static [&'static [u8]], finish: bool| async move {
-        let (sender, body) = Body::stream();
-        for piece in pieces {
-            sender.send(Bytes::from_static(piece)).await.unwrap();
-        }
-        if finish {
-            sender.finish(None).await.unwrap();
-            return read_limited(body, 4, short, short).await;
-        }
-        let result = read_limited(body, 4, short, short).await;
-        drop(sender);
-        result
-    };
-    assert_eq!(read(&[], true).await.unwrap(), "");
-    assert_eq!(read(&[b"abcd"], true).await.unwrap(), "abcd");
-    assert_eq!(read(&[b"ab", b"c", b"d"], true).await.unwrap(), "abcd");
-    assert_eq!(read(&[b"ab", b"cde"], true).await, Err(Refusal::TooLarge));
-    assert_eq!(read(&[b"abcde"], true).await, Err(Refusal::TooLarge));
-    assert_eq!(read(&[b"ab"], false).await, Err(Refusal::Slow));
-    let (sender, body) = Body::stream();
-    sender.cut();
-    assert_eq!(
-        read_limited(body, 4, short, short).await,
-        Err(Refusal::Broken)
-    );
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@
 //! owns is cancelled by drop; work that must outlive it belongs to a task of its own. While the
 //! answer streams, hyper drops the body and [`super::body::BodySender::closed`] completes. Hyper
 //! reads ahead only when the request's body has been read to its end, so handlers read it first
-//! ([`super::guard::read_body`]). Bytes of a second request sent ahead (pipelining, which no
+//! ([`super::request_body::read_body`]). Bytes of a second request sent ahead (pipelining, which no
 //! client in use does) hide the end of a connection until the answer is written.
 //!
 //! `node` binds it, gives it a handler and runs it.
@@ -37,7 +37,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
-use super::guard::{Guard, discard_body};
+use super::guard::Guard;
+use super::request_body::discard_body;
 use crate::tasks::Tasks;
 
 /// Bytes of a request's head, all header lines together; hyper itself stops at 100 of them.

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::buyer::body::BodySender;
-use crate::buyer::guard::{self, BODY_BYTES_MAX, read_body};
+use crate::buyer::guard;
+use crate::buyer::request_body::{BODY_BYTES_MAX, read_body};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use std::time::Instant as Wall;
