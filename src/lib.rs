@@ -1,4 +1,5 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod buyer;
 pub mod cli;
 pub mod config;
 pub mod data_dir;

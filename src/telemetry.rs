@@ -128,7 +128,11 @@ fn is_harmless(metadata: &Metadata<'_>) -> bool {
 pub fn printable(text: &str) -> String {
     let harmless = |c: char| {
         let is_direction_mark = matches!(
-            c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            c,
+            '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
         );
         if c.is_control() || is_direction_mark {
             '\u{fffd}'

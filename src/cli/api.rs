@@ -50,7 +50,8 @@ impl Api {
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.info.url.trim_end_matches('/'));
         let unreachable = |error: reqwest::Error| {
-            let message = format!("{} does not answer: {}", url, error.without_url());
+            let reason = anyhow::Error::new(error.without_url());
+            let message = format!("{url} does not answer: {reason:#}");
             CliError::new(FailureKind::Network, message).retryable()
         };
         let request = self.client.get(&url);
@@ -96,5 +97,86 @@ fn not_running(dir: &DataDir) -> CliError {
             format!("no node runs on {place}"),
         )
         .hint("start one with `node buy`, or name its --data-dir"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::future::BoxFuture;
+    use http::{Request, Response};
+    use hyper::body::Incoming;
+
+    use super::*;
+    use crate::buyer::body::Body;
+    use crate::buyer::guard::{self, Guard};
+    use crate::buyer::server::{self, Handler, Server};
+    use crate::cli::Cli;
+    use crate::tasks::Tasks;
+    use crate::types::Secret;
+
+    struct Canned;
+
+    impl Handler for Canned {
+        fn handle(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+            let (status, text) = match request.uri().path() {
+                "/api/status" => (200, r#"{"role":"buy"}"#),
+                "/broken" => (200, "<html>"),
+                _ => (404, r#"{"error":{"message":"no \u001b such page"}}"#),
+            };
+            let mut response = Response::new(Body::full(text));
+            *response.status_mut() = status.try_into().unwrap();
+            Box::pin(std::future::ready(response))
+        }
+    }
+
+    fn global(dir: &std::path::Path) -> GlobalArgs {
+        let config = dir.join("config.toml");
+        std::fs::write(&config, "").unwrap();
+        let args = ["node", "status", "--data-dir"].map(Into::into);
+        let more = [dir.into(), "--config".into(), config.into()];
+        Cli::from_args(args.into_iter().chain(more)).unwrap().global
+    }
+
+    #[tokio::test]
+    async fn the_running_node_is_found_and_asked_with_its_token() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let temp = tempfile::tempdir().unwrap();
+        let global = global(temp.path());
+        let kind = |error: anyhow::Error| CliError::from_error(&error).kind;
+        let none = Api::find(&global).err().unwrap();
+        assert_eq!(kind(none), FailureKind::NotConfigured);
+
+        let lock = global.data_dir().unwrap().lock("buy").unwrap();
+        let starting = Api::find(&global).err().unwrap();
+        assert_eq!(kind(starting), FailureKind::Network);
+
+        let settings = server::Settings {
+            port: 0,
+            ..server::Settings::default()
+        };
+        let server = Server::bind(settings).await.unwrap();
+        let info = RunInfo::new("buy", &format!("http://{}", server.local_addr()));
+        lock.publish(&info).unwrap();
+        let guard = Guard::new(&guard::Settings {
+            port: server.local_addr().port(),
+            token: Some(Secret::new("another".to_owned())),
+            control: Some(info.token()),
+            ..guard::Settings::default()
+        });
+        let tasks = Tasks::new();
+        let (own, stop) = (tasks.clone(), tasks.cancelled());
+        let serving = async move { server.run(guard, Arc::new(Canned), &own, stop).await };
+        tasks.spawn("server", serving);
+
+        let api = Api::find(&global).unwrap();
+        assert_eq!(api.get("/api/status").await.unwrap()["role"], "buy");
+        let error = api.get("/nowhere").await.unwrap_err().to_string();
+        assert!(error.contains("404 no \u{fffd} such page"), "{error}");
+        assert!(api.get("/broken").await.is_err());
+        tasks.shutdown(Duration::from_secs(5)).await.unwrap();
+        let gone = api.get("/api/status").await.unwrap_err();
+        assert_eq!(kind(gone), FailureKind::Network);
     }
 }

@@ -28,6 +28,7 @@ use output::Output;
 /// A peer-to-peer market for LLM inference: sell any upstream, buy through one local URL.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
+#[command(subcommand_precedence_over_arg = true)]
 #[command(
     after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 not configured, 4 network, \
 5 payment or limit, 6 upstream, 64 bad config, 130 interrupted.\n\

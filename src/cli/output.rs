@@ -90,7 +90,14 @@ pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    // Every cell is padded, so every line begins with one space.
+    let bare = |line: String| {
+        line.strip_prefix(' ')
+            .unwrap_or(&line)
+            .trim_end()
+            .to_owned()
+    };
+    let lines: Vec<String> = table.lines().map(bare).collect();
     lines.join("\n")
 }
 
@@ -122,6 +129,6 @@ mod tests {
         let text = table(&["name", "n"], &[1], rows);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].ends_with(" 1"), "{text}");
+        assert_eq!(lines[1], "a      1", "{text}");
     }
 }

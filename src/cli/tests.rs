@@ -92,6 +92,10 @@ fn run_takes_the_named_roles_or_those_of_the_config() {
 
 #[test]
 fn common_flags_may_stand_after_the_command() {
+    let many = settings("buy --listen /ip4/1.1.1.1/tcp/1 /ip4/1.1.1.1/tcp/2 --port 1").unwrap();
+    assert_eq!((many.node.listen.len(), many.buy.port), (2, 1));
+    let before = settings("--listen /ip4/1.1.1.1/tcp/1 buy --port 1").unwrap();
+    assert_eq!(before.node.listen.len(), 1);
     let cli = parse("status --json -vv --color never").unwrap();
     assert!(cli.global.json);
     assert_eq!(cli.global.verbose, 2);

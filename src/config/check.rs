@@ -6,9 +6,7 @@ use std::net::IpAddr;
 
 use toml::{Table, Value};
 
-use super::{
-    Config, ConfigError, Origin, Problem, SellModel, Setting, UPSTREAM_APIS, UPSTREAM_PRESETS,
-};
+use super::{Config, Origin, Problem, SellModel, Setting, UPSTREAM_APIS, UPSTREAM_PRESETS};
 use crate::types::PeerId;
 
 /// Names further away than this are no help as a suggestion.
@@ -198,21 +196,14 @@ impl Checker {
         }
     }
 
-    /// The merged table and origins, or every problem found.
-    pub(super) fn finish(self) -> Result<(Table, BTreeMap<String, Origin>), ConfigError> {
-        if self.problems.is_empty() {
-            Ok((self.merged, self.origins))
-        } else {
-            Err(ConfigError(self.problems))
-        }
+    /// The merged table without the wrong values, who set what, and every problem found.
+    pub(super) fn finish(self) -> (Table, BTreeMap<String, Origin>, Vec<Problem>) {
+        (self.merged, self.origins, self.problems)
     }
 }
 
 /// Rules over more than one key, or that a type cannot say.
-pub(super) fn rules(
-    config: &Config,
-    origins: &BTreeMap<String, Origin>,
-) -> Result<(), ConfigError> {
+pub(super) fn rules(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut wrong = |path: &str, message: String| {
         problems.push(Problem {
@@ -231,11 +222,7 @@ pub(super) fn rules(
     if pay.pair_min > pay.pair_max {
         wrong("payment.pair_min", "is above pair_max".to_owned());
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(ConfigError(problems))
-    }
+    problems
 }
 
 fn node_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {

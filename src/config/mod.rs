@@ -215,20 +215,26 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for setting in &sources.flags {
         checker.set(setting.clone());
     }
-    let (table, origins) = checker.finish()?;
-    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
-        ConfigError(vec![Problem {
+    let (table, origins, mut problems) = checker.finish();
+    // Each value was read alone before, so together they read too.
+    match table.try_into::<Config>() {
+        Ok(config) => {
+            problems.extend(check::rules(&config, &origins));
+            if problems.is_empty() {
+                return Ok(Loaded {
+                    config,
+                    origins,
+                    file,
+                });
+            }
+        }
+        Err(error) => problems.push(Problem {
             path: String::new(),
             message: error.message().to_owned(),
             origin: Origin::Default,
-        }])
-    })?;
-    check::rules(&config, &origins)?;
-    Ok(Loaded {
-        config,
-        origins,
-        file,
-    })
+        }),
+    }
+    Err(ConfigError(problems))
 }
 
 fn to_table(config: &Config) -> Table {

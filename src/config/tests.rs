@@ -207,6 +207,12 @@ fn a_proxy_reachable_from_outside_needs_a_token() {
 }
 
 #[test]
+fn rules_are_checked_although_a_key_is_unknown() {
+    let found = messages(load_text("[buy]\nprot = 1\nhost = \"0.0.0.0\"\n"));
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
 fn contradictions_are_named() {
     let text = "[sell]\nfree = true\nprice_in = 1\nupstream = \"olama\"\napi = \"soap\"\n\
                 [payment]\nwindow_min = 1\n[buy]\nseller = \"bob\"\nmax_connections = 0\n\
