@@ -1,0 +1,1 @@
+//! Swarms in one process, on loopback.
