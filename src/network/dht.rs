@@ -13,7 +13,7 @@ use libp2p::kad::{
 use libp2p::request_response::OutboundRequestId;
 use tokio::sync::mpsc;
 
-use super::handle::Reply;
+use super::handle::{Reply, WalkReply};
 use super::offer_store::OfferStore;
 use crate::protocol::offer::{OfferKey, OfferSet, decode_set};
 
@@ -23,7 +23,7 @@ const QUESTIONS_MAX: usize = 2_048;
 const HOLDERS: usize = 20;
 
 struct Walk {
-    sink: mpsc::Sender<OfferSet>,
+    sink: mpsc::Sender<WalkReply>,
     want: usize,
     seen: HashSet<Bytes>,
 }
@@ -79,7 +79,7 @@ impl Questions {
         kad: &mut Kad,
         key: OfferKey,
         want: usize,
-        sink: mpsc::Sender<OfferSet>,
+        sink: mpsc::Sender<WalkReply>,
     ) {
         if self.is_full() {
             return;
@@ -114,7 +114,9 @@ impl Questions {
             QueryResult::GetRecord(found) => {
                 if let Some(walk) = self.walks.get_mut(&id) {
                     let enough = match found {
-                        Ok(GetRecordOk::FoundRecord(found)) => walk.take(&found.record.value),
+                        Ok(GetRecordOk::FoundRecord(found)) => {
+                            walk.take(found.peer, &found.record.value)
+                        }
                         _ => walk.sink.is_closed(),
                     };
                     if enough && let Some(mut query) = kad.query_mut(&id) {
@@ -145,12 +147,12 @@ impl Questions {
 
 impl Walk {
     /// Passes a reply on; true when the walk may stop.
-    fn take(&mut self, value: &[u8]) -> bool {
+    fn take(&mut self, holder: Option<PeerId>, value: &[u8]) -> bool {
         let Some(set) = decode_set(value) else {
             return false;
         };
         self.seen.extend(set.offers.iter().cloned());
-        let sent = self.sink.try_send(set);
+        let sent = self.sink.try_send(WalkReply { holder, set });
         self.seen.len() >= self.want || matches!(sent, Err(mpsc::error::TrySendError::Closed(_)))
     }
 }

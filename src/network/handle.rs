@@ -66,13 +66,22 @@ pub enum NetworkEvent {
     Listening(String),
 }
 
+/// One holder's answer in a walk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalkReply {
+    /// Who answered; `None`: our own store.
+    pub holder: Option<PeerId>,
+    /// What it said, unchecked.
+    pub set: OfferSet,
+}
+
 pub(super) type Reply<T> = oneshot::Sender<T>;
 
 pub(super) enum Command {
     Dial(PeerId, Reply<Result<(), OpenError>>),
     Put(OfferKey, Vec<u8>, Reply<bool>),
     PutTo(PeerId, OfferKey, Vec<u8>, Reply<bool>),
-    Get(OfferKey, usize, mpsc::Sender<OfferSet>),
+    Get(OfferKey, usize, mpsc::Sender<WalkReply>),
     Catalogue(PeerId, Reply<Option<OfferSet>>),
     Listeners(Reply<Vec<Multiaddr>>),
     Disconnect(PeerId),
@@ -278,7 +287,7 @@ impl Handle {
     }
     /// Starts a walk for the offers under a key; replies come as holders answer, until `want` distinct offers are
     /// seen or the walk is over (the channel closes). Offers are raw and unchecked.
-    pub async fn walk_offers(&self, key: OfferKey, want: usize) -> mpsc::Receiver<OfferSet> {
+    pub async fn walk_offers(&self, key: OfferKey, want: usize) -> mpsc::Receiver<WalkReply> {
         let (sink, replies) = mpsc::channel(REPLIES_MAX);
         let _ = self.send(Command::Get(key, want, sink)).await;
         replies
@@ -287,8 +296,8 @@ impl Handle {
     pub async fn get_offers(&self, key: OfferKey, want: usize) -> Vec<Bytes> {
         let mut replies = self.walk_offers(key, want).await;
         let mut all = std::collections::HashSet::new();
-        while let Some(set) = replies.recv().await {
-            all.extend(set.offers);
+        while let Some(reply) = replies.recv().await {
+            all.extend(reply.set.offers);
         }
         all.into_iter().collect()
     }

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use crate::types::{Clock, Secret};
 
 pub use address::Group;
-pub use handle::{Handle, NetworkEvent, OpenError};
+pub use handle::{Handle, NetworkEvent, OpenError, WalkReply};
 pub use offer_store::StoreLimits;
 pub use request_stream::{Protocol, Stream};
 pub use runner::Runner;

@@ -1,0 +1,1 @@
+//! Discovery over real loopback swarms.
