@@ -11,6 +11,7 @@ use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::identity::Keypair;
 use libp2p::kad;
+use libp2p::multiaddr::Protocol as Segment;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, Swarm};
 use libp2p::{Multiaddr, PeerId};
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::address::{Policy, is_loopback, split_peer};
+use super::address::{Policy, ip_of, is_loopback, split_peer};
 use super::behaviour::{Behaviour, CatalogueRequest};
 use super::dht::Questions;
 use super::handle::{Command, Handle, NetworkEvent, OpenError, Reply, Shared};
@@ -118,9 +119,11 @@ pub(super) fn start(
     let mut swarm = Swarm::new(transport, behaviour, local, config);
     let mut listeners = HashMap::new();
     for address in &listen {
+        let refused = |why: String| NetworkError::Listen(address.to_string(), why);
+        check_port(address).map_err(|e| refused(e.to_string()))?;
         let id = swarm
             .listen_on(address.clone())
-            .map_err(|e| NetworkError::Listen(address.to_string(), e.to_string()))?;
+            .map_err(|e| refused(describe(&e)))?;
         listeners.insert(id, Vec::new());
     }
     for address in &external {
@@ -176,6 +179,37 @@ pub(super) fn start(
         session: accepted.session,
     };
     Ok((handle, incoming, runner))
+}
+
+/// libp2p listens with SO_REUSEPORT, so a second node on a TCP port would silently get half of its connections; a plain
+/// bind finds out. Unresolvable and non-TCP addresses are left to the transport.
+fn check_port(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let (Some(ip), Some(Segment::Tcp(port))) = (ip_of(address), parts.nth(1)) else {
+        return Ok(());
+    };
+    if port == 0 {
+        return Ok(());
+    }
+    std::net::TcpListener::bind((ip, port)).map(drop)
+}
+
+/// libp2p wraps its errors in ones that print nothing.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut next = Some(error);
+    let mut parts: Vec<String> = Vec::new();
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !text.is_empty() && !parts.contains(&text) {
+            parts.push(text);
+        }
+        next = error.source();
+    }
+    if parts.is_empty() {
+        format!("{error:?}")
+    } else {
+        parts.join(": ")
+    }
 }
 
 /// Puts the persisted peers into the address book; they worked once, so private addresses of theirs count.
