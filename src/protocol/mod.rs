@@ -18,6 +18,7 @@ pub mod frame;
 pub mod head;
 pub mod infer;
 pub mod limits;
+pub mod offer;
 pub mod receipt;
 pub mod session;
 pub mod signature;
