@@ -28,6 +28,7 @@
 //! - I9 nothing from a peer allocates more than the LIMITS table.
 //! - I10 no prompt, completion or key in logs, ledger or peer-visible errors.
 
+pub mod audit;
 mod batch;
 mod cache;
 mod chain;
@@ -50,3 +51,8 @@ pub use rows::{
     Outcome, Role, Row, SettlementRow, VoucherRow,
 };
 pub use writer::{CheckpointSigner, Settings, Writer};
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

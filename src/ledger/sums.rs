@@ -117,10 +117,10 @@ const FINALS: &str = "
 const VOUCHERS: &str = "
     select v.at_ms / 900000 * 900000 as bucket_ms, v.role, coalesce(o.model, ''),
            coalesce(o.peer, (select c.peer from channel c
-                             where c.channel = v.channel and c.role = v.role
+                             where c.channel = v.channel and c.role = v.role and c.seq < v.seq
                              order by c.seq limit 1), x''),
            coalesce(o.client, ''), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, sum(v.step), 0
-    from voucher v left join attempt_open o on o.attempt_id = v.attempt
+    from voucher v left join attempt_open o on o.attempt_id = v.attempt and o.seq < v.seq
     where v.seq > ?1 and v.seq <= ?2
     group by 1, 2, 3, 4, 5";
 
