@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod failure;
 pub mod keys;
 pub mod launch;
+pub mod ledger;
 pub mod network;
 pub mod payment;
 pub mod protocol;

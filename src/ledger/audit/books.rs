@@ -1,0 +1,502 @@
+//! The books as the audit keeps them: every row is entered in order, rules are checked as it goes,
+//! and sums are compared where the writer wrote sums. No SQL: the second opinion on the writer's.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::super::batch::ChainEnd;
+use super::super::encode::{
+    BadColumn, Fields, to_budget, to_channel, to_delivered, to_final, to_offer, to_open,
+    to_settlement, to_voucher,
+};
+use super::super::rows::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Outcome, Role, VoucherRow};
+use super::super::sums::{
+    self, Balance, Balances, COUNTS, Counts, RollupKey, Rollups, bucket_of, encode_balance,
+    encode_rollup,
+};
+use super::super::table::{ChainHash, Stored, Table, Value, genesis};
+use super::super::writer::checkpoint_message;
+use super::{AuditOptions, AuditReport, SignatureCheck};
+use crate::types::{AttemptId, ChannelId, MicroUsd, RequestId, UnixMs};
+
+/// Who and what an attempt was, for sums; shared by the attempts of one client, model and peer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Party {
+    role: Role,
+    model: String,
+    peer: Vec<u8>,
+    client: String,
+}
+
+enum Attempt {
+    Open {
+        seq: i64,
+        row: Box<OpenRow>,
+        delivered: Option<Box<DeliveredRow>>,
+        party: Arc<Party>,
+    },
+    Booked(Arc<Party>),
+}
+
+#[derive(Default)]
+struct Channel {
+    row: Option<ChannelRow>,
+    first_peer: Vec<u8>,
+    has_voucher: bool,
+    settled_since_row: i64,
+    balance: Balance,
+}
+
+/// The books.
+pub(super) struct Books<'a> {
+    signatures: &'a dyn SignatureCheck,
+    exposure_max: MicroUsd,
+    attempts: HashMap<AttemptId, Attempt>,
+    parties: BTreeSet<Arc<Party>>,
+    charged: HashMap<RequestId, u32>,
+    channels: BTreeMap<(Role, ChannelId), Channel>,
+    unfinished: BTreeSet<i64>,
+    /// What the rows since the last checkpoint add up to.
+    rollups: Rollups,
+    touched: BTreeSet<(Role, ChannelId)>,
+    /// Sums the writer wrote since the last checkpoint.
+    claimed: Vec<Vec<Value>>,
+    last_data: (i64, ChainHash),
+    /// Attempts that vouchers name and that are not open yet, with the voucher's row.
+    awaited: HashMap<AttemptId, i64>,
+}
+
+type Check = Result<(), String>;
+
+impl From<BadColumn> for String {
+    fn from(bad: BadColumn) -> Self {
+        bad.to_string()
+    }
+}
+
+impl<'a> Books<'a> {
+    /// Empty books.
+    pub(super) fn new(options: &'a AuditOptions) -> Self {
+        Self {
+            signatures: options.signatures.as_ref(),
+            exposure_max: options.exposure_max,
+            attempts: HashMap::new(),
+            parties: BTreeSet::new(),
+            charged: HashMap::new(),
+            channels: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+            rollups: Rollups::new(),
+            touched: BTreeSet::new(),
+            claimed: Vec::new(),
+            last_data: (0, genesis()),
+            awaited: HashMap::new(),
+        }
+    }
+
+    /// Enters the next row; `end` is the chain's end with this row.
+    pub(super) fn enter(&mut self, row: &Stored, end: &ChainEnd, report: &mut AuditReport) {
+        let checked = match row.table {
+            Table::Channel => self.channel(row, report),
+            Table::Offer => self.offer(row, report),
+            Table::Open => self.open(row, report),
+            Table::Delivered => self.delivered(row),
+            Table::Final => self.finished(row, report),
+            Table::Voucher => self.voucher(row, report),
+            Table::Settlement => self.settlement(row),
+            Table::Budget => to_budget(&row.values).map(|_| ()).map_err(String::from),
+            Table::Rollup | Table::Balance => {
+                self.claimed.push(row.values.clone());
+                Ok(())
+            }
+            Table::Checkpoint => self.checkpoint(row, report),
+        };
+        if let Err(what) = checked {
+            let name = row.table.name();
+            report.differ(Some(row.seq), format!("row {} ({name}): {what}", row.seq));
+        }
+        if !row.table.is_derived() {
+            if !self.claimed.is_empty() {
+                self.claimed.clear();
+                let what = format!("sums before row {} have no checkpoint", row.seq);
+                report.differ(Some(row.seq), what);
+            }
+            self.last_data = (row.seq, end.hash);
+        }
+    }
+
+    /// Ends the audit with what can only be judged at the end.
+    pub(super) fn close(self, report: &mut AuditReport) {
+        report.channels = u64::try_from(self.channels.len()).unwrap_or(u64::MAX);
+        report.unfinished = u64::try_from(self.unfinished.len()).unwrap_or(u64::MAX);
+        let twice = self.charged.values().filter(|count| **count > 1).count();
+        report.requests_charged_twice = u64::try_from(twice).unwrap_or(u64::MAX);
+        if !self.claimed.is_empty() {
+            report.differ(None, "the last sums have no checkpoint".to_owned());
+        }
+        for (id, seq) in &self.awaited {
+            let what = format!("row {seq} is a voucher for attempt {id}, which never opened");
+            report.differ(Some(*seq), what);
+        }
+        for ((role, id), channel) in &self.channels {
+            let Some(row) = &channel.row else { continue };
+            if row.mode == "free" {
+                continue;
+            }
+            let who = format!("channel {id} ({})", role.as_str());
+            let accepted = MicroUsd::from_i64(channel.balance.accepted);
+            let voucher = MicroUsd::from_i64(channel.balance.voucher);
+            let limit = limit_of(row, channel.settled_since_row);
+            if accepted > voucher.saturating_add(self.exposure_max) {
+                report.differ(
+                    None,
+                    format!(
+                        "{who}: accepted {accepted} USD, but vouchers only reach {voucher} USD"
+                    ),
+                );
+            }
+            if accepted > limit.saturating_add(self.exposure_max) {
+                report.differ(
+                    None,
+                    format!("{who}: accepted {accepted} USD, above its deposit of {limit} USD"),
+                );
+            }
+        }
+    }
+
+    fn channel(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
+        let row = to_channel(&row.values)?;
+        report.signatures += 1;
+        let signed = self.signatures.channel(&row);
+        let entry = self.channels.entry((row.role, row.channel)).or_default();
+        if entry.first_peer.is_empty() {
+            entry.first_peer = row.peer.to_bytes();
+        }
+        let moved = entry
+            .row
+            .as_ref()
+            .is_some_and(|old| old.mode != row.mode || old.peer != row.peer);
+        entry.settled_since_row = 0;
+        entry.row = Some(row);
+        if moved {
+            return Err("a channel never changes its mode or its peer".to_owned());
+        }
+        signed
+    }
+
+    fn offer(&self, row: &Stored, report: &mut AuditReport) -> Check {
+        report.signatures += 1;
+        self.signatures.offer(&to_offer(&row.values)?)
+    }
+
+    fn open(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
+        report.attempts += 1;
+        let seq = row.seq;
+        let open = to_open(&row.values)?;
+        let party = self.party(&open);
+        let known = self.knows(open.role, &open.channel);
+        report.signatures += 1;
+        let signed = self.signatures.head(&open);
+        self.unfinished.insert(seq);
+        self.awaited.remove(&open.attempt_id);
+        let id = open.attempt_id;
+        let attempt = Attempt::Open {
+            seq,
+            row: Box::new(open),
+            delivered: None,
+            party,
+        };
+        if self.attempts.insert(id, attempt).is_some() {
+            return Err(format!("attempt {id} opened twice (I4)"));
+        }
+        if !known {
+            return Err(format!("attempt {id} names a channel that has no row"));
+        }
+        signed
+    }
+
+    fn delivered(&mut self, row: &Stored) -> Check {
+        let new = to_delivered(&row.values)?;
+        let id = new.attempt_id;
+        match self.attempts.get_mut(&id) {
+            Some(Attempt::Open { delivered, .. }) if delivered.is_none() => {
+                *delivered = Some(Box::new(new));
+                Ok(())
+            }
+            Some(Attempt::Open { .. }) => Err(format!("attempt {id} was delivered twice")),
+            // A receipt may come after the booking: kept, worth nothing more.
+            Some(Attempt::Booked(_)) => Ok(()),
+            None => Err(format!("attempt {id} was delivered without being opened")),
+        }
+    }
+
+    fn finished(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
+        let booked = to_final(&row.values)?;
+        let id = booked.attempt_id;
+        let (open, delivered, party) = match self.attempts.remove(&id) {
+            Some(Attempt::Open {
+                seq,
+                row,
+                delivered,
+                party,
+            }) => {
+                self.unfinished.remove(&seq);
+                (row, delivered, party)
+            }
+            Some(Attempt::Booked(party)) => {
+                self.attempts.insert(id, Attempt::Booked(party));
+                return Err(format!("attempt {id} is booked twice (I4)"));
+            }
+            None => return Err(format!("attempt {id} is booked without being opened")),
+        };
+        self.attempts.insert(id, Attempt::Booked(party.clone()));
+        sums::add(self.rollup(booked.at_ms, &party), &final_counts(&booked));
+        self.book(&open, &booked);
+        let delivered = delivered.and_then(|d| d.receipt);
+        let receipt = booked.receipt.as_ref().or(delivered.as_ref());
+        let receipt_good = match receipt {
+            Some(receipt) => {
+                report.signatures += 1;
+                self.signatures.receipt(&open, &booked, receipt)
+            }
+            None => Ok(()),
+        };
+        judge(&open, &booked, receipt.is_some())?;
+        receipt_good
+    }
+
+    fn book(&mut self, open: &OpenRow, booked: &FinalRow) {
+        let key = (open.role, open.channel);
+        self.touched.insert(key);
+        let billed = booked.billed.to_i64();
+        let balance = &mut self.channels.entry(key).or_default().balance;
+        match booked.outcome {
+            Outcome::Accepted => balance.accepted = balance.accepted.saturating_add(billed),
+            Outcome::WrittenOff => balance.lost = balance.lost.saturating_add(billed),
+            Outcome::Failed => {}
+        }
+        if booked.outcome == Outcome::Accepted && billed > 0 && open.role == Role::Buy {
+            *self.charged.entry(open.request_id).or_default() += 1;
+        }
+    }
+
+    fn voucher(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
+        report.vouchers += 1;
+        let (voucher, step) = to_voucher(&row.values)?;
+        let key = (voucher.role, voucher.channel);
+        self.touched.insert(key);
+        let channel = self.channels.entry(key).or_default();
+        let before = channel.balance.voucher;
+        let first = !channel.has_voucher;
+        channel.has_voucher = true;
+        let cumulative = voucher.cumulative.to_i64();
+        channel.balance.voucher = before.max(cumulative);
+        let limit = channel
+            .row
+            .as_ref()
+            .map(|row| limit_of(row, channel.settled_since_row));
+        let peer = channel.first_peer.clone();
+        let signed = channel.row.as_ref().map_or(Ok(()), |row| {
+            report.signatures += 1;
+            self.signatures.voucher(row, &voucher)
+        });
+        if let Some(id) = voucher.attempt
+            && !self.attempts.contains_key(&id)
+        {
+            self.awaited.insert(id, row.seq);
+        }
+        let party = self.voucher_party(&voucher, peer);
+        let mut counts: Counts = [0; COUNTS];
+        counts[sums::AUTHORISED] = step.to_i64();
+        sums::add(self.rollup(voucher.at_ms, &party), &counts);
+        if cumulative < before || (cumulative == before && !first) {
+            return Err(format!(
+                "voucher {cumulative} does not exceed {before} (I2)"
+            ));
+        }
+        if step.to_i64() != cumulative - before {
+            return Err(format!("its step is {}, not {step}", cumulative - before));
+        }
+        match limit {
+            None => return Err("its channel has no row".to_owned()),
+            Some(limit) if voucher.cumulative > limit => {
+                let sum = voucher.cumulative;
+                return Err(format!(
+                    "{sum} USD is above the deposit of {limit} USD (I2)"
+                ));
+            }
+            Some(_) => {}
+        }
+        signed
+    }
+
+    fn settlement(&mut self, row: &Stored) -> Check {
+        let settlement = to_settlement(&row.values)?;
+        let key = (settlement.role, settlement.channel);
+        self.touched.insert(key);
+        let known = self.knows(settlement.role, &settlement.channel);
+        let channel = self.channels.entry(key).or_default();
+        let amount = settlement.amount.to_i64();
+        channel.settled_since_row = channel.settled_since_row.saturating_add(amount);
+        channel.balance.settled = channel.balance.settled.saturating_add(amount);
+        if known {
+            Ok(())
+        } else {
+            Err("its channel has no row".to_owned())
+        }
+    }
+
+    fn checkpoint(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
+        let mut fields = Fields::new(Table::Checkpoint, &row.values);
+        let (_at_ms, covers) = (fields.int()?, fields.int()?);
+        let unfinished = fields.blob()?;
+        let signature = fields.maybe_blob()?;
+        let expected = self.expected_sums();
+        let claimed = std::mem::take(&mut self.claimed);
+        let seqs: Vec<i64> = self.unfinished.iter().copied().collect();
+        let (last, hash) = self.last_data;
+        if i64::try_from(covers) != Ok(last) {
+            return Err(format!(
+                "it covers row {covers}, but the last one is {last}"
+            ));
+        }
+        if claimed != expected {
+            return Err("the balances or sums before it are not what the rows add up to".into());
+        }
+        if unfinished != sums::seqs_to_bytes(&seqs) {
+            return Err("it lists other unfinished attempts than there are".to_owned());
+        }
+        let Some(signature) = signature else {
+            return Ok(());
+        };
+        let signature = <&[u8; 64]>::try_from(signature)
+            .map_err(|_| "its signature is misshapen".to_owned())?;
+        report.signatures += 1;
+        self.signatures
+            .checkpoint(&checkpoint_message(last, &hash), signature)
+    }
+
+    fn expected_sums(&mut self) -> Vec<Vec<Value>> {
+        let rollups = std::mem::take(&mut self.rollups);
+        let touched = std::mem::take(&mut self.touched);
+        let balances: Balances = touched
+            .into_iter()
+            .filter_map(|key| Some((key, self.channels.get(&key)?.balance)))
+            .collect();
+        let rollups = rollups
+            .into_iter()
+            .map(|(key, counts)| encode_rollup(key, &counts).values);
+        let balances = balances
+            .into_iter()
+            .map(|((role, id), balance)| encode_balance(role, &id, balance).values);
+        rollups.chain(balances).collect()
+    }
+
+    fn knows(&self, role: Role, channel: &ChannelId) -> bool {
+        *channel == ChannelId::default()
+            || self
+                .channels
+                .get(&(role, *channel))
+                .is_some_and(|channel| channel.row.is_some())
+    }
+
+    fn party(&mut self, open: &OpenRow) -> Arc<Party> {
+        let party = Party {
+            role: open.role,
+            model: open.model.as_str().to_owned(),
+            peer: open.peer.to_bytes(),
+            client: open.client.clone(),
+        };
+        if let Some(known) = self.parties.get(&party) {
+            return known.clone();
+        }
+        let party = Arc::new(party);
+        self.parties.insert(party.clone());
+        party
+    }
+
+    fn voucher_party(&self, voucher: &VoucherRow, channel_peer: Vec<u8>) -> Arc<Party> {
+        let attempt = voucher.attempt.and_then(|id| self.attempts.get(&id));
+        let (model, peer, client) = match attempt {
+            Some(Attempt::Open { party, .. } | Attempt::Booked(party)) => (
+                party.model.clone(),
+                party.peer.clone(),
+                party.client.clone(),
+            ),
+            None => (String::new(), channel_peer, String::new()),
+        };
+        Arc::new(Party {
+            role: voucher.role,
+            model,
+            peer,
+            client,
+        })
+    }
+
+    fn rollup(&mut self, at_ms: UnixMs, party: &Party) -> &mut Counts {
+        let key = RollupKey {
+            bucket_ms: i64::try_from(bucket_of(at_ms)).unwrap_or(i64::MAX),
+            role: party.role,
+            model: party.model.clone(),
+            peer: party.peer.clone(),
+            client: party.client.clone(),
+        };
+        self.rollups.entry(key).or_insert([0; COUNTS])
+    }
+}
+
+/// What vouchers may add up to: the newest deposit and what was settled since it was agreed.
+fn limit_of(row: &ChannelRow, settled_since: i64) -> MicroUsd {
+    row.deposit
+        .saturating_add(MicroUsd::from_i64(settled_since))
+}
+
+fn judge(open: &OpenRow, booked: &FinalRow, has_receipt: bool) -> Check {
+    let id = open.attempt_id;
+    let billed = booked.billed;
+    if booked.outcome != Outcome::Accepted || billed == MicroUsd::ZERO {
+        return Ok(());
+    }
+    if billed > open.max_cost {
+        let most = open.max_cost;
+        return Err(format!(
+            "attempt {id} billed {billed} USD, above its limit of {most} USD"
+        ));
+    }
+    if let Some(usage) = &booked.usage {
+        let cost = open.price.cost(usage);
+        if billed > cost {
+            return Err(format!(
+                "attempt {id} billed {billed} USD, but its usage costs {cost} USD (I8)"
+            ));
+        }
+    }
+    if !has_receipt && booked.error.is_none() {
+        return Err(format!(
+            "attempt {id} billed {billed} USD without a receipt"
+        ));
+    }
+    Ok(())
+}
+
+fn final_counts(booked: &FinalRow) -> Counts {
+    let one = |yes: bool| i64::from(yes);
+    let usage = booked.usage.unwrap_or_default();
+    let int = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let billed = booked.billed.to_i64();
+    let is = |outcome| booked.outcome == outcome;
+    [
+        one(is(Outcome::Accepted)),
+        one(is(Outcome::Failed)),
+        one(is(Outcome::WrittenOff)),
+        one(booked.usage.is_some()),
+        int(usage.input),
+        int(usage.cache_read),
+        int(usage.cache_write),
+        int(usage.output),
+        int(usage.reasoning),
+        if is(Outcome::Accepted) { billed } else { 0 },
+        if is(Outcome::WrittenOff) { billed } else { 0 },
+        0,
+        one(booked.disputed),
+    ]
+}

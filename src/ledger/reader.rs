@@ -1,0 +1,420 @@
+//! Reading the ledger: what a restarted node needs and what a running one asks. Sees committed rows
+//! only; works beside a running writer and without one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::SqlitePool;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::encode::{
+    BadColumn, to_budget, to_channel, to_delivered, to_final, to_offer, to_open, to_settlement,
+    to_voucher,
+};
+use super::error::{Doing as _, LedgerError};
+use super::rows::{
+    AttemptState, BudgetRow, ChannelRow, ChannelState, OfferRow, Role, SettlementRow, VoucherRow,
+};
+use super::schema;
+use super::sums::{self, Balance, CheckpointMark, Stretch, bucket_of};
+use super::table::{Stored, Table, stored};
+use crate::types::{AttemptId, ChannelId, MicroUsd, ModelId, RequestId, UnixMs};
+
+const WHAT: &str = "read the ledger";
+
+/// The reading half of the ledger.
+#[derive(Clone)]
+pub struct Reader {
+    pub(super) pool: SqlitePool,
+    pub(super) path: PathBuf,
+}
+
+impl Reader {
+    /// Opens an existing ledger for reading.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged or newer than this program.
+    pub async fn open(path: &Path) -> Result<Self, LedgerError> {
+        Ok(Self {
+            pool: schema::open_readers(path).await?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Every channel of this side as it stands, with its unfinished attempts, oldest channel first.
+    ///
+    /// # Errors
+    /// When the database cannot be read or a row does not hold what it should.
+    pub async fn load(&self, role: Role) -> Result<Vec<ChannelState>, LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WHAT)?;
+        let mark = sums::last_checkpoint(&mut tx).await.doing(WHAT)?;
+        let newer = Stretch {
+            after: mark.covers,
+            upto: i64::MAX,
+        };
+        let mut news = sums::balances(&mut tx, newer).await.doing(WHAT)?;
+        let mut open = self.open_attempts(&mut tx, role, &mark).await?;
+        let mut states = Vec::new();
+        for row in self.channel_rows(&mut tx, role).await? {
+            let before = sums::balance_before(&mut tx, role, &row.channel)
+                .await
+                .doing(WHAT)?;
+            let more = news.remove(&(role, row.channel)).unwrap_or_default();
+            let voucher = self.highest_voucher(&mut tx, role, &row.channel).await?;
+            let unfinished = open.remove(&row.channel).unwrap_or_default();
+            states.push(state(row, before.plus(more), voucher, unfinished));
+        }
+        Ok(states)
+    }
+
+    /// Attempts without a final, on any channel or none, oldest first.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn unfinished(&self, role: Role) -> Result<Vec<AttemptState>, LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WHAT)?;
+        let mark = sums::last_checkpoint(&mut tx).await.doing(WHAT)?;
+        let open = self.open_attempts(&mut tx, role, &mark).await?;
+        let mut all: Vec<AttemptState> = open.into_values().flatten().collect();
+        all.sort_by_key(|attempt| (attempt.open.at_ms, attempt.open.attempt_id));
+        Ok(all)
+    }
+
+    /// Everything about one attempt.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn attempt(&self, id: &AttemptId) -> Result<Option<AttemptState>, LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WHAT)?;
+        let open = by_id(&mut tx, Table::Open, "attempt_id", id.as_bytes()).await?;
+        match open.first() {
+            Some(row) => {
+                let open = self.typed(to_open(&row.values))?;
+                self.complete(&mut tx, open).await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// True when the attempt was admitted.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn has_attempt(&self, id: &AttemptId) -> Result<bool, LedgerError> {
+        let found: Option<i64> =
+            sqlx::query_scalar("select seq from attempt_open where attempt_id = ?1")
+                .bind(id.as_bytes().as_slice())
+                .fetch_optional(&self.pool)
+                .await
+                .doing(WHAT)?;
+        Ok(found.is_some())
+    }
+
+    /// All attempts of a request, first attempt first.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn request(&self, id: &RequestId) -> Result<Vec<AttemptState>, LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WHAT)?;
+        let mut attempts = Vec::new();
+        for row in by_id(&mut tx, Table::Open, "request_id", id.as_bytes()).await? {
+            let open = self.typed(to_open(&row.values))?;
+            attempts.push(self.complete(&mut tx, open).await?);
+        }
+        Ok(attempts)
+    }
+
+    /// Vouchers that were signed for an attempt's channel, newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn vouchers(
+        &self,
+        channel: &ChannelId,
+        limit: u32,
+    ) -> Result<Vec<VoucherRow>, LedgerError> {
+        let sql = Table::Voucher.select("where channel = ?1 order by seq desc limit ?2");
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(channel.as_bytes().as_slice())
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .doing(WHAT)?;
+        rows.iter()
+            .map(|row| {
+                let row = stored(Table::Voucher, row).doing(WHAT)?;
+                Ok(self.typed(to_voucher(&row.values))?.0)
+            })
+            .collect()
+    }
+
+    /// The newest row of every channel of this side, oldest channel first.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn channels(&self, role: Role) -> Result<Vec<ChannelRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        self.channel_rows(&mut conn, role).await
+    }
+
+    /// Offers that were used and may still be used at `now_ms`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn offers_since(&self, now_ms: UnixMs) -> Result<Vec<OfferRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        let least = i64::try_from(now_ms).unwrap_or(i64::MAX);
+        let rows = rows(&mut conn, Table::Offer, "where not_after >= ?1", least).await?;
+        rows.iter()
+            .map(|row| self.typed(to_offer(&row.values)))
+            .collect()
+    }
+
+    /// All settlements of this side, oldest first.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn settlements(&self, role: Role) -> Result<Vec<SettlementRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        let rows = rows(
+            &mut conn,
+            Table::Settlement,
+            "where seq > ?1 order by seq",
+            0,
+        )
+        .await?;
+        let all: Result<Vec<_>, _> = rows
+            .iter()
+            .map(|row| self.typed(to_settlement(&row.values)))
+            .collect();
+        Ok(all?.into_iter().filter(|row| row.role == role).collect())
+    }
+
+    /// The spending limits in force: the newest row for all models and for each model.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn budgets(&self) -> Result<Vec<BudgetRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        let rows = rows(&mut conn, Table::Budget, "where seq > ?1 order by seq", 0).await?;
+        let mut newest: BTreeMap<Option<ModelId>, BudgetRow> = BTreeMap::new();
+        for row in &rows {
+            let budget = self.typed(to_budget(&row.values))?;
+            newest.insert(budget.model.clone(), budget);
+        }
+        Ok(newest.into_values().collect())
+    }
+
+    /// Accepted cost booked since `since_ms`, which is rounded down to a quarter hour (local
+    /// midnights are whole quarter hours).
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn spent_since(&self, since_ms: UnixMs, role: Role) -> Result<MicroUsd, LedgerError> {
+        self.spent(since_ms, role, None).await
+    }
+
+    /// As [`Self::spent_since`], for one model.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn spent_since_on(
+        &self,
+        since_ms: UnixMs,
+        role: Role,
+        model: &ModelId,
+    ) -> Result<MicroUsd, LedgerError> {
+        self.spent(since_ms, role, Some(model)).await
+    }
+
+    async fn spent(
+        &self,
+        since_ms: UnixMs,
+        role: Role,
+        model: Option<&ModelId>,
+    ) -> Result<MicroUsd, LedgerError> {
+        let since = i64::try_from(bucket_of(since_ms)).unwrap_or(i64::MAX);
+        let sum: i64 = sqlx::query_scalar(
+            "select coalesce((select sum(billed) from rollup
+                              where bucket_ms >= ?1 and role = ?2
+                                and (?3 is null or model = ?3)), 0)
+                  + coalesce((select sum(f.billed)
+                              from attempt_final f
+                              join attempt_open o on o.attempt_id = f.attempt_id
+                              where f.seq > coalesce((select max(covers) from checkpoint), 0)
+                                and f.at_ms >= ?1 and f.outcome = 'accepted' and o.role = ?2
+                                and (?3 is null or o.model = ?3)), 0)",
+        )
+        .bind(since)
+        .bind(role.as_str())
+        .bind(model.map(ModelId::as_str))
+        .fetch_one(&self.pool)
+        .await
+        .doing(WHAT)?;
+        Ok(MicroUsd::from_i64(sum))
+    }
+
+    async fn channel_rows(
+        &self,
+        conn: &mut SqliteConnection,
+        role: Role,
+    ) -> Result<Vec<ChannelRow>, LedgerError> {
+        let found = rows(
+            conn,
+            Table::Channel,
+            "where role = ?1 order by seq",
+            role.as_str(),
+        )
+        .await?;
+        let mut order: Vec<ChannelRow> = Vec::new();
+        let mut place: BTreeMap<ChannelId, usize> = BTreeMap::new();
+        for row in &found {
+            let row = self.typed(to_channel(&row.values))?;
+            let slot = place.get(&row.channel).and_then(|at| order.get_mut(*at));
+            match slot {
+                Some(slot) => *slot = row,
+                None => {
+                    place.insert(row.channel, order.len());
+                    order.push(row);
+                }
+            }
+        }
+        Ok(order)
+    }
+
+    async fn highest_voucher(
+        &self,
+        conn: &mut SqliteConnection,
+        role: Role,
+        channel: &ChannelId,
+    ) -> Result<Option<VoucherRow>, LedgerError> {
+        let sql =
+            Table::Voucher.select("where channel = ?1 and role = ?2 order by seq desc limit 1");
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(channel.as_bytes().as_slice())
+            .bind(role.as_str())
+            .fetch_optional(conn)
+            .await
+            .doing(WHAT)?;
+        let Some(row) = row else { return Ok(None) };
+        let row = stored(Table::Voucher, &row).doing(WHAT)?;
+        Ok(Some(self.typed(to_voucher(&row.values))?.0))
+    }
+
+    async fn open_attempts(
+        &self,
+        conn: &mut SqliteConnection,
+        role: Role,
+        mark: &CheckpointMark,
+    ) -> Result<BTreeMap<ChannelId, Vec<AttemptState>>, LedgerError> {
+        let mut all: BTreeMap<ChannelId, Vec<AttemptState>> = BTreeMap::new();
+        for seq in sums::unfinished(conn, mark).await.doing(WHAT)? {
+            for row in rows(conn, Table::Open, "where seq = ?1", seq).await? {
+                let open = self.typed(to_open(&row.values))?;
+                if open.role == role {
+                    let attempt = self.complete(conn, open).await?;
+                    all.entry(attempt.open.channel).or_default().push(attempt);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    async fn complete(
+        &self,
+        conn: &mut SqliteConnection,
+        open: super::rows::OpenRow,
+    ) -> Result<AttemptState, LedgerError> {
+        let id = open.attempt_id;
+        let delivered = by_id(conn, Table::Delivered, "attempt_id", id.as_bytes()).await?;
+        let finals = by_id(conn, Table::Final, "attempt_id", id.as_bytes()).await?;
+        Ok(AttemptState {
+            open,
+            delivered: self.typed(
+                delivered
+                    .first()
+                    .map(|r| to_delivered(&r.values))
+                    .transpose(),
+            )?,
+            final_row: self.typed(finals.first().map(|r| to_final(&r.values)).transpose())?,
+        })
+    }
+
+    fn typed<T>(&self, result: Result<T, BadColumn>) -> Result<T, LedgerError> {
+        result.map_err(|bad| LedgerError::Corrupt {
+            path: self.path.clone(),
+            reason: bad.to_string(),
+        })
+    }
+}
+
+fn state(
+    row: ChannelRow,
+    balance: Balance,
+    voucher: Option<VoucherRow>,
+    unfinished: Vec<AttemptState>,
+) -> ChannelState {
+    ChannelState {
+        row,
+        voucher,
+        accepted_sum: MicroUsd::from_i64(balance.accepted),
+        written_off_sum: MicroUsd::from_i64(balance.lost),
+        settlements_sum: MicroUsd::from_i64(balance.settled),
+        unfinished,
+    }
+}
+
+/// A value a query is asked with.
+enum Key<'a> {
+    Int(i64),
+    Text(&'a str),
+    Blob(&'a [u8]),
+}
+
+impl From<i64> for Key<'_> {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
+    }
+}
+impl<'a> From<&'a str> for Key<'a> {
+    fn from(value: &'a str) -> Self {
+        Self::Text(value)
+    }
+}
+impl<'a> From<&'a [u8]> for Key<'a> {
+    fn from(value: &'a [u8]) -> Self {
+        Self::Blob(value)
+    }
+}
+
+async fn rows<'k>(
+    conn: &mut SqliteConnection,
+    table: Table,
+    rest: &'static str,
+    key: impl Into<Key<'k>>,
+) -> Result<Vec<Stored>, LedgerError> {
+    let query = sqlx::query(AssertSqlSafe(table.select(rest)));
+    let query = match key.into() {
+        Key::Int(value) => query.bind(value),
+        Key::Text(value) => query.bind(value),
+        Key::Blob(value) => query.bind(value),
+    };
+    let found = query.fetch_all(conn).await.doing(WHAT)?;
+    found
+        .iter()
+        .map(|row| stored(table, row).doing(WHAT))
+        .collect()
+}
+
+async fn by_id(
+    conn: &mut SqliteConnection,
+    table: Table,
+    column: &'static str,
+    id: &[u8],
+) -> Result<Vec<Stored>, LedgerError> {
+    let rest = match column {
+        "request_id" => "where request_id = ?1 order by seq",
+        _ => "where attempt_id = ?1",
+    };
+    rows(conn, table, rest, id).await
+}
