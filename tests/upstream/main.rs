@@ -2,7 +2,12 @@
 //!
 //! The SDK drivers of `tests/clients` and anybody who wants a provider without a key start it.
 //! It prints one ready line on stdout and serves until it is killed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 #![allow(clippy::disallowed_methods, dead_code)]
 
 #[path = "../it/harness/upstream/mod.rs"]
@@ -65,7 +70,11 @@ fn script(args: &Args) -> Script {
         },
         reasoning_tokens: args.reasoning_tokens,
         key: args.key.clone(),
-        list: if args.priced { ListShape::OpenRouter } else { ListShape::Plain },
+        list: if args.priced {
+            ListShape::OpenRouter
+        } else {
+            ListShape::Plain
+        },
         ..Script::default()
     };
     if let Some(text) = &args.text {
@@ -88,14 +97,18 @@ fn script(args: &Args) -> Script {
 
 fn fault(text: &str) -> Fault {
     let (name, number) = text.split_once(':').unwrap_or((text, "0"));
-    let number: u64 = number.parse().expect("the number after ':' is a whole number");
+    let number: u64 = number
+        .parse()
+        .expect("the number after ':' is a whole number");
     let count = usize::try_from(number).unwrap();
     match name {
         "stall" => Fault::StallBeforeFirstByte,
         "stall-after" => Fault::StallAfter(count),
         "cut-after" => Fault::CutAfter(count),
         "status" => Fault::Status(number.try_into().expect("a status has three digits")),
-        "rate-limited" => Fault::RateLimited { retry_after_s: number },
+        "rate-limited" => Fault::RateLimited {
+            retry_after_s: number,
+        },
         "malformed" => Fault::MalformedJson,
         "html" => Fault::Html,
         "flood" => Fault::Flood,
@@ -109,11 +122,17 @@ async fn main() {
     let upstream = Upstream::start_on(args.port, script(&args)).await;
     println!("ready role=upstream url=http://{}", upstream.address());
     std::io::stdout().flush().ok();
-    let mut log = args.log.as_ref().map(|path| std::fs::File::create(path).unwrap());
+    let mut log = args
+        .log
+        .as_ref()
+        .map(|path| std::fs::File::create(path).unwrap());
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let done: Vec<_> = upstream.all_exchanges();
-        if done.iter().any(|e| e.finished.is_none() && e.abandoned.is_none()) {
+        if done
+            .iter()
+            .any(|e| e.finished.is_none() && e.abandoned.is_none())
+        {
             continue; // forgetting an exchange under way would lose the rest of its record
         }
         if let Some(file) = &mut log {

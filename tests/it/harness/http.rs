@@ -35,7 +35,13 @@ impl Request {
     /// Returns a GET.
     pub fn get(path: &str) -> Self {
         let (method, path) = ("GET".to_owned(), path.to_owned());
-        Self { method, path, headers: vec![], host: None, body: vec![] }
+        Self {
+            method,
+            path,
+            headers: vec![],
+            host: None,
+            body: vec![],
+        }
     }
 
     /// Returns a POST of JSON.
@@ -45,7 +51,11 @@ impl Request {
 
     /// Returns a POST of bytes that claim to be JSON.
     pub fn post_bytes(path: &str, body: Vec<u8>) -> Self {
-        let request = Self { body, method: "POST".into(), ..Self::get(path) };
+        let request = Self {
+            body,
+            method: "POST".into(),
+            ..Self::get(path)
+        };
         request.header("content-type", "application/json")
     }
 
@@ -87,6 +97,8 @@ pub struct Piece {
 /// An answer, read to its end.
 #[derive(Clone, Debug)]
 pub struct Response {
+    /// When the request had been written; the other times count from here.
+    pub sent_at: Instant,
     /// The status code.
     pub status: u16,
     /// Headers in order, names in lower case.
@@ -122,20 +134,38 @@ impl Response {
 
     /// Returns a header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// Returns when each SSE event (up to its blank line) had arrived, counted from `sent_at`.
+    pub fn event_times(&self) -> Vec<Duration> {
+        let mut body: Vec<u8> = vec![];
+        let mut times = vec![];
+        for piece in &self.pieces {
+            let from = body.len().saturating_sub(1);
+            body.extend_from_slice(&piece.bytes);
+            let ends = body[from..].windows(2).filter(|w| w == b"\n\n").count();
+            times.extend(std::iter::repeat_n(piece.at, ends));
+        }
+        times
     }
 
     /// Returns the `data:` payloads of a stream, in order.
     pub fn data(&self) -> Vec<String> {
         let text = self.text();
-        text.lines().filter_map(|l| l.strip_prefix("data:")).map(|d| d.trim().to_owned()).collect()
+        text.lines()
+            .filter_map(|l| l.strip_prefix("data:"))
+            .map(|d| d.trim().to_owned())
+            .collect()
     }
 }
 
 /// A request whose answer is being read; dropping it hangs up.
 pub struct Exchange {
     stream: TcpStream,
-    sent: Instant,
     /// Bytes read and not yet decoded.
     rest: Vec<u8>,
     framing: Framing,
@@ -171,7 +201,7 @@ pub async fn write(address: SocketAddr, request: &Request) -> io::Result<(TcpStr
 
 /// Sends a request and reads until the head of the answer is complete.
 pub async fn open(address: SocketAddr, request: &Request) -> io::Result<Exchange> {
-    let (mut stream, sent) = write(address, request).await?;
+    let (mut stream, sent_at) = write(address, request).await?;
     let mut rest = vec![];
     let end = loop {
         if let Some(at) = rest.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -184,9 +214,17 @@ pub async fn open(address: SocketAddr, request: &Request) -> io::Result<Exchange
     let head = String::from_utf8_lossy(&rest[..end]).into_owned();
     rest.drain(..end + 4);
     let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|l| l.split(' ').nth(1)).and_then(|s| s.parse().ok());
+    let status = lines
+        .next()
+        .and_then(|l| l.split(' ').nth(1))
+        .and_then(|s| s.parse().ok());
     let headers: Vec<_> = lines.filter_map(field).collect();
-    let value = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let value = |name: &str| {
+        headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.clone())
+    };
     let framing = if value("transfer-encoding").is_some_and(|v| v.contains("chunked")) {
         Framing::Chunked
     } else if let Some(length) = value("content-length") {
@@ -196,14 +234,20 @@ pub async fn open(address: SocketAddr, request: &Request) -> io::Result<Exchange
     };
     let response = Response {
         status: status.ok_or_else(|| io::Error::other("no status line"))?,
+        sent_at,
         headers,
-        head_at: sent.elapsed(),
+        head_at: sent_at.elapsed(),
         pieces: vec![],
         trailers: vec![],
         complete: false,
         end_at: Duration::ZERO,
     };
-    Ok(Exchange { stream, sent, rest, framing, response })
+    Ok(Exchange {
+        stream,
+        rest,
+        framing,
+        response,
+    })
 }
 
 impl Exchange {
@@ -219,7 +263,10 @@ impl Exchange {
             Framing::UntilClose => self.next_of(usize::MAX).await?,
             Framing::Chunked => self.next_chunk().await?,
         };
-        let piece = Piece { at: self.sent.elapsed(), bytes };
+        let piece = Piece {
+            at: self.response.sent_at.elapsed(),
+            bytes,
+        };
         self.response.pieces.push(piece.clone());
         Some(piece)
     }
@@ -229,7 +276,10 @@ impl Exchange {
         timeout(DEADLINE, async {
             while !String::from_utf8_lossy(&self.response.body()).contains(text) {
                 let so_far = self.response.body().len();
-                assert!(self.next().await.is_some(), "ended after {so_far} bytes without {text:?}");
+                assert!(
+                    self.next().await.is_some(),
+                    "ended after {so_far} bytes without {text:?}"
+                );
             }
         })
         .await
@@ -239,7 +289,7 @@ impl Exchange {
     /// Reads to the end.
     pub async fn finish(mut self) -> Response {
         while self.next().await.is_some() {}
-        self.response.end_at = self.sent.elapsed();
+        self.response.end_at = self.response.sent_at.elapsed();
         self.response
     }
 
@@ -296,7 +346,9 @@ impl Exchange {
     }
 
     async fn more(&mut self) -> usize {
-        read_some(&mut self.stream, &mut self.rest).await.unwrap_or(0)
+        read_some(&mut self.stream, &mut self.rest)
+            .await
+            .unwrap_or(0)
     }
 }
 

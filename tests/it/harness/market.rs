@@ -114,8 +114,23 @@ impl Seller {
         };
         let model = format!("{MODEL}={UPSTREAM_MODEL}");
         let key = key.to_str().unwrap().to_owned();
-        let mut args = vec!["sell", "--upstream", &url, "--api", api, "--api-key-file", &key];
-        args.extend(["--model", &model, "--price-in", prices.0, "--price-out", prices.1]);
+        let mut args = vec![
+            "sell",
+            "--upstream",
+            &url,
+            "--api",
+            api,
+            "--api-key-file",
+            &key,
+        ];
+        args.extend([
+            "--model",
+            &model,
+            "--price-in",
+            prices.0,
+            "--price-out",
+            prices.1,
+        ]);
         args.extend(["--http-port", "0", "--bootstrap", bootstrap]);
         args.extend(more);
         Node::start_at(home, &args)
@@ -151,7 +166,12 @@ impl Market {
             sellers.push(Seller::start(bootstrap.listen(), dialect, prices, script).await);
         }
         let buyer = start_buyer(bootstrap.listen(), flags);
-        let market = Self { dialect, bootstrap, sellers, buyer };
+        let market = Self {
+            dialect,
+            bootstrap,
+            sellers,
+            buyer,
+        };
         market.wait_for_sellers(market.sellers.len()).await;
         market
     }
@@ -173,14 +193,19 @@ impl Market {
 
     /// Returns the seller that an answer came from, by its `x-souk-seller` header.
     pub fn seller_of(&self, response: &Response) -> usize {
-        let peer = response.header("x-souk-seller").expect("answers name their seller");
+        let peer = response
+            .header("x-souk-seller")
+            .expect("answers name their seller");
         let found = self.sellers.iter().position(|s| s.node.peer_id() == peer);
         found.unwrap_or_else(|| panic!("no seller of this market is {peer}"))
     }
 
     /// Returns the total number of inference requests that reached upstreams.
     pub fn upstream_requests(&self) -> usize {
-        self.sellers.iter().map(|s| s.upstream.exchanges().len()).sum()
+        self.sellers
+            .iter()
+            .map(|s| s.upstream.exchanges().len())
+            .sum()
     }
 }
 
@@ -193,9 +218,15 @@ pub fn start_buyer(bootstrap: &str, flags: &[&str]) -> Node {
 
 /// Returns how many sellers of [`MODEL`] a buyer's model list shows.
 pub async fn seller_count(buyer: &Node) -> u64 {
-    let list = http::send(buyer.http(), &Request::get("/v1/models")).await.json();
+    let list = http::send(buyer.http(), &Request::get("/v1/models"))
+        .await
+        .json();
     let models = list["data"].as_array().cloned().unwrap_or_default();
-    models.iter().find(|m| m["id"] == MODEL).and_then(|m| m["sellers"].as_u64()).unwrap_or(0)
+    models
+        .iter()
+        .find(|m| m["id"] == MODEL)
+        .and_then(|m| m["sellers"].as_u64())
+        .unwrap_or(0)
 }
 
 /// Waits until a buyer sees `count` sellers of [`MODEL`].
@@ -206,7 +237,10 @@ pub async fn wait_for_sellers(buyer: &Node, count: usize) {
         if seen >= u64::try_from(count).unwrap() {
             return;
         }
-        assert!(tokio::time::Instant::now() < end, "the buyer sees {seen} of {count} sellers");
+        assert!(
+            tokio::time::Instant::now() < end,
+            "the buyer sees {seen} of {count} sellers"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

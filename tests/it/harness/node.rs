@@ -41,9 +41,18 @@ impl Home {
     /// Makes a directory and its keys with `node keygen`.
     pub fn new() -> Self {
         let dir = Arc::new(TempDir::with_prefix("souk-it-").unwrap());
-        let output = command(dir.path()).args(["keygen", "--json"]).output().unwrap();
+        let output = command(dir.path())
+            .args(["keygen", "--json"])
+            .output()
+            .unwrap();
         let value = json_of("keygen", &output);
-        Self { dir, peer_id: value["peer_id"].as_str().expect("keygen prints peer_id").into() }
+        Self {
+            dir,
+            peer_id: value["peer_id"]
+                .as_str()
+                .expect("keygen prints peer_id")
+                .into(),
+        }
     }
 
     /// Returns the path of the data directory.
@@ -89,7 +98,14 @@ impl Node {
         args.extend(["--listen".into(), LISTEN.into()]);
         let stderr = home.path().join("stderr.txt");
         let (child, ready) = (None, BTreeMap::new());
-        let mut node = Self { home, args, child, ready, stderr, starts: 0 };
+        let mut node = Self {
+            home,
+            args,
+            child,
+            ready,
+            stderr,
+            starts: 0,
+        };
         node.spawn();
         node
     }
@@ -127,7 +143,11 @@ impl Node {
     }
 
     fn fail(&self, what: &str) -> ! {
-        panic!("node {} {what}; stderr ends:\n{}", self.args.join(" "), self.stderr_tail());
+        panic!(
+            "node {} {what}; stderr ends:\n{}",
+            self.args.join(" "),
+            self.stderr_tail()
+        );
     }
 
     /// Returns the last lines that it wrote to stderr.
@@ -141,14 +161,20 @@ impl Node {
     pub fn ready(&self, field: &str) -> &str {
         match self.ready.get(field) {
             Some(value) => value,
-            None => self.fail(&format!("has no {field}= in its ready line {:?}", self.ready)),
+            None => self.fail(&format!(
+                "has no {field}= in its ready line {:?}",
+                self.ready
+            )),
         }
     }
 
     /// Returns the address of its HTTP server, from `url=` of the ready line.
     pub fn http(&self) -> SocketAddr {
         let url = self.ready("url");
-        url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
+        url.trim_start_matches("http://")
+            .trim_end_matches('/')
+            .parse()
+            .unwrap()
     }
 
     /// Returns its libp2p address with `/p2p/…`.
@@ -173,7 +199,9 @@ impl Node {
 
     /// Returns whether the process still runs.
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|c| matches!(c.try_wait(), Ok(None)))
     }
 
     /// Kills it without warning, as `kill -9` does.
@@ -187,7 +215,13 @@ impl Node {
     /// Sends SIGTERM and waits for the end; panics when it takes too long.
     pub fn terminate(&mut self) -> ExitStatus {
         let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
         let end = Instant::now() + STOP_DEADLINE;
         loop {
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().unwrap()) {
@@ -226,14 +260,24 @@ fn command(dir: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("SOUK_DATA_DIR", dir).env("HOME", dir).env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+        .env("SOUK_DATA_DIR", dir)
+        .env("HOME", dir)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null());
     command.env("SOUK_LOG", "info");
     command
 }
 
 fn json_of(what: &str, output: &Output) -> Value {
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "node {what}: {}\n{out}\n{err}", output.status);
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "node {what}: {}\n{out}\n{err}",
+        output.status
+    );
     serde_json::from_str(&out).unwrap_or_else(|e| panic!("node {what}: not JSON ({e}):\n{out}"))
 }

@@ -67,7 +67,10 @@ impl Ask {
         let counts = count(&request, messages, &reply, script);
         Some(Self {
             model: request.get("model")?.as_str()?.to_owned(),
-            stream: request.get("stream").and_then(Value::as_bool).unwrap_or(false),
+            stream: request
+                .get("stream")
+                .and_then(Value::as_bool)
+                .unwrap_or(false),
             include_usage: request
                 .pointer("/stream_options/include_usage")
                 .and_then(Value::as_bool)
@@ -97,8 +100,11 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
     if let Some(result) = turn.iter().find_map(|m| tool_result(dialect, m)) {
         return Reply::Text(format!("I read the file. It says: {}", result.trim()));
     }
-    let asked: Vec<_> =
-        turn.iter().filter(|m| is(m, "user")).map(|m| text_of(m.get("content"))).collect();
+    let asked: Vec<_> = turn
+        .iter()
+        .filter(|m| is(m, "user"))
+        .map(|m| text_of(m.get("content")))
+        .collect();
     let asked = asked.join("\n");
     let file = Regex::new(r"(?i)\bread\s+(?:the\s+file\s+)?[`']?([\w./-]+\.\w+)").unwrap();
     if let Some(found) = file.captures(&asked)
@@ -106,7 +112,10 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
     {
         let mut arguments = Map::new();
         arguments.insert(property, json!(found[1]));
-        return Reply::Tool { name, arguments: Value::Object(arguments).to_string() };
+        return Reply::Tool {
+            name,
+            arguments: Value::Object(arguments).to_string(),
+        };
     }
     Reply::Text(script.text.clone())
 }
@@ -120,7 +129,10 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
             Dialect::Messages => (tool, "input_schema"),
         };
         let name = tool.get("name")?.as_str()?;
-        if !matches!(name.to_ascii_lowercase().as_str(), "read" | "read_file" | "readfile") {
+        if !matches!(
+            name.to_ascii_lowercase().as_str(),
+            "read" | "read_file" | "readfile"
+        ) {
             return None;
         }
         let properties = tool.get(schema)?.get("properties")?.as_object()?;
@@ -140,7 +152,9 @@ fn tool_result(dialect: Dialect, message: &Value) -> Option<String> {
         }
         Dialect::Messages => {
             let blocks = message.get("content")?.as_array()?;
-            let result = blocks.iter().find(|b| b.get("type") == Some(&json!("tool_result")))?;
+            let result = blocks
+                .iter()
+                .find(|b| b.get("type") == Some(&json!("tool_result")))?;
             Some(text_of(result.get("content")))
         }
     }
@@ -196,13 +210,18 @@ mod tests {
     }
 
     fn read(dialect: Dialect, body: &Value) -> Reply {
-        Ask::read(dialect, body.to_string().as_bytes(), &Script::default()).unwrap().reply
+        Ask::read(dialect, body.to_string().as_bytes(), &Script::default())
+            .unwrap()
+            .reply
     }
 
     #[test]
     fn a_request_to_read_a_file_becomes_a_tool_call() {
         let body = chat(json!({"role": "user", "content": "read hello.txt and tell me"}));
-        let call = Reply::Tool { name: "read".into(), arguments: r#"{"path":"hello.txt"}"#.into() };
+        let call = Reply::Tool {
+            name: "read".into(),
+            arguments: r#"{"path":"hello.txt"}"#.into(),
+        };
         assert_eq!(read(Dialect::Chat, &body), call);
     }
 
@@ -229,7 +248,10 @@ mod tests {
             let script = Script::default().usage(usage);
             Ask::read(Dialect::Chat, &bytes, &script).unwrap().counts
         };
-        let (one, ten) = (ask(UsageReport::Honest).unwrap(), ask(UsageReport::Times(10)).unwrap());
+        let (one, ten) = (
+            ask(UsageReport::Honest).unwrap(),
+            ask(UsageReport::Times(10)).unwrap(),
+        );
         assert_eq!((one.input * 10, one.output * 10), (ten.input, ten.output));
         assert_eq!(ask(UsageReport::None), None);
     }

@@ -10,7 +10,10 @@ const CREATED: u64 = 1_700_000_000;
 /// Returns the body of a `stream:false` answer.
 pub fn whole(ask: &Ask, number: u64) -> Bytes {
     let (message, finish) = match &ask.reply {
-        Reply::Text(text) => (json!({"role": "assistant", "content": text, "refusal": null}), "stop"),
+        Reply::Text(text) => (
+            json!({"role": "assistant", "content": text, "refusal": null}),
+            "stop",
+        ),
         Reply::Tool { name, arguments } => (
             json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [{
                 "id": call_id(number), "type": "function",
@@ -32,15 +35,21 @@ pub fn whole(ask: &Ask, number: u64) -> Bytes {
 /// Returns the events of a stream, each with its blank line.
 pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
     let chunk = |delta: Value, finish: Value| {
-        let choice =
-            json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
+        let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
         event(&envelope(ask, number, json!([choice]), Value::Null))
     };
     let mut events = vec![];
     match &ask.reply {
         Reply::Text(text) => {
-            events.push(chunk(json!({"role": "assistant", "content": ""}), Value::Null));
-            events.extend(pieces(text).iter().map(|p| chunk(json!({"content": p}), Value::Null)));
+            events.push(chunk(
+                json!({"role": "assistant", "content": ""}),
+                Value::Null,
+            ));
+            events.extend(
+                pieces(text)
+                    .iter()
+                    .map(|p| chunk(json!({"content": p}), Value::Null)),
+            );
             events.push(chunk(json!({}), json!("stop")));
         }
         Reply::Tool { name, arguments } => {
@@ -65,7 +74,11 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
 
 /// Returns an error body.
 pub fn error(status: u16, message: &str) -> Bytes {
-    let kind = if status == 429 { "rate_limit_exceeded" } else { "scripted_error" };
+    let kind = if status == 429 {
+        "rate_limit_exceeded"
+    } else {
+        "scripted_error"
+    };
     Bytes::from(
         json!({"error": {"message": message, "type": kind, "param": null, "code": status}})
             .to_string(),

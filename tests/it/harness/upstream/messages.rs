@@ -13,7 +13,10 @@ pub fn whole(ask: &Ask, number: u64) -> Bytes {
         Reply::Tool { name, arguments } => {
             let input: Value = serde_json::from_str(arguments).unwrap();
             let id = tool_id(number);
-            (json!({"type": "tool_use", "id": id, "name": name, "input": input}), "tool_use")
+            (
+                json!({"type": "tool_use", "id": id, "name": name, "input": input}),
+                "tool_use",
+            )
         }
     };
     let mut body = json!({
@@ -38,7 +41,10 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
     let mut events = vec![event("message_start", json!({"message": message}))];
     let delta = |delta: Value| event("content_block_delta", json!({"index": 0, "delta": delta}));
     let block = |block: Value| {
-        event("content_block_start", json!({"index": 0, "content_block": block}))
+        event(
+            "content_block_start",
+            json!({"index": 0, "content_block": block}),
+        )
     };
     let stop = match &ask.reply {
         Reply::Text(text) => {
@@ -51,11 +57,15 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
         }
         Reply::Tool { name, arguments } => {
             let id = tool_id(number);
-            events.push(block(json!({"type": "tool_use", "id": id, "name": name, "input": {}})));
+            events.push(block(
+                json!({"type": "tool_use", "id": id, "name": name, "input": {}}),
+            ));
             events.push(event("ping", json!({})));
             let (head, tail) = halves(arguments);
             for part in [head, tail] {
-                events.push(delta(json!({"type": "input_json_delta", "partial_json": part})));
+                events.push(delta(
+                    json!({"type": "input_json_delta", "partial_json": part}),
+                ));
             }
             "tool_use"
         }

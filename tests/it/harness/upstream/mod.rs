@@ -59,12 +59,20 @@ impl Upstream {
 
     /// Starts on a given loopback port (0 = any free one).
     pub async fn start_on(port: u16, script: Script) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+            .await
+            .unwrap();
         let address = listener.local_addr().unwrap();
-        let shared =
-            Arc::new(Shared { script: Mutex::new(script), log: Mutex::new(Log::default()) });
+        let shared = Arc::new(Shared {
+            script: Mutex::new(script),
+            log: Mutex::new(Log::default()),
+        });
         let task = tokio::spawn(serve::accept_loop(listener, Arc::clone(&shared)));
-        Self { address, shared, task }
+        Self {
+            address,
+            shared,
+            task,
+        }
     }
 
     /// Returns the address it listens on.
@@ -89,7 +97,13 @@ impl Upstream {
 
     /// Returns every inference request so far (model lists are not counted).
     pub fn exchanges(&self) -> Vec<Exchange> {
-        self.shared.log().exchanges.iter().filter(|e| e.is_inference()).cloned().collect()
+        self.shared
+            .log()
+            .exchanges
+            .iter()
+            .filter(|e| e.is_inference())
+            .cloned()
+            .collect()
     }
 
     /// Returns every request so far, model lists included.
@@ -99,7 +113,12 @@ impl Upstream {
 
     /// Returns the number of sockets that are open now.
     pub fn open_connections(&self) -> usize {
-        self.shared.log().connections.iter().filter(|c| c.closed.is_none()).count()
+        self.shared
+            .log()
+            .connections
+            .iter()
+            .filter(|c| c.closed.is_none())
+            .count()
     }
 
     /// Returns every connection so far.
@@ -125,7 +144,10 @@ impl Upstream {
             if test(&seen) {
                 return seen;
             }
-            assert!(tokio::time::Instant::now() < end, "upstream never saw: {what}");
+            assert!(
+                tokio::time::Instant::now() < end,
+                "upstream never saw: {what}"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

@@ -25,7 +25,11 @@ pub struct ModelEntry {
 impl ModelEntry {
     /// Returns an entry; prices are decimal USD per million tokens.
     pub fn new(id: &str, input_usd: &str, output_usd: &str) -> Self {
-        Self { id: id.into(), input_usd: input_usd.into(), output_usd: output_usd.into() }
+        Self {
+            id: id.into(),
+            input_usd: input_usd.into(),
+            output_usd: output_usd.into(),
+        }
     }
 }
 
@@ -71,7 +75,9 @@ fn open_router_entry(model: &ModelEntry) -> Value {
 
 /// Moves the decimal point of a USD-per-million string six places to the left, without floats.
 fn per_token(usd_per_million: &str) -> String {
-    let (whole, part) = usd_per_million.split_once('.').unwrap_or((usd_per_million, ""));
+    let (whole, part) = usd_per_million
+        .split_once('.')
+        .unwrap_or((usd_per_million, ""));
     let digits = format!("{whole:0>7}{part}");
     let (head, tail) = digits.split_at(digits.len() - part.len() - 6);
     let text = format!("{head}.{tail}");

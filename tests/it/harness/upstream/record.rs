@@ -39,7 +39,10 @@ impl Exchange {
 
     /// Returns a header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// Returns the request body as JSON.
@@ -76,7 +79,11 @@ impl Log {
     pub fn open_connection(&mut self) -> u64 {
         let id = self.next_connection;
         self.next_connection += 1;
-        self.connections.push(ConnectionRecord { id, opened: Instant::now(), closed: None });
+        self.connections.push(ConnectionRecord {
+            id,
+            opened: Instant::now(),
+            closed: None,
+        });
         id
     }
 

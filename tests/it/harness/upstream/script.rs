@@ -90,12 +90,18 @@ impl Default for Script {
 impl Script {
     /// Returns a script that behaves, and answers with `text`.
     pub fn saying(text: &str) -> Self {
-        Self { text: text.to_owned(), ..Self::default() }
+        Self {
+            text: text.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// Returns a script with one fault.
     pub fn failing(fault: Fault) -> Self {
-        Self { fault, ..Self::default() }
+        Self {
+            fault,
+            ..Self::default()
+        }
     }
 
     /// Sets the time before the first byte.

@@ -65,11 +65,19 @@ pub async fn accept_loop(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, connection: u64, shared: Arc<Shared>) -> Response<Body> {
+async fn answer(
+    request: Request<Incoming>,
+    connection: u64,
+    shared: Arc<Shared>,
+) -> Response<Body> {
     let script = shared.script();
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await.map(|b| b.to_bytes()) else {
-        return respond(Head::new(StatusCode::BAD_REQUEST, JSON), VecDeque::new(), None);
+        return respond(
+            Head::new(StatusCode::BAD_REQUEST, JSON),
+            VecDeque::new(),
+            None,
+        );
     };
     let key = shared.log().begin(Exchange {
         connection,
@@ -79,7 +87,12 @@ async fn answer(request: Request<Incoming>, connection: u64, shared: Arc<Shared>
         headers: head
             .headers
             .iter()
-            .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+            .map(|(n, v)| {
+                (
+                    n.to_string(),
+                    String::from_utf8_lossy(v.as_bytes()).into_owned(),
+                )
+            })
             .collect(),
         body: body.clone(),
         status: None,
@@ -88,7 +101,11 @@ async fn answer(request: Request<Incoming>, connection: u64, shared: Arc<Shared>
         finished: None,
         abandoned: None,
     });
-    let record = Record { key, shared, finished: false };
+    let record = Record {
+        key,
+        shared,
+        finished: false,
+    };
     let path = head.uri.path();
     if path.ends_with("/models") {
         let list = Bytes::from(models::list(script.list, &script.models).to_string());
@@ -99,10 +116,18 @@ async fn answer(request: Request<Incoming>, connection: u64, shared: Arc<Shared>
     } else if path.ends_with("/messages") {
         Dialect::Messages
     } else {
-        return json(StatusCode::NOT_FOUND, chat::error(404, "no such path"), record);
+        return json(
+            StatusCode::NOT_FOUND,
+            chat::error(404, "no such path"),
+            record,
+        );
     };
     if !authorised(&head.headers, &script) {
-        return json(StatusCode::UNAUTHORIZED, error(dialect, 401, "wrong key"), record);
+        return json(
+            StatusCode::UNAUTHORIZED,
+            error(dialect, 401, "wrong key"),
+            record,
+        );
     }
     // Dropped here by hyper when the client goes away: the record then says so.
     tokio::time::sleep(script.first_byte_after).await;
@@ -116,7 +141,11 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
     match script.fault {
         Fault::Status(code) => {
             let status = StatusCode::from_u16(code).unwrap();
-            return json(status, error(dialect, code, "the scripted upstream failed"), record);
+            return json(
+                status,
+                error(dialect, code, "the scripted upstream failed"),
+                record,
+            );
         }
         Fault::RateLimited { retry_after_s } => {
             let steps = VecDeque::from([Step::Send(error(dialect, 429, "slow down"))]);
@@ -132,7 +161,11 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
         _ => {}
     }
     let Some(ask) = Ask::read(dialect, body, script) else {
-        return json(StatusCode::BAD_REQUEST, error(dialect, 400, "not understood"), record);
+        return json(
+            StatusCode::BAD_REQUEST,
+            error(dialect, 400, "not understood"),
+            record,
+        );
     };
     let number = NEXT_ANSWER.fetch_add(1, Ordering::Relaxed);
     let pieces = match (ask.stream, dialect) {
@@ -141,12 +174,25 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
         (false, Dialect::Chat) => whole(chat::whole(&ask, number), script),
         (false, Dialect::Messages) => whole(messages::whole(&ask, number), script),
     };
-    let kind = if ask.stream { "text/event-stream; charset=utf-8" } else { JSON };
+    let kind = if ask.stream {
+        "text/event-stream; charset=utf-8"
+    } else {
+        JSON
+    };
     let whole_length = pieces.iter().map(Bytes::len).sum::<usize>();
     let steps = steps(dialect, pieces, ask.stream, script);
     let endless = matches!(script.fault, Fault::Flood | Fault::MalformedJson);
     let length = (!ask.stream && !endless).then_some(whole_length);
-    respond(Head { status: StatusCode::OK, kind, length, retry_after_s: None }, steps, Some(record))
+    respond(
+        Head {
+            status: StatusCode::OK,
+            kind,
+            length,
+            retry_after_s: None,
+        },
+        steps,
+        Some(record),
+    )
 }
 
 const JSON: &str = "application/json";
@@ -161,13 +207,19 @@ fn error(dialect: Dialect, status: u16, message: &str) -> Bytes {
 fn whole(body: Bytes, script: &Script) -> Vec<Bytes> {
     match script.fault {
         Fault::None => vec![body],
-        _ => body.chunks(WHOLE_PIECE_BYTES).map(Bytes::copy_from_slice).collect(),
+        _ => body
+            .chunks(WHOLE_PIECE_BYTES)
+            .map(Bytes::copy_from_slice)
+            .collect(),
     }
 }
 
 /// Turns the pieces of a good answer into what this script does with them.
 fn steps(dialect: Dialect, pieces: Vec<Bytes>, stream: bool, script: &Script) -> VecDeque<Step> {
-    let pace = script.tokens_per_second.filter(|_| stream).map(|t| Duration::from_secs_f64(1.0 / t));
+    let pace = script
+        .tokens_per_second
+        .filter(|_| stream)
+        .map(|t| Duration::from_secs_f64(1.0 / t));
     let mut steps = VecDeque::new();
     let limit = match script.fault {
         Fault::StallAfter(n) | Fault::CutAfter(n) => n,
@@ -197,7 +249,11 @@ fn steps(dialect: Dialect, pieces: Vec<Bytes>, stream: bool, script: &Script) ->
 fn authorised(headers: &http::HeaderMap, script: &Script) -> bool {
     let Some(key) = &script.key else { return true };
     let bearer = format!("Bearer {key}");
-    let is = |name: &str, want: &str| headers.get(name).is_some_and(|v| v.as_bytes() == want.as_bytes());
+    let is = |name: &str, want: &str| {
+        headers
+            .get(name)
+            .is_some_and(|v| v.as_bytes() == want.as_bytes())
+    };
     is("authorization", &bearer) || is("x-api-key", key)
 }
 
@@ -217,7 +273,12 @@ struct Head {
 
 impl Head {
     fn new(status: StatusCode, kind: &'static str) -> Self {
-        Self { status, kind, length: None, retry_after_s: None }
+        Self {
+            status,
+            kind,
+            length: None,
+            retry_after_s: None,
+        }
     }
 }
 
@@ -236,7 +297,9 @@ fn respond(head: Head, steps: VecDeque<Step>, record: Option<Record>) -> Respons
     if let Some(seconds) = head.retry_after_s {
         response = response.header(header::RETRY_AFTER, seconds);
     }
-    response.body(StreamBody::new(frames(steps, record)).boxed_unsync()).unwrap()
+    response
+        .body(StreamBody::new(frames(steps, record)).boxed_unsync())
+        .unwrap()
 }
 
 /// Plays the steps; the record's drop tells a finished answer from an abandoned one.
