@@ -155,7 +155,7 @@ fn within(module: &str, homes: &[&str]) -> bool {
     })
 }
 
-/// Reads every source file under `folder`.
+/// Reads every source file under `folder`, files of tests aside.
 fn walk(root: &Path, folder: &Path, visit: &mut dyn FnMut(&str, &str)) {
     let mut entries: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -165,7 +165,7 @@ fn walk(root: &Path, folder: &Path, visit: &mut dyn FnMut(&str, &str)) {
     for path in entries {
         if path.is_dir() {
             walk(root, &path, visit);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
             let name = path.strip_prefix(root).unwrap().with_extension("");
             let name = name.to_str().unwrap().replace('\\', "/");
             visit(&name, &std::fs::read_to_string(&path).unwrap());

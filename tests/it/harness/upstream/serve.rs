@@ -310,12 +310,7 @@ fn frames(
     stream::unfold((steps, record), |(mut steps, mut record)| async move {
         loop {
             let bytes = match steps.pop_front() {
-                None => {
-                    if let Some(record) = &mut record {
-                        record.finish();
-                    }
-                    return None;
-                }
+                None => return None,
                 Some(Step::Wait(time)) => {
                     tokio::time::sleep(time).await;
                     continue;
@@ -332,8 +327,12 @@ fn frames(
                 }
                 Some(Step::Send(bytes)) => bytes,
             };
-            if let Some(record) = &record {
+            if let Some(record) = &mut record {
                 record.sent(&bytes);
+                if steps.is_empty() {
+                    // hyper does not ask again once the announced length is written.
+                    record.finish();
+                }
             }
             return Some((Ok(bytes), (steps, record)));
         }
