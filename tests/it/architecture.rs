@@ -165,10 +165,12 @@ fn walk(root: &Path, folder: &Path, visit: &mut dyn FnMut(&str, &str)) {
     for path in entries {
         if path.is_dir() {
             walk(root, &path, visit);
-        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+        } else if path.extension().is_some_and(|e| e == "rs") {
             let name = path.strip_prefix(root).unwrap().with_extension("");
             let name = name.to_str().unwrap().replace('\\', "/");
-            visit(&name, &std::fs::read_to_string(&path).unwrap());
+            if !name.ends_with("tests") && !name.contains("/tests/") {
+                visit(&name, &std::fs::read_to_string(&path).unwrap());
+            }
         }
     }
 }
