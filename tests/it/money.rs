@@ -22,11 +22,12 @@ struct Row {
     billed_micro_usd: Option<u64>,
 }
 
-/// Reads a node's attempts by their id.
+/// Reads a node's attempts by their id; entries that belong to no attempt are not counted.
 fn rows(home: &Home) -> BTreeMap<String, Row> {
     let value = home.ledger(&["requests", "--json", "--limit", "10000"]);
     let all = value.as_array().expect("an array of rows");
     all.iter()
+        .filter(|row| row["attempt_id"].is_string())
         .map(|row| {
             let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
             let parsed = Row {

@@ -55,7 +55,7 @@ async fn a_hang_up_is_noticed_within_milliseconds() {
     for script in scripts {
         let upstream = Upstream::start(script.clone()).await;
         let request = Dialect::Messages.request("Say something.", true);
-        let (socket, _) = http::write(upstream.address(), &request).await.unwrap();
+        let socket = http::write(upstream.address(), &request).await.unwrap();
         upstream.wait_for("it", SOON, |s| s.len() == 1).await;
         assert_eq!(upstream.open_connections(), 1);
         let at = Instant::now();

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -85,10 +85,10 @@ impl Request {
     }
 }
 
-/// A piece of body and when it was read, counted from the moment the request was written.
+/// A piece of body and when it was read, counted from the moment the request was sent.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// Time since the request was written.
+    /// Time since the request was sent.
     pub at: Duration,
     /// Decoded body bytes.
     pub bytes: Vec<u8>,
@@ -97,7 +97,7 @@ pub struct Piece {
 /// An answer, read to its end.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// When the request had been written; the other times count from here.
+    /// When writing the request began; the other times count from here.
     pub sent_at: Instant,
     /// The status code.
     pub status: u16,
@@ -190,27 +190,24 @@ pub async fn send(address: SocketAddr, request: &Request) -> Response {
 }
 
 /// Writes a request without waiting for anything.
-pub async fn write(address: SocketAddr, request: &Request) -> io::Result<(TcpStream, Instant)> {
+pub async fn write(address: SocketAddr, request: &Request) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&request.head(address)).await?;
-    // A server may refuse a big body before it has read it: its answer counts, not the broken pipe.
-    stream.write_all(&request.body).await.ok();
-    Ok((stream, Instant::now()))
+    stream.write_all(&request.body).await?;
+    Ok(stream)
 }
 
 /// Sends a request and reads until the head of the answer is complete.
+///
+/// Reads while it writes: a server may refuse a big body before it has taken it.
 pub async fn open(address: SocketAddr, request: &Request) -> io::Result<Exchange> {
-    let (mut stream, sent_at) = write(address, request).await?;
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let sent_at = Instant::now();
     let mut rest = vec![];
-    let end = loop {
-        if let Some(at) = rest.windows(4).position(|w| w == b"\r\n\r\n") {
-            break at;
-        }
-        if read_some(&mut stream, &mut rest).await? == 0 {
-            return Err(io::Error::other("closed before the head of the answer"));
-        }
-    };
+    let head = [request.head(address), request.body.clone()].concat();
+    let end = write_and_read_head(&mut stream, &head, &mut rest).await?;
     let head = String::from_utf8_lossy(&rest[..end]).into_owned();
     rest.drain(..end + 4);
     let mut lines = head.split("\r\n");
@@ -352,7 +349,34 @@ impl Exchange {
     }
 }
 
-async fn read_some(stream: &mut TcpStream, into: &mut Vec<u8>) -> io::Result<usize> {
+async fn write_and_read_head(
+    stream: &mut TcpStream,
+    request: &[u8],
+    rest: &mut Vec<u8>,
+) -> io::Result<usize> {
+    let (mut reader, mut writer) = stream.split();
+    let reading = read_head(&mut reader, rest);
+    tokio::pin!(reading);
+    tokio::select! {
+        end = &mut reading => end,
+        // A broken pipe is no failure when an answer came first.
+        _ = writer.write_all(request) => reading.await,
+    }
+}
+
+/// Reads until the blank line and returns where it begins.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin), rest: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        if let Some(at) = rest.windows(4).position(|w| w == b"\r\n\r\n") {
+            return Ok(at);
+        }
+        if read_some(stream, rest).await? == 0 {
+            return Err(io::Error::other("closed before the head of the answer"));
+        }
+    }
+}
+
+async fn read_some(stream: &mut (impl AsyncRead + Unpin), into: &mut Vec<u8>) -> io::Result<usize> {
     let mut buffer = [0; 16 * 1024];
     let n = stream.read(&mut buffer).await?;
     into.extend_from_slice(&buffer[..n]);

@@ -245,8 +245,8 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
-        if thread::panicking() {
-            let tail = self.stderr_tail();
+        let tail = self.stderr_tail();
+        if thread::panicking() && !tail.is_empty() {
             eprintln!("--- stderr of node {}\n{tail}", self.args.join(" "));
         }
     }
