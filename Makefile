@@ -1,0 +1,48 @@
+# Everything a newcomer needs; `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test fmt lint clients bench install clean
+
+CARGO ?= cargo
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Check what building needs, and say what is missing
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: https://rustup.rs, then open a new shell"; exit 1; }
+	@command -v cc >/dev/null || { echo "A C compiler is missing: apt install build-essential (or xcode-select --install)"; exit 1; }
+	@$(CARGO) fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@$(CARGO) clippy --version >/dev/null 2>&1 || rustup component add clippy
+
+build: setup ## The release binary, target/release/node
+	$(CARGO) build --locked --release --bin node
+
+demo: build ## A whole market on loopback; prints three commands to try
+	@"$$(tests/target-dir)/release/node" demo
+
+test: setup ## Format, lints, all tests (with the layering), documentation
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --lib --bins --tests
+	$(CARGO) test --locked --doc
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+fmt: ## Format the sources
+	$(CARGO) fmt --all
+
+lint: ## Lints alone
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+clients: setup ## Drive a market with the real SDKs and OpenClaw (downloads them once)
+	tests/clients/run
+
+bench: build ## What a request costs over calling the upstream directly, one table
+	$(CARGO) bench --locked --bench market -- --node "$$(tests/target-dir)/release/node"
+
+install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most machines)
+	install -d "$$HOME/.local/bin"
+	install -m 755 "$$(tests/target-dir)/release/node" "$$HOME/.local/bin/souk"
+	@echo "Installed $$HOME/.local/bin/souk"
+
+clean: ## Remove build outputs and downloaded clients
+	$(CARGO) clean
+	rm -rf tests/clients/.venv tests/clients/.lab tests/clients/node_modules

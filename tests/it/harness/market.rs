@@ -1,0 +1,246 @@
+//! A whole market on loopback: a bootstrap node, sellers before scripted upstreams, a buyer.
+//!
+//! Each part is its own process and speaks only to the next, as in the wild: the buyer knows the
+//! bootstrap node's address and nothing of the sellers.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::http::{self, Request, Response};
+use super::node::Node;
+use super::upstream::{Script, Upstream};
+
+/// The model that every market sells, as buyers know it.
+pub const MODEL: &str = "market/gpt-4o-mini";
+
+/// The same model as the upstreams know it: shorter and longer ids must both splice.
+pub const UPSTREAM_MODEL: &str = "gpt-4o-mini-2024-07-18";
+
+/// The key that a seller presents to its upstream, and that must go nowhere else.
+pub const UPSTREAM_KEY: &str = "sk-upstream-only-the-seller-knows";
+
+/// A dialect of the buyer's HTTP side, with upstreams that speak it natively.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI Chat Completions.
+    Chat,
+    /// Anthropic Messages.
+    Messages,
+}
+
+impl Dialect {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Chat, Self::Messages];
+
+    /// Returns the path of its endpoint.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Messages => "/v1/messages",
+        }
+    }
+
+    /// Returns a request for `MODEL` in this dialect; a chat stream asks for its usage.
+    pub fn request(self, prompt: &str, stream: bool) -> Request {
+        Request::post(self.path(), &self.body(prompt, stream))
+    }
+
+    /// Returns the JSON of [`Dialect::request`].
+    pub fn body(self, prompt: &str, stream: bool) -> Value {
+        let messages = json!([{"role": "user", "content": prompt}]);
+        match (self, stream) {
+            (Self::Chat, false) => json!({"model": MODEL, "messages": messages}),
+            (Self::Chat, true) => json!({"model": MODEL, "messages": messages, "stream": true,
+                "stream_options": {"include_usage": true}}),
+            (Self::Messages, stream) => {
+                json!({"model": MODEL, "max_tokens": 512, "messages": messages, "stream": stream})
+            }
+        }
+    }
+
+    /// Returns the line with which a stream of this dialect ends when all went well.
+    pub fn terminator(self) -> &'static str {
+        match self {
+            Self::Chat => "data: [DONE]",
+            Self::Messages => "event: message_stop",
+        }
+    }
+
+    /// Returns whether a stream carries this dialect's error event.
+    pub fn has_error_event(self, text: &str) -> bool {
+        match self {
+            Self::Chat => text.contains("data: {\"error\""),
+            Self::Messages => text.contains("event: error"),
+        }
+    }
+}
+
+/// One seller and its upstream.
+pub struct Seller {
+    /// The node.
+    pub node: Node,
+    /// What it forwards to.
+    pub upstream: Upstream,
+}
+
+impl Seller {
+    /// Starts a seller of [`MODEL`] at USD prices per million tokens.
+    pub async fn start(
+        bootstrap: &str,
+        dialect: Dialect,
+        prices: (&str, &str),
+        script: Script,
+    ) -> Self {
+        let upstream = Upstream::start(script.key(UPSTREAM_KEY)).await;
+        let node = Self::node(bootstrap, dialect, prices, &upstream, &[]);
+        Self { node, upstream }
+    }
+
+    /// Starts only the node, before an upstream that the test owns, with more flags.
+    pub fn node(
+        bootstrap: &str,
+        dialect: Dialect,
+        prices: (&str, &str),
+        upstream: &Upstream,
+        more: &[&str],
+    ) -> Node {
+        let home = super::node::Home::new();
+        let key = home.path().join("upstream-key");
+        std::fs::write(&key, UPSTREAM_KEY).unwrap();
+        let (url, api) = match dialect {
+            Dialect::Chat => (upstream.openai_url(), "openai-chat"),
+            Dialect::Messages => (upstream.anthropic_url(), "anthropic"),
+        };
+        let model = format!("{MODEL}={UPSTREAM_MODEL}");
+        let key = key.to_str().unwrap().to_owned();
+        let mut args = vec![
+            "sell",
+            "--upstream",
+            &url,
+            "--api",
+            api,
+            "--api-key-file",
+            &key,
+        ];
+        args.extend([
+            "--model",
+            &model,
+            "--price-in",
+            prices.0,
+            "--price-out",
+            prices.1,
+        ]);
+        args.extend(["--http-port", "0", "--bootstrap", bootstrap]);
+        args.extend(more);
+        Node::start_at(home, &args)
+    }
+}
+
+/// A bootstrap node, sellers and one buyer.
+pub struct Market {
+    /// The dialect that all sellers speak.
+    pub dialect: Dialect,
+    /// The node that all others know.
+    pub bootstrap: Node,
+    /// Cheapest first.
+    pub sellers: Vec<Seller>,
+    /// The node under test.
+    pub buyer: Node,
+}
+
+/// What a market's cheaper and dearer sellers ask: USD per million tokens, in and out.
+pub const PRICES: [(&str, &str); 3] = [("0.10", "0.40"), ("0.20", "0.80"), ("0.30", "1.20")];
+
+impl Market {
+    /// Starts one seller per script, at rising prices, and a buyer that prefers cheap ones.
+    pub async fn start(dialect: Dialect, scripts: Vec<Script>) -> Self {
+        Self::start_with(dialect, scripts, &["--prefer", "cheap"]).await
+    }
+
+    /// Like [`Market::start`], with other flags for the buyer.
+    pub async fn start_with(dialect: Dialect, scripts: Vec<Script>, flags: &[&str]) -> Self {
+        let bootstrap = Node::start(&["bootstrap"]);
+        let mut sellers = vec![];
+        for (script, prices) in scripts.into_iter().zip(PRICES) {
+            sellers.push(Seller::start(bootstrap.listen(), dialect, prices, script).await);
+        }
+        let buyer = start_buyer(bootstrap.listen(), flags);
+        let market = Self {
+            dialect,
+            bootstrap,
+            sellers,
+            buyer,
+        };
+        market.wait_for_sellers(market.sellers.len()).await;
+        market
+    }
+
+    /// Sends a request to the buyer and reads the whole answer.
+    pub async fn send(&self, request: &Request) -> Response {
+        http::send(self.buyer.http(), request).await
+    }
+
+    /// Asks in the market's dialect and reads the whole answer.
+    pub async fn ask(&self, prompt: &str, stream: bool) -> Response {
+        self.send(&self.dialect.request(prompt, stream)).await
+    }
+
+    /// Waits until the buyer's model list counts this many sellers.
+    pub async fn wait_for_sellers(&self, count: usize) {
+        wait_for_sellers(&self.buyer, count).await;
+    }
+
+    /// Returns the seller that an answer came from, by its `x-souk-seller` header.
+    pub fn seller_of(&self, response: &Response) -> usize {
+        let peer = response
+            .header("x-souk-seller")
+            .expect("answers name their seller");
+        let found = self.sellers.iter().position(|s| s.node.peer_id() == peer);
+        found.unwrap_or_else(|| panic!("no seller of this market is {peer}"))
+    }
+
+    /// Returns the total number of inference requests that reached upstreams.
+    pub fn upstream_requests(&self) -> usize {
+        self.sellers
+            .iter()
+            .map(|s| s.upstream.exchanges().len())
+            .sum()
+    }
+}
+
+/// Starts a buyer on a free port.
+pub fn start_buyer(bootstrap: &str, flags: &[&str]) -> Node {
+    let mut args = vec!["buy", "--port", "0", "--bootstrap", bootstrap];
+    args.extend(flags);
+    Node::start(&args)
+}
+
+/// Returns how many sellers of [`MODEL`] a buyer's model list shows.
+pub async fn seller_count(buyer: &Node) -> u64 {
+    let list = http::send(buyer.http(), &Request::get("/v1/models"))
+        .await
+        .json();
+    let models = list["data"].as_array().cloned().unwrap_or_default();
+    models
+        .iter()
+        .find(|m| m["id"] == MODEL)
+        .and_then(|m| m["sellers"].as_u64())
+        .unwrap_or(0)
+}
+
+/// Waits until a buyer sees `count` sellers of [`MODEL`].
+pub async fn wait_for_sellers(buyer: &Node, count: usize) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let seen = seller_count(buyer).await;
+        if seen >= u64::try_from(count).unwrap() {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < end,
+            "the buyer sees {seen} of {count} sellers"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,10 @@
+//! What the behaviour tests stand on: a scripted upstream, real nodes, and a byte-exact client.
+#![allow(
+    dead_code,
+    reason = "a harness offers more than the tests of one day use"
+)]
+
+pub mod http;
+pub mod market;
+pub mod node;
+pub mod upstream;

@@ -1,0 +1,143 @@
+//! What one scripted upstream does: its models, its text, its pace, and its fault.
+
+use std::time::Duration;
+
+use super::models::{ListShape, ModelEntry};
+
+/// The answer when a script names no other: long enough for 40 events, with characters of one to
+/// four bytes, so that splits inside a character happen.
+pub const DEFAULT_TEXT: &str = "Souk works. Ein größerer Markt – naïve café, 東京の市場, \
+     souq السوق, and a 🦀 that counts: one two three four five six seven eight nine ten, every \
+     token on its own line of the wire, from the upstream through the seller and the buyer.";
+
+/// Everything that a scripted upstream decides; one per instance.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// The models in its list; any model id is answered.
+    pub models: Vec<ModelEntry>,
+    /// The shape of `/v1/models`.
+    pub list: ListShape,
+    /// The text of an answer (tool turns aside).
+    pub text: String,
+    /// Time before the status line is sent.
+    pub first_byte_after: Duration,
+    /// Events a second of a stream, one token each; none = all at once.
+    pub tokens_per_second: Option<f64>,
+    /// What goes wrong.
+    pub fault: Fault,
+    /// What the usage says.
+    pub usage: UsageReport,
+    /// Input tokens reported as read from a cache, in percent of the input.
+    pub cached_percent: u64,
+    /// Hidden reasoning tokens, reported as a part of the output.
+    pub reasoning_tokens: u64,
+    /// The only key that is accepted; none = any.
+    pub key: Option<String>,
+}
+
+/// One thing that an upstream does wrong. Counts are SSE events, or 64-byte pieces of a whole
+/// answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It behaves.
+    None,
+    /// It takes the request and never answers.
+    StallBeforeFirstByte,
+    /// It sends the status line, this many events, and nothing more; the socket stays open.
+    StallAfter(usize),
+    /// It sends this many events and closes the socket.
+    CutAfter(usize),
+    /// It answers with an error status in the dialect's shape.
+    Status(u16),
+    /// It answers 429 and says when to come back.
+    RateLimited { retry_after_s: u64 },
+    /// It answers 200 with JSON that ends in the middle.
+    MalformedJson,
+    /// It answers 200 with a web page.
+    Html,
+    /// It streams text without end, as fast as the socket takes it.
+    Flood,
+}
+
+/// How honest the reported usage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageReport {
+    /// What was used, by the o200k vocabulary.
+    Honest,
+    /// No usage at all.
+    None,
+    /// Every count this many times too high.
+    Times(u64),
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            models: vec![ModelEntry::new("gpt-4o-mini", "0.15", "0.60")],
+            list: ListShape::Plain,
+            text: DEFAULT_TEXT.to_owned(),
+            first_byte_after: Duration::ZERO,
+            tokens_per_second: None,
+            fault: Fault::None,
+            usage: UsageReport::Honest,
+            cached_percent: 25,
+            reasoning_tokens: 0,
+            key: None,
+        }
+    }
+}
+
+impl Script {
+    /// Returns a script that behaves, and answers with `text`.
+    pub fn saying(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns a script with one fault.
+    pub fn failing(fault: Fault) -> Self {
+        Self {
+            fault,
+            ..Self::default()
+        }
+    }
+
+    /// Sets the time before the first byte.
+    pub fn first_byte_after(mut self, delay: Duration) -> Self {
+        self.first_byte_after = delay;
+        self
+    }
+
+    /// Sets the pace of streams.
+    pub fn paced(mut self, tokens_per_second: f64) -> Self {
+        self.tokens_per_second = Some(tokens_per_second);
+        self
+    }
+
+    /// Sets what goes wrong.
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.fault = fault;
+        self
+    }
+
+    /// Sets how usage is reported.
+    pub fn usage(mut self, usage: UsageReport) -> Self {
+        self.usage = usage;
+        self
+    }
+
+    /// Sets the only key that is accepted.
+    pub fn key(mut self, key: &str) -> Self {
+        self.key = Some(key.to_owned());
+        self
+    }
+
+    /// Sets the models of the list.
+    pub fn models(mut self, list: ListShape, models: Vec<ModelEntry>) -> Self {
+        self.list = list;
+        self.models = models;
+        self
+    }
+}
