@@ -17,7 +17,7 @@ const BURST_MAX: Duration = Duration::from_secs(30);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_over_one_pair_is_neither_refused_nor_stalled() {
     for dialect in Dialect::ALL {
-        let market = Market::start(dialect, vec![Script::default()]).await;
+        let market = Market::start_alone(dialect, vec![Script::default()]).await;
         for stream in [false, true] {
             let begun = Instant::now();
             let asking = (0..AT_ONCE).map(|i| {
@@ -47,7 +47,7 @@ async fn slow_streams_run_side_by_side() {
     let script = Script::default()
         .first_byte_after(Duration::from_millis(500))
         .paced(50.0);
-    let market = Market::start(Dialect::Chat, vec![script]).await;
+    let market = Market::start_alone(Dialect::Chat, vec![script]).await;
     let asking: Vec<_> = (0..AT_ONCE)
         .map(|_| {
             let (address, request) = (

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::http::{self, Request};
-use crate::harness::market::{Dialect, Market, Seller, start_buyer, wait_for_sellers};
+use crate::harness::market::{Dialect, Hold, Market, Seller, start_buyer, wait_for_sellers};
 use crate::harness::node::Node;
 use crate::harness::upstream::{Script, Upstream};
 
@@ -12,6 +12,7 @@ const NO_SELLER_MAX: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_finds_thirty_sellers_of_one_model() {
+    let _hold = Hold::alone().await;
     let bootstrap = Node::start(&["bootstrap"]);
     let upstream = Upstream::start(Script::default()).await;
     let sellers: Vec<_> = (0..30)
@@ -35,6 +36,7 @@ async fn a_buyer_finds_thirty_sellers_of_one_model() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_any_peer_a_request_gets_503_in_time_and_the_model_list_an_empty_list() {
+    let _hold = Hold::shared().await;
     // A port that nobody listens on, with a peer id that nobody has.
     let stranger = crate::harness::node::Home::new();
     let dead = format!("/ip4/127.0.0.1/udp/9/quic-v1/p2p/{}", stranger.peer_id);
@@ -106,7 +108,7 @@ async fn dead_sellers_are_skipped_and_a_restarted_one_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_buyer_serves_from_its_cache_without_any_bootstrap_node() {
-    let mut market = Market::start(Dialect::Chat, vec![Script::default()]).await;
+    let mut market = Market::start_alone(Dialect::Chat, vec![Script::default()]).await;
     assert_eq!(market.ask("Say something.", false).await.status, 200);
     // Offers and peers are cached in the background; an orderly end keeps them.
     assert!(market.buyer.terminate().success());

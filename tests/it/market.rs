@@ -159,7 +159,7 @@ async fn tool_calls_pass_in_both_dialects_streaming_and_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_arrive_as_they_are_produced() {
     for dialect in Dialect::ALL {
-        let market = two_sellers(dialect, Script::default().paced(40.0)).await;
+        let market = Market::start_alone(dialect, vec![Script::default().paced(40.0); 2]).await;
         let response = market.ask("Say something.", true).await;
         assert_same_bytes(&market, &response);
         let sent = market.sellers[0].upstream.exchanges();

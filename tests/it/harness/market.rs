@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::http::{self, Request, Response};
 use super::node::Node;
@@ -137,6 +138,30 @@ impl Seller {
     }
 }
 
+/// Tests run in parallel, and one that measures time must not see the others' start-up as delay:
+/// it takes the machine for itself, all others share it.
+static MACHINE: RwLock<()> = RwLock::const_new(());
+
+/// A test's hold on the machine.
+pub enum Hold {
+    /// With others.
+    Shared(RwLockReadGuard<'static, ()>),
+    /// Alone.
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
+impl Hold {
+    /// Waits until no test has the machine for itself. Never taken twice by one test.
+    pub async fn shared() -> Self {
+        Self::Shared(MACHINE.read().await)
+    }
+
+    /// Waits until no other test runs nodes.
+    pub async fn alone() -> Self {
+        Self::Alone(MACHINE.write().await)
+    }
+}
+
 /// A bootstrap node, sellers and one buyer.
 pub struct Market {
     /// The dialect that all sellers speak.
@@ -147,6 +172,8 @@ pub struct Market {
     pub sellers: Vec<Seller>,
     /// The node under test.
     pub buyer: Node,
+    /// Dropped after the nodes.
+    _hold: Hold,
 }
 
 /// What a market's cheaper and dearer sellers ask: USD per million tokens, in and out.
@@ -155,11 +182,33 @@ pub const PRICES: [(&str, &str); 3] = [("0.10", "0.40"), ("0.20", "0.80"), ("0.3
 impl Market {
     /// Starts one seller per script, at rising prices, and a buyer that prefers cheap ones.
     pub async fn start(dialect: Dialect, scripts: Vec<Script>) -> Self {
-        Self::start_with(dialect, scripts, &["--prefer", "cheap"]).await
+        Self::start_with(
+            Hold::shared().await,
+            dialect,
+            scripts,
+            &["--prefer", "cheap"],
+        )
+        .await
+    }
+
+    /// Like [`Market::start`], with the machine for itself: for tests that measure time.
+    pub async fn start_alone(dialect: Dialect, scripts: Vec<Script>) -> Self {
+        Self::start_with(
+            Hold::alone().await,
+            dialect,
+            scripts,
+            &["--prefer", "cheap"],
+        )
+        .await
     }
 
     /// Like [`Market::start`], with other flags for the buyer.
-    pub async fn start_with(dialect: Dialect, scripts: Vec<Script>, flags: &[&str]) -> Self {
+    pub async fn start_with(
+        hold: Hold,
+        dialect: Dialect,
+        scripts: Vec<Script>,
+        flags: &[&str],
+    ) -> Self {
         let bootstrap = Node::start(&["bootstrap"]);
         let mut sellers = vec![];
         for (script, prices) in scripts.into_iter().zip(PRICES) {
@@ -171,6 +220,7 @@ impl Market {
             bootstrap,
             sellers,
             buyer,
+            _hold: hold,
         };
         market.wait_for_sellers(market.sellers.len()).await;
         market
