@@ -75,6 +75,20 @@ impl Drop for Registered {
     }
 }
 
+/// Runs short CPU work: in place, or on the blocking pool when it is `long` (above ~100 µs).
+///
+/// A worker thread that is lost to a panic gives the default.
+pub async fn off_thread_if<T, F>(long: bool, work: F) -> T
+where
+    T: Default + Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    if !long {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.unwrap_or_default()
+}
+
 impl Tasks {
     /// Starts with no task.
     #[must_use]

@@ -1,5 +1,333 @@
-//! The buyer: local HTTP in, a seller's answer out.
+//! L4: local HTTP in, a seller's answer out.
+//!
+//! One request, top to bottom ([`Buyer::serve`]):
+//! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
+//! alongside) → record`.
+//!
+//! [`server`] and [`guard`] stand at the door, [`asked`] is the parsed request, [`route`] orders
+//! the sellers, [`attempt`] tries one, [`relay`] passes its answer, [`books`] keeps the account,
+//! [`refusal`] says what went wrong in the client's own dialect, [`market`] answers the model list.
+//! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
+//! sees it at once, cancels the seller and books what is owed.
+
+mod asked;
+mod attempt;
 pub mod body;
+mod books;
+pub mod budget;
 pub mod guard;
+mod market;
+mod nonces;
+mod refusal;
+mod relay;
 pub mod request_body;
+pub mod route;
 pub mod server;
+mod sink;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use asked::{Asked, dialect_of};
+use attempt::{Attempted, attempt_deadline};
+use body::Body;
+use budget::Budget;
+use nonces::Nonces;
+use refusal::Refusal;
+use route::{Barred, Policy, Route};
+use sink::ClientSink;
+
+use crate::discovery::{Found, OfferBook};
+use crate::keys::NodeKeys;
+use crate::ledger::Ledger;
+use crate::llm_api::{Dialect, TokenCounter};
+use crate::network::Handle;
+use crate::payment::WindowSettings;
+use crate::payment::payer::PayerHub;
+use crate::protocol::head::DelegationProof;
+use crate::protocol::offer::Capabilities;
+use crate::tasks::Tasks;
+use crate::types::Clock;
+
+/// Attempts at sellers for one client request.
+const ATTEMPTS_MAX: usize = 3;
+/// A request for an unknown model waits this long for background discovery.
+const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
+
+/// How long the buyer waits for what.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// Stream opened, and answered by a first frame.
+    pub open: Duration,
+    /// All attempts together, up to the first event.
+    pub all_attempts: Duration,
+    /// Silence within an answer.
+    pub idle: Duration,
+    /// A whole streamed answer; zero = none.
+    pub total: Duration,
+}
+
+/// What a buyer needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The network's name.
+    pub network: String,
+    /// Windows and limits.
+    pub windows: WindowSettings,
+    /// What the user accepts.
+    pub policy: Policy,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+    /// A wallet's permission for this node's key, sent with every head.
+    pub delegation: Option<DelegationProof>,
+}
+
+/// The parts a buyer is made of.
+pub struct Parts {
+    /// Knows who sells what.
+    pub book: OfferBook,
+    /// Keeps the money.
+    pub payer: PayerHub,
+    /// Opens streams.
+    pub network: Handle,
+    /// Keeps the record.
+    pub ledger: Ledger,
+    /// Signs heads.
+    pub keys: NodeKeys,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Runs requests.
+    pub tasks: Tasks,
+    /// What may be spent.
+    pub budget: Budget,
+    /// Counts tokens.
+    pub counter: TokenCounter,
+    /// Answers everything that is no model request.
+    pub control: Arc<dyn server::Handler>,
+}
+
+/// Answers clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Buyer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    book: OfferBook,
+    payer: PayerHub,
+    network: Handle,
+    ledger: Ledger,
+    keys: NodeKeys,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    settings: Settings,
+    budget: Budget,
+    counter: TokenCounter,
+    control: Arc<dyn server::Handler>,
+    nonces: Nonces,
+    in_flight: AtomicU64,
+}
+
+impl Buyer {
+    /// Puts a buyer together.
+    #[must_use]
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let Parts {
+            book,
+            payer,
+            network,
+            ledger,
+            keys,
+            clock,
+            tasks,
+            budget,
+            counter,
+            control,
+        } = parts;
+        let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
+        let shared = Shared {
+            book,
+            payer,
+            network,
+            ledger,
+            keys,
+            clock,
+            tasks,
+            settings,
+            budget,
+            counter,
+            control,
+            nonces,
+            in_flight,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Client requests being answered now.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Reads the body, then answers in a task that outlives a client that hangs up.
+    async fn proxy(self, request: Request<Incoming>, dialect: Dialect) -> Response<Body> {
+        let (parts, incoming) = request.into_parts();
+        let body = match request_body::read_body(incoming).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal.response(parts.uri.path()),
+        };
+        let trailers = parts
+            .headers
+            .get(http::header::TE)
+            .is_some_and(|te| te == "trailers");
+        let (mut sink, answer) = ClientSink::new(trailers);
+        let buyer = self.clone();
+        self.shared.tasks.spawn("request", async move {
+            buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+            match Asked::parse(dialect, &parts.headers, body) {
+                Ok(asked) => buyer.serve(Arc::new(asked), &mut sink).await,
+                Err(error) => {
+                    Refusal::bad_request(error.to_string())
+                        .send(&mut sink, dialect)
+                        .await
+                }
+            }
+            buyer.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        });
+        answer.await.unwrap_or_else(|_| {
+            let body =
+                crate::llm_api::error::envelope(dialect, 500, "internal", "the request was lost");
+            let mut response = Response::new(Body::full(body));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        })
+    }
+
+    /// One request from route to record.
+    async fn serve(&self, asked: Arc<Asked>, sink: &mut ClientSink) {
+        sink.header("x-souk-request-id", &asked.id.to_string());
+        if asked.stream {
+            sink.start_beating(asked.dialect);
+        }
+        let route = match sink.while_alive(self.find(&asked)).await {
+            Err(_gone) => return,
+            Ok(Ok(route)) => route,
+            Ok(Err(refusal)) => return refusal.send(sink, asked.dialect).await,
+        };
+        self.attempt_each(asked, route, sink).await;
+    }
+
+    /// The candidates, cheapest first; waits a little when the model is not known yet.
+    async fn find(&self, asked: &Asked) -> Result<Route, Refusal> {
+        let shared = &*self.shared;
+        match shared.book.find(&asked.model, DISCOVERY_WAIT).await {
+            Found::Offers(_) => {}
+            Found::Unknown => {
+                let known: Vec<_> = shared.book.models().into_iter().map(|m| m.model).collect();
+                return Err(Refusal::unknown_model(&asked.model, &known));
+            }
+            Found::NotReady => {
+                return Err(Refusal::no_seller(
+                    "no peer answered yet; `node status` shows the connections",
+                ));
+            }
+        }
+        let route = route::route(asked, &shared.settings.policy, &shared.book, &shared.payer);
+        if !route.candidates.is_empty() {
+            return Ok(route);
+        }
+        Err(self.why_nobody(asked, &route))
+    }
+
+    fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {
+        if route.all_barred_for(Barred::Dialect) {
+            let caps = self
+                .shared
+                .book
+                .offers(&asked.model)
+                .iter()
+                .fold(Capabilities::default(), |caps, offer| {
+                    caps.union(offer.offer.caps)
+                });
+            return Refusal::other_dialect(&asked.model, &route::dialects(caps));
+        }
+        if route.all_barred_for(Barred::Context) {
+            return Refusal::context_too_long(asked.prefill_tokens(256, 0));
+        }
+        let open = |barred: &&Barred| **barred != Barred::Dialect;
+        if route
+            .barred
+            .iter()
+            .filter(open)
+            .all(|barred| *barred == Barred::Credit)
+        {
+            return Refusal::credit_exhausted();
+        }
+        Refusal::no_seller(format!(
+            "no seller of `{}` fits: {}",
+            asked.model,
+            route.reasons()
+        ))
+    }
+
+    /// Tries candidates in order until one answers or the attempts are used up.
+    async fn attempt_each(&self, asked: Arc<Asked>, route: Route, sink: &mut ClientSink) {
+        let shared = &self.shared;
+        let all = Instant::now() + shared.settings.timeouts.all_attempts;
+        let mut failures = Vec::new();
+        let count = route.candidates.len().min(ATTEMPTS_MAX);
+        for (index, candidate) in route.candidates.iter().take(count).enumerate() {
+            let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
+            let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
+                let (reset, seconds) = shared.budget.reset();
+                return Refusal::budget_exceeded(&reset, seconds)
+                    .send(sink, asked.dialect)
+                    .await;
+            };
+            sink.header("x-souk-attempts", &number.to_string());
+            let deadline = attempt_deadline(all, index + 1 < count);
+            match attempt::run(shared, &asked, candidate, number, deadline, sink).await {
+                Attempted::Done => return,
+                Attempted::Failed(failure) => {
+                    tracing::info!(
+                        request = %asked.id,
+                        seller = %failure.seller,
+                        reason = failure.reason,
+                        "attempt failed"
+                    );
+                    failures.push(failure);
+                }
+            }
+        }
+        Refusal::exhausted(&failures)
+            .send(sink, asked.dialect)
+            .await;
+    }
+}
+
+impl server::Handler for Buyer {
+    fn handle(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+        let path = request.uri().path();
+        if request.method() == Method::POST
+            && let Some(dialect) = dialect_of(request.uri())
+        {
+            return self.clone().proxy(request, dialect).boxed();
+        }
+        if request.method() == Method::GET
+            && let Some(answer) = market::models(&self.shared, path, request.headers())
+        {
+            return std::future::ready(answer).boxed();
+        }
+        self.shared.control.handle(request)
+    }
+}

@@ -11,6 +11,7 @@ mod address_book;
 mod behaviour;
 mod dht;
 mod events;
+pub mod framed;
 mod handle;
 pub mod limits;
 pub mod offer_store;

@@ -28,7 +28,7 @@ pub mod voucher;
 pub use frame::{Frame, FrameError, FrameKind};
 pub use head::{HeadError, RequestHead, SignedHead};
 pub use infer::{CancelReason, Need, PeerError, PeerErrorCode, Progress, ResponseHead};
-pub use receipt::{Receipt, SignedReceipt};
+pub use receipt::{Ending, Receipt, SignedReceipt};
 pub use session::SessionMessage;
 pub use signature::{EvmSignature, IdentitySignature};
 pub use terms::{SignedTerms, Terms};

@@ -1,0 +1,306 @@
+//! The buyer's account of one attempt: its own counts, the bound they give, and the final row.
+//!
+//! What the client is shown (`usage.cost`) and what is accepted are the same number: the least of
+//! usage × price, the bound by our own count, and the receipt.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::asked::Asked;
+use super::route::Candidate;
+use super::wire::OrderWire;
+use crate::ledger::{DeliveredRow, FinalRow, OpenRow, Outcome, Row};
+use crate::llm_api::bounds::{OwnCount, bounded_cost};
+use crate::llm_api::{AnswerMeter, TokenCount};
+use crate::payment::payer::Pair;
+use crate::protocol::{CancelReason, SignedReceipt};
+use crate::tasks::off_thread_if;
+use crate::types::{AttemptId, MicroUsd, PeerId, PriceTable, Usage};
+
+/// Bodies up to this are counted in place; larger ones on the blocking pool.
+const INLINE_BODY_BYTES: usize = 4 * 1024;
+
+/// One attempt's account.
+pub(super) struct Books {
+    shared: Arc<Shared>,
+    asked: Arc<Asked>,
+    pair: Arc<Pair>,
+    pub attempt: AttemptId,
+    pub price: PriceTable,
+    pub prefill: MicroUsd,
+    pub max_cost: MicroUsd,
+    seller: PeerId,
+    model: String,
+    image_tokens: u32,
+    reasoning_cap: u64,
+    started: Instant,
+    pub ttft_ms: Option<u64>,
+    own_input: OnceCell<Option<TokenCount>>,
+}
+
+/// What was delivered, when the answer is over.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    pub status: u16,
+    pub model_served: String,
+    /// The usage the cost is computed from.
+    pub usage: Option<Usage>,
+    pub own_output: Option<u64>,
+    /// What the client was shown, or the bound of what was delivered.
+    pub cost: MicroUsd,
+    pub disputed: bool,
+    pub error: Option<String>,
+}
+
+/// A cost by our own count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Priced {
+    pub cost: MicroUsd,
+    pub disputed: bool,
+    pub own_output: u64,
+}
+
+impl Books {
+    pub fn begin(
+        shared: &Arc<Shared>,
+        asked: &Arc<Asked>,
+        candidate: &Candidate,
+        pair: &Arc<Pair>,
+        open: &OpenRow,
+    ) -> Self {
+        let offer = &candidate.offer.offer;
+        Self {
+            shared: Arc::clone(shared),
+            asked: Arc::clone(asked),
+            pair: Arc::clone(pair),
+            attempt: open.attempt_id,
+            price: offer.price,
+            prefill: candidate.prefill,
+            max_cost: candidate.max_cost,
+            seller: offer.seller,
+            model: offer.model.to_string(),
+            image_tokens: offer.image_tokens,
+            reasoning_cap: u64::from(offer.reasoning_cap),
+            started: Instant::now(),
+            ttft_ms: None,
+            own_input: OnceCell::new(),
+        }
+    }
+
+    /// RESP_HEAD: the running meter stands at `running`.
+    pub fn start(&self, running: MicroUsd) {
+        self.pair.start(&self.attempt, running);
+    }
+    /// Received up to `running`.
+    pub fn receive(&self, running: MicroUsd) {
+        self.pair.receive(&self.attempt, running);
+    }
+    /// The seller asks for a voucher.
+    pub fn urge(&self) {
+        self.pair.urge();
+    }
+    /// The first event is here.
+    pub fn first_event(&mut self) {
+        self.ttft_ms.get_or_insert(elapsed_ms(self.started));
+    }
+
+    /// Our own count of the input; counted once, when it is first needed.
+    pub async fn own_input(&self) -> TokenCount {
+        let count = || async {
+            let (asked, model) = (Arc::clone(&self.asked), self.model.clone());
+            let counter = self.shared.counter.clone();
+            let large = asked.body.len() > INLINE_BODY_BYTES;
+            let work = move || Some(counter.count_request(&model, &asked.body, &asked.view));
+            off_thread_if(large, work).await
+        };
+        let counted = *self.own_input.get_or_init(count).await;
+        // A lost worker thread counts nothing; the estimate stands in.
+        counted.unwrap_or_else(|| self.shared.counter.count_text(&self.model, ""))
+    }
+    /// Our own count of a streamed answer so far.
+    pub fn count_stream(&self, text: &AnswerMeter) -> TokenCount {
+        self.shared.counter.count_answer(&self.model, text)
+    }
+    /// Our own count of a whole answer.
+    pub fn count_whole(&self, body: &[u8]) -> TokenCount {
+        self.shared.counter.count_whole_answer(&self.model, body)
+    }
+    /// Usage by our own count, for an upstream that reports none.
+    pub async fn own_usage(&self, output: TokenCount) -> Usage {
+        let input = self.own_input().await.tokens;
+        Usage {
+            input,
+            output: output.tokens,
+            ..Usage::default()
+        }
+    }
+
+    /// What `claimed` usage costs, bounded by our own counts.
+    pub async fn price(&self, claimed: &Usage, output: TokenCount) -> Priced {
+        let input = self.own_input().await;
+        let own = OwnCount {
+            input: input.tokens,
+            output: output.tokens,
+            input_margin: input.margin,
+            output_margin: output.margin,
+            message_count: self.asked.view.message_count,
+            has_tools: self.asked.view.has_tools,
+            images: self.asked.view.image_count,
+            image_tokens: u64::from(self.image_tokens),
+            reasoning_cap: self.reasoning_cap,
+        };
+        let (cost, disputed) = bounded_cost(&self.price, claimed, &own);
+        Priced {
+            cost: cost.min(self.max_cost),
+            disputed,
+            own_output: output.tokens,
+        }
+    }
+
+    /// Nothing was owed: the attempt is booked as failed, without a word to the seller.
+    pub fn void(&self, error: &str, status: u16) {
+        let tally = Tally {
+            status,
+            error: Some(tame(error)),
+            ..Tally::default()
+        };
+        self.finish(tally, None);
+    }
+
+    /// The client hung up before RESP_HEAD: cancel, and pay the input if the upstream was called.
+    pub async fn client_gone(self, mut wire: OrderWire, called: bool) {
+        let receipt = wire.cancel(CancelReason::ClientGone, |_| {}).await;
+        let receipt = receipt.and_then(|bytes| self.verify(&bytes));
+        let gone = Tally {
+            status: 499,
+            error: Some("client_gone".into()),
+            ..Tally::default()
+        };
+        match receipt {
+            Some(signed) => {
+                let nothing = self.count_stream(&AnswerMeter::new());
+                let priced = self.price(&signed.receipt.usage, nothing).await;
+                let tally = Tally {
+                    cost: priced.cost,
+                    usage: Some(signed.receipt.usage),
+                    ..gone
+                };
+                self.settle(tally, Some(signed)).await;
+            }
+            None if called => {
+                let input = self.own_input().await.tokens;
+                let usage = Usage {
+                    input,
+                    ..Usage::default()
+                };
+                let cost = self.price.cost(&usage).min(self.max_cost);
+                self.settle(Tally { cost, ..gone }, None).await;
+            }
+            None => self.finish(gone, None),
+        }
+    }
+
+    /// Checks that a receipt is this attempt's and the seller's.
+    pub fn verify(&self, bytes: &Bytes) -> Option<SignedReceipt> {
+        let signed = SignedReceipt::decode_and_verify(bytes, &self.seller).ok()?;
+        (signed.receipt.attempt_id == self.attempt).then_some(signed)
+    }
+
+    /// Books the end: with a receipt the least of both is accepted; without one, if anything is
+    /// owed, the attempt stays in doubt until the seller shows it.
+    pub async fn settle(&self, tally: Tally, receipt: Option<SignedReceipt>) {
+        match receipt {
+            Some(signed) => self.finish(tally, Some(signed)),
+            None if tally.cost == MicroUsd::ZERO => self.finish(tally, None),
+            None => self.park(tally).await,
+        }
+    }
+
+    async fn park(&self, tally: Tally) {
+        let row = DeliveredRow {
+            at_ms: self.shared.clock.now_ms(),
+            attempt_id: self.attempt,
+            status: tally.status,
+            usage: tally.usage,
+            own_input: self
+                .own_input
+                .get()
+                .and_then(|count| count.map(|c| c.tokens)),
+            own_output: tally.own_output,
+            cost: tally.cost,
+            receipt: None,
+        };
+        self.pair.park(&row, &self.model);
+        if let Err(error) = self.shared.ledger.submit(vec![Row::Delivered(row)]).await {
+            tracing::error!(%error, "ledger write failed");
+        }
+        self.log(&tally, None);
+    }
+
+    fn finish(&self, tally: Tally, receipt: Option<SignedReceipt>) {
+        let claim = receipt.as_ref().map(|signed| signed.receipt.cost);
+        let billed = claim.map_or(MicroUsd::ZERO, |claim| claim.min(tally.cost));
+        let outcome = if billed == MicroUsd::ZERO {
+            Outcome::Failed
+        } else {
+            Outcome::Accepted
+        };
+        let usage = tally
+            .usage
+            .or(receipt.as_ref().map(|signed| signed.receipt.usage));
+        self.log(&tally, Some(billed));
+        let row = FinalRow {
+            at_ms: self.shared.clock.now_ms(),
+            attempt_id: self.attempt,
+            outcome,
+            status: tally.status,
+            billed,
+            model_served: if tally.model_served.is_empty() {
+                self.model.clone()
+            } else {
+                tally.model_served
+            },
+            usage,
+            own_input: self
+                .own_input
+                .get()
+                .and_then(|count| count.map(|c| c.tokens)),
+            own_output: tally.own_output,
+            ttft_ms: self.ttft_ms,
+            total_ms: elapsed_ms(self.started),
+            disputed: tally.disputed || claim.is_some_and(|claim| claim > billed),
+            receipt: receipt.map(|signed| signed.bytes.to_vec()),
+            error: tally.error,
+        };
+        self.shared.budget.spent(billed);
+        self.pair
+            .finish(row, claim.is_some_and(|claim| claim > MicroUsd::ZERO));
+    }
+
+    fn log(&self, tally: &Tally, billed: Option<MicroUsd>) {
+        tracing::info!(
+            request = %self.asked.id,
+            seller = %self.seller,
+            model = %self.model,
+            status = tally.status,
+            cost_usd = billed.map_or_else(|| "in doubt".to_owned(), |cost| cost.to_string()),
+            ttft_ms = self.ttft_ms.unwrap_or(0),
+            ms = elapsed_ms(self.started),
+            error = tally.error.as_deref().unwrap_or(""),
+            "bought"
+        );
+    }
+}
+
+fn elapsed_ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An error's text as it may stand in the ledger.
+fn tame(text: &str) -> String {
+    crate::protocol::limits::tame_text(text)
+}

@@ -1,0 +1,196 @@
+//! What the client is told when no seller could answer: the table of the README, one place.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use super::sink::ClientSink;
+use crate::llm_api::{self, Dialect};
+use crate::types::{ModelId, PeerId};
+
+/// Back-off told to clients when sellers are busy or gone, seconds.
+const RETRY_SOON_S: &str = "5";
+/// Back-off when the credit is used up, seconds: above a minute clients take their fallback model.
+const RETRY_CREDIT_S: &str = "300";
+/// Names listed when a model is unknown.
+const NEAREST_MAX: usize = 3;
+/// Longest upstream error body passed to a client, bytes.
+pub(super) const ERROR_BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// Why one attempt failed; the next seller is tried.
+#[derive(Clone, Debug)]
+pub(super) struct AttemptFailure {
+    pub seller: PeerId,
+    pub kind: FailureKind,
+    /// Short, for the ledger and the client.
+    pub reason: String,
+}
+
+/// What a failure says about the final status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// The upstream is rate limited.
+    RateLimited,
+    /// Too slow.
+    Timeout,
+    /// Full or shutting down.
+    Busy,
+    /// The credit there is used up.
+    Credit,
+    /// Everything else.
+    Broken,
+}
+
+/// An answer without a seller.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub message: String,
+    retry_after: Option<String>,
+}
+
+impl Refusal {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+    fn retry(mut self, seconds: &str) -> Self {
+        self.retry_after = Some(seconds.to_owned());
+        self
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+    pub fn no_seller(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_seller", message).retry(RETRY_SOON_S)
+    }
+    pub fn credit_exhausted() -> Self {
+        let message = "the credit with every seller of this model is used up; pay a seller and \
+                       book it there with `node ledger settle --peer PEER --amount USD`";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "credit_exhausted", message)
+            .retry(RETRY_CREDIT_S)
+    }
+    pub fn budget_exceeded(reset: &str, seconds: u64) -> Self {
+        let message = format!("daily spending limit reached, resets {reset}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_exceeded", message)
+            .retry(&seconds.max(61).to_string())
+    }
+    pub fn context_too_long(tokens: u64) -> Self {
+        let message = format!(
+            "input token count exceeds the maximum number of tokens allowed by every seller \
+             (about {tokens} tokens)"
+        );
+        Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+    }
+    pub fn other_dialect(model: &ModelId, speaks: &[Dialect]) -> Self {
+        let paths: Vec<&str> = speaks.iter().map(|dialect| dialect.path()).collect();
+        let message = format!(
+            "`{model}` is sold here through {}; send it there",
+            paths.join(", ")
+        );
+        Self::new(StatusCode::NOT_FOUND, "wrong_endpoint", message)
+    }
+    pub fn unknown_model(model: &ModelId, known: &[ModelId]) -> Self {
+        let near = nearest(model.as_str(), known);
+        let hint = if near.is_empty() {
+            "nothing is on offer yet".to_owned()
+        } else {
+            format!("did you mean {}? GET /v1/models lists all", near.join(", "))
+        };
+        let message = format!("no seller offers the model `{model}`; {hint}");
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message)
+    }
+
+    /// The end of a request whose attempts all failed.
+    pub fn exhausted(failures: &[AttemptFailure]) -> Self {
+        let tried: Vec<String> = failures
+            .iter()
+            .map(|f| {
+                format!(
+                    "{}: {}",
+                    short(&f.seller),
+                    llm_api::error::strip_billing_words(&f.reason)
+                )
+            })
+            .collect();
+        let all = |kind| !failures.is_empty() && failures.iter().all(|f| f.kind == kind);
+        let message = format!("no seller could answer ({})", tried.join("; "));
+        if all(FailureKind::Credit) {
+            return Self::credit_exhausted();
+        }
+        if failures.iter().any(|f| f.kind == FailureKind::RateLimited) {
+            return Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
+                .retry(RETRY_SOON_S);
+        }
+        if all(FailureKind::Busy) {
+            return Self::no_seller(message);
+        }
+        let timeout = failures.iter().any(|f| f.kind == FailureKind::Timeout);
+        let status = if timeout {
+            StatusCode::GATEWAY_TIMEOUT
+        } else {
+            StatusCode::BAD_GATEWAY
+        };
+        Self::new(status, "sellers_failed", message)
+    }
+
+    /// Sends it: as a response, or as the dialect's error event when the stream has begun.
+    pub async fn send(self, sink: &mut ClientSink, dialect: Dialect) {
+        if sink.committed() {
+            let _ = sink
+                .send(llm_api::error::error_event(
+                    dialect,
+                    self.status.as_u16(),
+                    self.code,
+                    &self.message,
+                ))
+                .await;
+            sink.finish(None).await;
+            return;
+        }
+        let mut headers = json_headers();
+        if let Some(seconds) = &self.retry_after
+            && let Ok(value) = HeaderValue::from_str(seconds)
+        {
+            headers.insert(header::RETRY_AFTER, value);
+        }
+        let body =
+            llm_api::error::envelope(dialect, self.status.as_u16(), self.code, &self.message);
+        sink.respond(self.status, headers, body);
+    }
+}
+
+pub(super) fn json_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers
+}
+
+/// A peer id short enough to read.
+pub(super) fn short(peer: &PeerId) -> String {
+    let text = peer.to_string();
+    let tail = text.len().saturating_sub(8);
+    format!("…{}", text.get(tail..).unwrap_or(&text))
+}
+
+/// The models whose names are closest.
+fn nearest<'a>(wanted: &str, known: &'a [ModelId]) -> Vec<&'a str> {
+    let mut ranked: Vec<(usize, &str)> = known
+        .iter()
+        .map(|model| (strsim::osa_distance(wanted, model.as_str()), model.as_str()))
+        .collect();
+    ranked.sort_unstable();
+    ranked
+        .into_iter()
+        .take(NEAREST_MAX)
+        .map(|(_, name)| name)
+        .collect()
+}

@@ -1,0 +1,203 @@
+//! Which sellers, in which order: gates first, then the least cost of this request.
+//!
+//! Cheapest first with price caps; a preferred seller goes first but is only a preference. Every
+//! seller that a gate refuses keeps its reason, so that the client can be told.
+
+use std::sync::Arc;
+
+use super::asked::Asked;
+use crate::discovery::OfferBook;
+use crate::llm_api::Dialect;
+use crate::payment::payer::PayerHub;
+use crate::protocol::offer::{Capabilities, SignedOffer};
+use crate::types::{MicroUsd, PeerId};
+
+/// Output assumed when neither the request nor the offer limits it, tokens.
+const OUTPUT_UNKNOWN: u64 = 8_192;
+/// Output expected of an answer when comparing prices, tokens.
+const OUTPUT_EXPECTED: u64 = 512;
+
+/// What the user accepts.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// Highest input price, micro-USD per million tokens.
+    pub max_price_in: Option<u64>,
+    /// Highest output price, micro-USD per million tokens.
+    pub max_price_out: Option<u64>,
+    /// Tried first.
+    pub seller: Option<PeerId>,
+    /// When not empty, only these.
+    pub allow: Vec<PeerId>,
+    /// Never these.
+    pub deny: Vec<PeerId>,
+    /// Most that is prepaid for one request.
+    pub prepay_max: MicroUsd,
+}
+
+/// A seller that may serve this request.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub offer: Arc<SignedOffer>,
+    /// Known before the work, at the input price.
+    pub prefill: MicroUsd,
+    /// The most this request can cost here.
+    pub max_cost: MicroUsd,
+    expected: MicroUsd,
+}
+
+/// Why a seller was not chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Barred {
+    Dialect,
+    Price,
+    Policy,
+    Context,
+    Credit,
+    Unreachable,
+}
+
+/// The candidates in order, and why the others are none.
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    pub candidates: Vec<Candidate>,
+    pub barred: Vec<Barred>,
+}
+
+impl Route {
+    /// True when every seller was barred for `why`.
+    pub fn all_barred_for(&self, why: Barred) -> bool {
+        self.candidates.is_empty()
+            && !self.barred.is_empty()
+            && self.barred.iter().all(|barred| *barred == why)
+    }
+}
+
+/// Gates and orders the offers of the model.
+pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &PayerHub) -> Route {
+    let mut route = Route::default();
+    for offer in book.offers(&asked.model).iter() {
+        match candidate(asked, policy, book, payer, offer) {
+            Ok(candidate) => route.candidates.push(candidate),
+            Err(barred) => route.barred.push(barred),
+        }
+    }
+    let pinned = asked.seller.or(policy.seller);
+    route.candidates.sort_by_cached_key(|c| {
+        let seller = c.offer.offer.seller;
+        (Some(seller) != pinned, c.expected, seller.to_bytes())
+    });
+    route
+}
+
+fn candidate(
+    asked: &Asked,
+    policy: &Policy,
+    book: &OfferBook,
+    payer: &PayerHub,
+    signed: &Arc<SignedOffer>,
+) -> Result<Candidate, Barred> {
+    let offer = &signed.offer;
+    if policy.deny.contains(&offer.seller)
+        || (!policy.allow.is_empty() && !policy.allow.contains(&offer.seller))
+    {
+        return Err(Barred::Policy);
+    }
+    if !speaks(offer.caps, asked.dialect) {
+        return Err(Barred::Dialect);
+    }
+    if policy
+        .max_price_in
+        .is_some_and(|cap| offer.price.input > cap)
+        || policy
+            .max_price_out
+            .is_some_and(|cap| offer.price.output > cap)
+    {
+        return Err(Barred::Price);
+    }
+    if book.is_dead(&offer.seller) {
+        return Err(Barred::Unreachable);
+    }
+    let input = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
+    // The prefill over-estimates text by about a third: only a clear excess is refused here.
+    if offer.context > 0 && input / 2 > u64::from(offer.context) {
+        return Err(Barred::Context);
+    }
+    let prefill = offer.price.cost_in_out(input, 0);
+    let output = output_limit(asked, offer.max_output);
+    let list = offer.price.cost_in_out(0, output).saturating_add(MicroUsd(
+        prefill.0.max(
+            input
+                .saturating_mul(offer.price.input_max())
+                .div_ceil(1_000_000),
+        ),
+    ));
+    let max_cost = asked.max_cost.map_or(list, |cap| cap.min(list));
+    if asked.max_cost.is_some_and(|cap| prefill > cap) {
+        return Err(Barred::Price);
+    }
+    if prefill > policy.prepay_max {
+        return Err(Barred::Credit);
+    }
+    let headroom = payer.known(&offer.seller).and_then(|pair| pair.headroom());
+    if !offer.price.is_free() && headroom.is_some_and(|left| left <= prefill) {
+        return Err(Barred::Credit);
+    }
+    let expected = offer.price.cost_in_out(input, output.min(OUTPUT_EXPECTED));
+    Ok(Candidate {
+        offer: Arc::clone(signed),
+        prefill,
+        max_cost,
+        expected,
+    })
+}
+
+/// The most output this request can have.
+fn output_limit(asked: &Asked, offered: u32) -> u64 {
+    let offered = if offered == 0 {
+        OUTPUT_UNKNOWN
+    } else {
+        u64::from(offered)
+    };
+    asked
+        .view
+        .max_tokens
+        .map_or(offered, |asked| asked.min(offered.max(OUTPUT_UNKNOWN)))
+}
+
+fn speaks(caps: Capabilities, dialect: Dialect) -> bool {
+    caps.contains(match dialect {
+        Dialect::Chat => Capabilities::DIALECT_CHAT,
+        Dialect::Messages => Capabilities::DIALECT_MESSAGES,
+        Dialect::Responses => Capabilities::DIALECT_RESPONSES,
+    })
+}
+
+impl Route {
+    /// Counts of what barred the sellers, for the client's message.
+    pub fn reasons(&self) -> String {
+        let counted = [
+            (Barred::Price, "above the price cap"),
+            (Barred::Policy, "not allowed"),
+            (Barred::Unreachable, "not reachable"),
+            (Barred::Credit, "without credit left"),
+            (Barred::Context, "with too short a context"),
+            (Barred::Dialect, "in another dialect"),
+        ];
+        let parts: Vec<String> = counted
+            .iter()
+            .map(|(why, text)| (self.barred.iter().filter(|b| *b == why).count(), text))
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, text)| format!("{count} {text}"))
+            .collect();
+        parts.join(", ")
+    }
+}
+
+/// The dialects in a set of capabilities.
+#[must_use]
+pub(super) fn dialects(caps: Capabilities) -> Vec<Dialect> {
+    [Dialect::Chat, Dialect::Messages, Dialect::Responses]
+        .into_iter()
+        .filter(|dialect| speaks(caps, *dialect))
+        .collect()
+}

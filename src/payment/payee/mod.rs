@@ -1,0 +1,178 @@
+//! The seller's side of money: one [`PayeePair`] per buyer that opened a channel.
+//!
+//! [`PayeeHub::serve_session`] answers a buyer's session stream ([`session`]). A request asks its
+//! pair to [`PayeePair::admit`] it, to [`PayeePair::deliver`] more of the answer, and to
+//! [`PayeePair::end`] it with a receipt that is repeated until the buyer's ACCEPT is durable. All
+//! buyers together share one [`CreditPool`]: keys are free, so the sum is what bounds the gift.
+
+mod pair;
+mod session;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+pub use pair::{AdmitError, Ended, PayeePair};
+
+use super::PaymentError;
+use super::window::WindowSettings;
+use crate::keys::NodeKeys;
+use crate::ledger::{Ledger, Role, Row, SettlementRow};
+use crate::network::Stream;
+use crate::protocol::SignedTerms;
+use crate::tasks::Tasks;
+use crate::types::{Clock, MicroUsd, PeerId};
+
+/// What the payee needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The network's name.
+    pub network: String,
+    /// Windows and limits.
+    pub windows: WindowSettings,
+    /// Unsecured credit for each buyer.
+    pub credit_limit: MicroUsd,
+    /// Unsecured credit for all buyers together.
+    pub credit_total: MicroUsd,
+    /// Buyers with channels remembered at once; more are refused.
+    pub buyers_max: usize,
+}
+
+/// All pairs of this seller. Cheap to clone.
+#[derive(Clone)]
+pub struct PayeeHub {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    ledger: Ledger,
+    keys: NodeKeys,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    settings: Settings,
+    terms: SignedTerms,
+    pool: Arc<CreditPool>,
+    pairs: Mutex<HashMap<PeerId, Arc<PayeePair>>>,
+}
+
+/// What all buyers together owe, unsecured.
+#[derive(Debug, Default)]
+pub(super) struct CreditPool {
+    owed: AtomicU64,
+    total: u64,
+}
+
+impl CreditPool {
+    fn exhausted(&self) -> bool {
+        self.owed.load(Ordering::Relaxed) >= self.total
+    }
+    fn add(&self, amount: MicroUsd) {
+        self.owed.fetch_add(amount.0, Ordering::Relaxed);
+    }
+    fn pay(&self, amount: MicroUsd) {
+        let _ = self
+            .owed
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| {
+                Some(owed.saturating_sub(amount.0))
+            });
+    }
+}
+
+impl PayeeHub {
+    /// Restores every channel from the ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn restore(
+        ledger: Ledger,
+        keys: NodeKeys,
+        clock: Arc<dyn Clock>,
+        tasks: Tasks,
+        settings: Settings,
+        terms: SignedTerms,
+    ) -> Result<Self, PaymentError> {
+        let pool = Arc::new(CreditPool {
+            owed: AtomicU64::new(0),
+            total: settings.credit_total.0,
+        });
+        let mut pairs = HashMap::new();
+        for state in ledger.load(Role::Sell).await? {
+            let owed = state.accepted_sum.saturating_sub(state.settlements_sum);
+            pool.add(owed);
+            let deposit = settings.credit_limit.saturating_add(state.settlements_sum);
+            let peer = state.row.peer;
+            match PayeePair::restore(state, deposit, &settings, Arc::clone(&pool)) {
+                Ok(pair) => {
+                    pairs.insert(peer, Arc::new(pair));
+                }
+                Err(error) => tracing::error!(%peer, %error, "channel row is unreadable"),
+            }
+        }
+        let pairs = Mutex::new(pairs);
+        let shared = Shared {
+            ledger,
+            keys,
+            clock,
+            tasks,
+            settings,
+            terms,
+            pool,
+            pairs,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Answers one session stream until it ends; a newer one from the same buyer replaces it.
+    pub async fn serve_session(&self, buyer: PeerId, stream: Stream) {
+        if let Err(error) = session::serve(&self.shared, buyer, stream).await {
+            tracing::debug!(%buyer, %error, "session ended");
+        }
+    }
+
+    /// The pair with `buyer`, once it opened a channel.
+    #[must_use]
+    pub fn pair(&self, buyer: &PeerId) -> Option<Arc<PayeePair>> {
+        self.shared.pairs.lock().get(buyer).cloned()
+    }
+
+    /// Every pair.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<Arc<PayeePair>> {
+        self.shared.pairs.lock().values().cloned().collect()
+    }
+
+    /// Books a payment that `buyer` made outside; its deposit rises by it and it is told.
+    ///
+    /// # Errors
+    /// When the buyer has no channel here, or the ledger cannot be written.
+    pub async fn settle(
+        &self,
+        buyer: &PeerId,
+        amount: MicroUsd,
+        note: String,
+    ) -> Result<MicroUsd, PaymentError> {
+        let pair = self.pair(buyer).ok_or_else(|| {
+            PaymentError::Refused(format!("{buyer} never opened a channel with this seller"))
+        })?;
+        let row = SettlementRow {
+            at_ms: self.shared.clock.now_ms(),
+            role: Role::Sell,
+            channel: pair.channel(),
+            peer: *buyer,
+            amount,
+            note,
+        };
+        self.shared
+            .ledger
+            .commit(vec![Row::Settlement(row)])
+            .await?;
+        self.shared.pool.pay(amount);
+        let deposit = pair.add_settlement(amount);
+        session::tell_deposit(&self.shared, &pair).await;
+        Ok(deposit)
+    }
+}

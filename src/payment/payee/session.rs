@@ -1,0 +1,471 @@
+//! The seller's end of the session stream: answers the handshake, credits vouchers, books ACCEPTs,
+//! repeats receipts.
+//!
+//! Whatever is ready on the stream is taken in one turn: only the highest voucher is stored, and
+//! all ACCEPTs of the turn share its commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::ReadHalf;
+
+use super::Shared;
+use super::pair::{Ended, PayeePair};
+use crate::ledger::{ChannelRow, FinalRow, Role, Row, VoucherRow};
+use crate::network::Stream;
+use crate::network::framed::{FrameReader, FrameWriter};
+use crate::payment::PaymentError;
+use crate::protocol::frame::Frame;
+use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
+use crate::protocol::session::{
+    Accept, Hello, MODE_CREDIT, Open, SyncAttempt, SyncBuyer, SyncSeller,
+};
+use crate::protocol::{
+    ChannelDescriptor, EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION,
+};
+use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
+
+/// Receipts without ACCEPT are shown again this often.
+const RECEIPT_INTERVAL: Duration = Duration::from_secs(5);
+/// The buyer's part of the handshake must come within this.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of attempts listed in one SYNC, well under a frame.
+const SYNC_BYTES_MAX: usize = 48 * 1024;
+/// Messages taken in one turn; bounds how long an ACK waits.
+const TURN_MESSAGES_MAX: usize = 256;
+
+type Reader = FrameReader<ReadHalf<Stream>>;
+
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    buyer: PeerId,
+    stream: Stream,
+) -> Result<(), PaymentError> {
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read);
+    let mut writer = FrameWriter::new(write);
+    let pair = match tokio::time::timeout(
+        HANDSHAKE_TIMEOUT,
+        handshake(shared, buyer, &mut reader, &mut writer),
+    )
+    .await
+    {
+        Ok(Ok(pair)) => pair,
+        Ok(Err(error)) => {
+            let refusal = SessionMessage::Error {
+                code: "refused".into(),
+                message: error.to_string(),
+            };
+            let _ = writer.send(FrameKind::Session, &refusal.encode()).await;
+            return Err(error);
+        }
+        Err(_) => {
+            return Err(PaymentError::Session(
+                "the buyer's handshake took too long".into(),
+            ));
+        }
+    };
+    let mut replaced = pair.generation.subscribe();
+    pair.generation.send_modify(|generation| *generation += 1);
+    replaced.borrow_and_update();
+    *pair.session.lock().await = Some(writer);
+    let cancelled = shared.tasks.cancelled();
+    let mut repeat = tokio::time::interval(RECEIPT_INTERVAL);
+    repeat.tick().await;
+    loop {
+        tokio::select! {
+            frame = reader.read() => {
+                let frame = frame.map_err(broken)?.ok_or_else(closed)?;
+                turn(shared, &pair, frame, &mut reader).await?;
+            }
+            _ = repeat.tick() => repeat_receipts(&pair).await,
+            _ = replaced.changed() => return Ok(()),
+            () = cancelled.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn handshake(
+    shared: &Arc<Shared>,
+    buyer: PeerId,
+    reader: &mut Reader,
+    writer: &mut FrameWriter<tokio::io::WriteHalf<Stream>>,
+) -> Result<Arc<PayeePair>, PaymentError> {
+    let SessionMessage::Hello(hello) = next(reader).await? else {
+        return Err(out_of_order());
+    };
+    if hello.version != WIRE_VERSION || hello.network != shared.settings.network {
+        return Err(PaymentError::Refused(
+            "another wire version or network".into(),
+        ));
+    }
+    let ours = Hello {
+        version: WIRE_VERSION,
+        network: shared.settings.network.clone(),
+        modes: MODE_CREDIT,
+        terms_hash: shared.terms.hash,
+        clock_ms: shared.clock.now_ms(),
+    };
+    writer.put(FrameKind::Session, &SessionMessage::Hello(ours).encode());
+    let terms = SessionMessage::Terms(shared.terms.bytes.to_vec());
+    writer.put(FrameKind::Session, &terms.encode());
+    writer.flush().await.map_err(broken)?;
+
+    let SessionMessage::Open(open) = next(reader).await? else {
+        return Err(out_of_order());
+    };
+    let pair = open_pair(shared, buyer, &open).await?;
+    let deposit = pair.state.lock().machine.deposit();
+    let ack = SessionMessage::OpenAck {
+        channel: pair.channel(),
+        deposit,
+    };
+    writer
+        .send(FrameKind::Session, &ack.encode())
+        .await
+        .map_err(broken)?;
+
+    let SessionMessage::SyncBuyer(theirs) = next(reader).await? else {
+        return Err(out_of_order());
+    };
+    if theirs.channel != pair.channel() {
+        return Err(PaymentError::Refused("SYNC names another channel".into()));
+    }
+    if let Some((cumulative, signature)) = theirs.voucher {
+        store_voucher(shared, &pair, cumulative, signature).await?;
+    }
+    for message in sync_messages(shared, &pair, &theirs).await? {
+        writer.put(FrameKind::Session, &message.encode());
+    }
+    writer.flush().await.map_err(broken)?;
+    Ok(pair)
+}
+
+/// Finds the buyer's channel, or books the one it opens. Idempotent.
+async fn open_pair(
+    shared: &Arc<Shared>,
+    buyer: PeerId,
+    open: &Open,
+) -> Result<Arc<PayeePair>, PaymentError> {
+    let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).map_err(refused)?;
+    let channel = descriptor.credit_id();
+    open.verify(channel, &buyer).map_err(refused)?;
+    if descriptor.seller != shared.keys.payment.address() {
+        return Err(PaymentError::Refused(
+            "the channel pays another address".into(),
+        ));
+    }
+    if let Some(pair) = shared.pairs.lock().get(&buyer) {
+        return if pair.channel() == channel {
+            Ok(Arc::clone(pair))
+        } else {
+            Err(PaymentError::Refused(
+                "another channel of this buyer is open".into(),
+            ))
+        };
+    }
+    if shared.pairs.lock().len() >= shared.settings.buyers_max {
+        return Err(PaymentError::Refused("too many buyers".into()));
+    }
+    let row = ChannelRow {
+        at_ms: shared.clock.now_ms(),
+        role: Role::Sell,
+        channel,
+        peer: buyer,
+        mode: "credit".to_owned(),
+        descriptor: open.descriptor.clone(),
+        epoch: open.epoch,
+        deposit: shared.settings.credit_limit,
+        open_signature: open.signature.0,
+    };
+    shared.ledger.commit(vec![Row::Channel(row)]).await?;
+    let pool = Arc::clone(&shared.pool);
+    let pair = Arc::new(PayeePair::new(
+        buyer,
+        channel,
+        &descriptor,
+        &shared.settings,
+        pool,
+    ));
+    let mut pairs = shared.pairs.lock();
+    Ok(Arc::clone(pairs.entry(buyer).or_insert(pair)))
+}
+
+/// SYNC as one or more messages: attempts in doubt with their receipts, split by size.
+async fn sync_messages(
+    shared: &Shared,
+    pair: &PayeePair,
+    theirs: &SyncBuyer,
+) -> Result<Vec<SessionMessage>, PaymentError> {
+    let mut unknown = Vec::new();
+    for attempt in &theirs.open {
+        let known = {
+            let state = pair.state.lock();
+            state.running.contains(attempt) || state.ended.contains_key(attempt)
+        };
+        let booked = || async {
+            Ok::<_, PaymentError>(
+                shared
+                    .ledger
+                    .attempt(attempt)
+                    .await?
+                    .and_then(|a| a.final_row)
+                    .map(|f| f.billed),
+            )
+        };
+        if !known && booked().await?.unwrap_or(MicroUsd::ZERO) == MicroUsd::ZERO {
+            unknown.push(*attempt);
+        }
+    }
+    let mut batches = vec![Vec::new()];
+    let mut bytes = 0;
+    {
+        let state = pair.state.lock();
+        for (attempt, ended) in &state.ended {
+            let item = SyncAttempt {
+                attempt: *attempt,
+                receipt: ended.receipt.clone(),
+                signed_head: Vec::new(),
+            };
+            let size = 64 + ended.receipt.as_ref().map_or(0, Vec::len);
+            let full = batches
+                .last()
+                .is_some_and(|b| b.len() >= ATTEMPTS_PER_MESSAGE_MAX);
+            if bytes + size > SYNC_BYTES_MAX || full {
+                batches.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(batch) = batches.last_mut() {
+                batch.push(item);
+            }
+        }
+    }
+    let mut messages = Vec::new();
+    for open in batches {
+        let unknown = std::mem::take(&mut unknown);
+        messages.push(SessionMessage::SyncSeller(sync(pair, open, unknown)));
+    }
+    Ok(messages)
+}
+
+fn sync(pair: &PayeePair, open: Vec<SyncAttempt>, unknown: Vec<AttemptId>) -> SyncSeller {
+    let state = pair.state.lock();
+    SyncSeller {
+        channel: pair.channel(),
+        deposit: state.machine.deposit(),
+        settled: state.settlements,
+        voucher: state.last_voucher,
+        open,
+        unknown,
+    }
+}
+
+/// One turn: the frame that came and everything behind it, one commit, one flush.
+async fn turn(
+    shared: &Shared,
+    pair: &PayeePair,
+    first: Frame,
+    reader: &mut Reader,
+) -> Result<(), PaymentError> {
+    let mut best: Option<(MicroUsd, EvmSignature)> = None;
+    let mut accepted: Vec<(AttemptId, MicroUsd)> = Vec::new();
+    let mut next_frame = Some(first);
+    let mut taken = 0;
+    while let Some(frame) = next_frame {
+        match decode(&frame)? {
+            SessionMessage::Voucher {
+                channel,
+                cumulative,
+                signature,
+            } => {
+                check_channel(pair, channel)?;
+                if best.is_none_or(|(highest, _)| cumulative > highest) {
+                    best = Some((cumulative, signature));
+                }
+            }
+            SessionMessage::Accept(accept) => accepted.extend(check_accept(pair, accept)?),
+            SessionMessage::Close { .. } => {
+                return Err(PaymentError::Refused(
+                    "closing is for settled channels".into(),
+                ));
+            }
+            SessionMessage::Error { code, message } => {
+                return Err(PaymentError::Session(format!("{code}: {message}")));
+            }
+            _ => return Err(out_of_order()),
+        }
+        taken += 1;
+        next_frame = if taken < TURN_MESSAGES_MAX {
+            reader.buffered().map_err(broken)?
+        } else {
+            None
+        };
+    }
+    let mut answers = Vec::new();
+    if !accepted.is_empty() {
+        answers.extend(book_accepts(shared, pair, accepted, best.is_some()).await?);
+    }
+    if let Some((cumulative, signature)) = best {
+        store_voucher(shared, pair, cumulative, signature).await?;
+        let channel = pair.channel();
+        answers.push(SessionMessage::VoucherAck {
+            channel,
+            cumulative: pair.held(),
+        });
+    }
+    send(pair, &answers).await;
+    Ok(())
+}
+
+fn check_accept(
+    pair: &PayeePair,
+    accept: Accept,
+) -> Result<Vec<(AttemptId, MicroUsd)>, PaymentError> {
+    accept.verify(pair.buyer()).map_err(refused)?;
+    Ok(accept.items)
+}
+
+/// Makes a voucher durable, then raises A by it. Stale ones change nothing.
+async fn store_voucher(
+    shared: &Shared,
+    pair: &PayeePair,
+    cumulative: MicroUsd,
+    signature: EvmSignature,
+) -> Result<(), PaymentError> {
+    if cumulative <= pair.held() {
+        return Ok(());
+    }
+    let deposit = pair.state.lock().machine.deposit();
+    if cumulative > deposit {
+        return Err(PaymentError::Refused(format!(
+            "voucher of {cumulative} USD is above the credit of {deposit} USD"
+        )));
+    }
+    let voucher = Voucher {
+        channel: pair.channel(),
+        cumulative,
+    };
+    voucher
+        .verify(&signature, pair.voucher_signer())
+        .map_err(refused)?;
+    let row = VoucherRow {
+        at_ms: shared.clock.now_ms(),
+        role: Role::Sell,
+        channel: pair.channel(),
+        cumulative,
+        signature: signature.0,
+        attempt: None,
+    };
+    let durable = shared.ledger.persist_voucher(row).await?;
+    pair.credit(durable.cumulative, signature)
+        .map_err(|e| PaymentError::Refused(e.to_string()))
+}
+
+/// Books accepted costs; what is not waiting for one is only acknowledged.
+async fn book_accepts(
+    shared: &Shared,
+    pair: &PayeePair,
+    items: Vec<(AttemptId, MicroUsd)>,
+    commit_follows: bool,
+) -> Result<Vec<SessionMessage>, PaymentError> {
+    let now_ms = shared.clock.now_ms();
+    let waiting: Vec<(AttemptId, MicroUsd, Ended)> = {
+        let state = pair.state.lock();
+        let ended = |attempt: &AttemptId| state.ended.get(attempt).cloned();
+        items
+            .iter()
+            .filter_map(|(a, cost)| ended(a).map(|e| (*a, *cost, e)))
+            .collect()
+    };
+    let rows: Vec<FinalRow> = waiting
+        .iter()
+        .map(|(attempt, cost, ended)| ended.clone().into_final(*attempt, *cost, now_ms))
+        .collect();
+    if !rows.is_empty() {
+        // The voucher of this turn commits right behind; one fsync serves both.
+        let rows = rows.into_iter().map(Row::Final).collect();
+        if commit_follows {
+            shared.ledger.submit(rows).await?;
+        } else {
+            shared.ledger.commit(rows).await?;
+        }
+    }
+    for (attempt, cost, _) in waiting {
+        pair.accepted(&attempt, cost);
+    }
+    Ok(items
+        .chunks(ATTEMPTS_PER_MESSAGE_MAX)
+        .map(|chunk| SessionMessage::AcceptAck(chunk.iter().map(|(a, _)| *a).collect()))
+        .collect())
+}
+
+async fn repeat_receipts(pair: &PayeePair) {
+    let receipts: Vec<_> = {
+        let state = pair.state.lock();
+        state
+            .ended
+            .values()
+            .filter_map(|e| e.receipt.clone())
+            .take(ATTEMPTS_PER_MESSAGE_MAX)
+            .collect()
+    };
+    let messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
+    send(pair, &messages).await;
+}
+
+/// Tells a connected buyer that its deposit changed.
+pub(super) async fn tell_deposit(_shared: &Shared, pair: &PayeePair) {
+    let message = SessionMessage::SyncSeller(sync(pair, Vec::new(), Vec::new()));
+    send(pair, &[message]).await;
+}
+
+async fn send(pair: &PayeePair, messages: &[SessionMessage]) {
+    if messages.is_empty() {
+        return;
+    }
+    let mut session = pair.session.lock().await;
+    if let Some(writer) = session.as_mut() {
+        for message in messages {
+            writer.put(FrameKind::Session, &message.encode());
+        }
+        if writer.flush().await.is_err() {
+            *session = None;
+        }
+    }
+}
+
+fn check_channel(pair: &PayeePair, channel: ChannelId) -> Result<(), PaymentError> {
+    if channel == pair.channel() {
+        Ok(())
+    } else {
+        Err(PaymentError::Refused(
+            "a voucher for another channel".into(),
+        ))
+    }
+}
+
+async fn next(reader: &mut Reader) -> Result<SessionMessage, PaymentError> {
+    decode(&reader.read().await.map_err(broken)?.ok_or_else(closed)?)
+}
+
+fn decode(frame: &Frame) -> Result<SessionMessage, PaymentError> {
+    if frame.kind != FrameKind::Session {
+        return Err(out_of_order());
+    }
+    SessionMessage::decode(&Bytes::clone(&frame.payload)).map_err(refused)
+}
+
+fn refused(error: crate::protocol::DecodeError) -> PaymentError {
+    PaymentError::Refused(error.to_string())
+}
+fn broken(error: crate::network::framed::WireError) -> PaymentError {
+    PaymentError::Session(error.to_string())
+}
+fn closed() -> PaymentError {
+    PaymentError::Session("the buyer closed it".into())
+}
+fn out_of_order() -> PaymentError {
+    PaymentError::Refused("message out of order".into())
+}

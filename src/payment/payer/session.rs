@@ -1,0 +1,354 @@
+//! The buyer's end of the session stream: handshake, SYNC, and what the seller says afterwards.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::{ReadHalf, WriteHalf};
+
+use super::Shared;
+use super::pair::Pair;
+use crate::ledger::{ChannelRow, Role, Row, SettlementRow};
+use crate::network::framed::{FrameReader, FrameWriter};
+use crate::network::{Protocol, Stream};
+use crate::payment::PaymentError;
+use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
+use crate::protocol::session::{Hello, MODE_CREDIT, Open, SyncBuyer, SyncSeller};
+use crate::protocol::voucher::CreditParty;
+use crate::protocol::{
+    ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, WIRE_VERSION,
+};
+use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
+
+pub(super) type SessionWriter = FrameWriter<WriteHalf<Stream>>;
+type SessionReader = FrameReader<ReadHalf<Stream>>;
+
+/// Opens the session with this pair's seller unless somebody just did.
+///
+/// # Errors
+/// When the seller cannot be reached, breaks a rule or refuses.
+pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<(), PaymentError> {
+    let _one_at_a_time = pair.connecting.lock().await;
+    if pair.is_up() {
+        return Ok(());
+    }
+    let deadline = shared.settings.handshake_timeout;
+    let (reader, sync) = tokio::time::timeout(deadline, handshake(shared, pair))
+        .await
+        .map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
+    pair.state.lock().up = true;
+    on_sync(shared, pair, sync).await?;
+    resend_accepts(pair);
+    let (shared, pair) = (Arc::clone(shared), Arc::clone(pair));
+    let tasks = shared.tasks.clone();
+    tasks.spawn("payer-session", async move {
+        let ended = listen(&shared, &pair, reader).await;
+        tracing::debug!(seller = %pair.seller(), ?ended, "session ended");
+        close(&pair).await;
+    });
+    Ok(())
+}
+
+async fn handshake(
+    shared: &Arc<Shared>,
+    pair: &Arc<Pair>,
+) -> Result<(SessionReader, SyncSeller), PaymentError> {
+    let stream = shared
+        .network
+        .open(pair.seller(), Protocol::Session)
+        .await
+        .map_err(|e| PaymentError::Unreachable(e.to_string()))?;
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read);
+    *pair.session.lock().await = Some(FrameWriter::new(write));
+    let hello = Hello {
+        version: WIRE_VERSION,
+        network: shared.settings.network.clone(),
+        modes: MODE_CREDIT,
+        terms_hash: Hash32::default(),
+        clock_ms: shared.clock.now_ms(),
+    };
+    send(pair, &[SessionMessage::Hello(hello)]).await;
+    let SessionMessage::Hello(theirs) = next(&mut reader).await? else {
+        return Err(out_of_order("HELLO"));
+    };
+    if theirs.version != WIRE_VERSION || theirs.network != shared.settings.network {
+        return Err(PaymentError::Refused(format!(
+            "the seller speaks version {} of network `{}`",
+            theirs.version, theirs.network
+        )));
+    }
+    pair.learn_clock(theirs.clock_ms, shared.clock.now_ms());
+    let SessionMessage::Terms(bytes) = next(&mut reader).await? else {
+        return Err(out_of_order("TERMS"));
+    };
+    let terms = SignedTerms::decode_and_verify(&Bytes::from(bytes), pair.seller())
+        .map_err(|e| PaymentError::Refused(e.to_string()))?;
+    let channel = open_channel(shared, pair, terms).await?;
+    let SessionMessage::OpenAck {
+        channel: acked,
+        deposit,
+    } = next(&mut reader).await?
+    else {
+        return Err(out_of_order("OPEN_ACK"));
+    };
+    if acked != channel {
+        return Err(PaymentError::Refused(
+            "the seller acknowledged another channel".into(),
+        ));
+    }
+    pair.state.lock().machine.set_deposit(deposit);
+    let sync = {
+        let state = pair.state.lock();
+        let open = state
+            .doubtful
+            .keys()
+            .take(ATTEMPTS_PER_MESSAGE_MAX)
+            .copied()
+            .collect();
+        SessionMessage::SyncBuyer(SyncBuyer {
+            channel,
+            voucher: state.last_voucher,
+            open,
+        })
+    };
+    send(pair, &[sync]).await;
+    match next(&mut reader).await? {
+        SessionMessage::SyncSeller(sync) if sync.channel == channel => Ok((reader, sync)),
+        _ => Err(out_of_order("SYNC")),
+    }
+}
+
+/// Names the channel to the seller; its row is durable before the first OPEN leaves.
+async fn open_channel(
+    shared: &Shared,
+    pair: &Pair,
+    terms: SignedTerms,
+) -> Result<ChannelId, PaymentError> {
+    let us = CreditParty {
+        peer: shared.keys.identity.peer_id(),
+        payment: shared.keys.payment.address(),
+        voucher_signer: shared.keys.voucher.address(),
+    };
+    let them = CreditParty {
+        peer: *pair.seller(),
+        payment: terms.terms.payment_address,
+        voucher_signer: terms.terms.payment_address,
+    };
+    let (known, epoch) = {
+        let state = pair.state.lock();
+        (state.channel, state.epoch)
+    };
+    let descriptor = ChannelDescriptor::credit(&us, &them, epoch);
+    let channel = descriptor.credit_id();
+    let open = Open::sign(descriptor.to_bytes(), epoch, channel, &shared.keys.identity);
+    if known.is_some_and(|known| known != channel) {
+        return Err(PaymentError::Refused(
+            "the seller's payment address changed; close the old channel with it first".into(),
+        ));
+    }
+    if known.is_none() {
+        let row = ChannelRow {
+            at_ms: shared.clock.now_ms(),
+            role: Role::Buy,
+            channel,
+            peer: *pair.seller(),
+            mode: "credit".to_owned(),
+            descriptor: descriptor.to_bytes(),
+            epoch,
+            deposit: terms.terms.credit_limit,
+            open_signature: open.signature.0,
+        };
+        shared.ledger.commit(vec![Row::Channel(row)]).await?;
+    }
+    {
+        let mut state = pair.state.lock();
+        state.channel = Some(channel);
+        state.terms = Some(terms.terms);
+    }
+    send(pair, &[SessionMessage::Open(open)]).await;
+    Ok(channel)
+}
+
+/// Reads what the seller says until the stream ends.
+async fn listen(
+    shared: &Arc<Shared>,
+    pair: &Pair,
+    mut reader: SessionReader,
+) -> Result<(), PaymentError> {
+    loop {
+        match next(&mut reader).await? {
+            SessionMessage::VoucherAck { .. } | SessionMessage::Terms(_) => {}
+            SessionMessage::AcceptAck(attempts) => {
+                let mut state = pair.state.lock();
+                for attempt in attempts {
+                    state.unacked.remove(&attempt);
+                }
+            }
+            SessionMessage::Receipt(bytes) => on_receipt(shared, pair, bytes.into()).await?,
+            SessionMessage::SyncSeller(sync) => on_sync(shared, pair, sync).await?,
+            SessionMessage::Error { code, message } => {
+                return Err(PaymentError::Refused(format!("{code}: {message}")));
+            }
+            _ => return Err(out_of_order("a message of the seller's")),
+        }
+    }
+}
+
+/// SYNC: take the seller's deposit, its highest voucher and its attempts in doubt.
+async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), PaymentError> {
+    book_settlements(shared, pair, &sync).await?;
+    if let Some((cumulative, signature)) = sync.voucher {
+        let voucher = crate::protocol::Voucher {
+            channel: sync.channel,
+            cumulative,
+        };
+        if voucher
+            .verify(&signature, &shared.keys.voucher.address())
+            .is_ok()
+        {
+            let mut state = pair.state.lock();
+            if cumulative > state.machine.signed() {
+                state.machine.signed_up_to(cumulative);
+                state.last_voucher = Some((cumulative, signature));
+            }
+        }
+    }
+    for attempt in sync.unknown {
+        settle_doubt(shared, pair, attempt, None, false).await?;
+    }
+    for attempt in sync.open {
+        match attempt.receipt {
+            Some(bytes) => on_receipt(shared, pair, bytes.into()).await?,
+            None => settle_doubt(shared, pair, attempt.attempt, None, true).await?,
+        }
+    }
+    Ok(())
+}
+
+/// A payment booked at the seller is booked here once, by the difference of the sums.
+async fn book_settlements(
+    shared: &Shared,
+    pair: &Pair,
+    sync: &SyncSeller,
+) -> Result<(), PaymentError> {
+    let missing = {
+        let mut state = pair.state.lock();
+        state.machine.set_deposit(sync.deposit);
+        let missing = sync.settled.saturating_sub(state.settlements);
+        state.settlements = state.settlements.max(sync.settled);
+        missing
+    };
+    if missing == MicroUsd::ZERO {
+        return Ok(());
+    }
+    let row = SettlementRow {
+        at_ms: shared.clock.now_ms(),
+        role: Role::Buy,
+        channel: sync.channel,
+        peer: *pair.seller(),
+        amount: missing,
+        note: "booked by the seller".to_owned(),
+    };
+    shared.ledger.commit(vec![Row::Settlement(row)]).await?;
+    Ok(())
+}
+
+/// A receipt whose ACCEPT the seller misses: settle it, or say again what was booked.
+async fn on_receipt(shared: &Shared, pair: &Pair, bytes: Bytes) -> Result<(), PaymentError> {
+    let receipt = SignedReceipt::decode_and_verify(&bytes, pair.seller())
+        .map_err(|e| PaymentError::Refused(e.to_string()))?;
+    settle_doubt(
+        shared,
+        pair,
+        receipt.receipt.attempt_id,
+        Some(receipt),
+        true,
+    )
+    .await
+}
+
+async fn settle_doubt(
+    shared: &Shared,
+    pair: &Pair,
+    attempt: AttemptId,
+    receipt: Option<SignedReceipt>,
+    accept: bool,
+) -> Result<(), PaymentError> {
+    let shown = receipt.as_ref().map(|r| (&r.receipt, r.bytes.to_vec()));
+    if let Some(row) = pair.resolve(&attempt, shown, shared.clock.now_ms()) {
+        pair.finish(row, accept);
+        return Ok(());
+    }
+    let running_or_queued = {
+        let state = pair.state.lock();
+        state.live.contains_key(&attempt)
+            || state
+                .finals
+                .iter()
+                .any(|(row, _)| row.attempt_id == attempt)
+    };
+    if !accept || running_or_queued {
+        return Ok(());
+    }
+    match shared.ledger.attempt(&attempt).await? {
+        Some(known) => {
+            if let Some(row) = known.final_row {
+                pair.queue_accept(attempt, row.billed);
+            }
+        }
+        // Never ordered by this ledger: nothing is booked that cannot be explained.
+        None => pair.queue_accept(attempt, MicroUsd::ZERO),
+    }
+    Ok(())
+}
+
+fn resend_accepts(pair: &Pair) {
+    let mut state = pair.state.lock();
+    let again: Vec<_> = state
+        .unacked
+        .iter()
+        .map(|(attempt, cost)| (*attempt, *cost))
+        .collect();
+    state.to_accept = again;
+    drop(state);
+    pair.changed.notify_one();
+}
+
+/// Sends on the session if it stands; a broken one is noticed by its reader.
+pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
+    if messages.is_empty() {
+        return;
+    }
+    let mut session = pair.session.lock().await;
+    if let Some(writer) = session.as_mut() {
+        for message in messages {
+            writer.put(FrameKind::Session, &message.encode());
+        }
+        if let Err(error) = writer.flush().await {
+            tracing::debug!(seller = %pair.seller(), %error, "session write failed");
+            *session = None;
+            pair.state.lock().up = false;
+        }
+    }
+}
+
+async fn close(pair: &Pair) {
+    pair.state.lock().up = false;
+    *pair.session.lock().await = None;
+}
+
+async fn next(reader: &mut SessionReader) -> Result<SessionMessage, PaymentError> {
+    let frame = reader
+        .read()
+        .await
+        .map_err(|e| PaymentError::Session(e.to_string()))?
+        .ok_or_else(|| PaymentError::Session("the seller closed it".into()))?;
+    if frame.kind != FrameKind::Session {
+        return Err(out_of_order("another frame"));
+    }
+    SessionMessage::decode(&frame.payload).map_err(|e| PaymentError::Refused(e.to_string()))
+}
+
+fn out_of_order(what: &str) -> PaymentError {
+    PaymentError::Refused(format!("{what} out of order"))
+}

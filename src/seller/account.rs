@@ -1,0 +1,258 @@
+//! From what was delivered to a receipt: usage, cost, rows, USAGE frame.
+//!
+//! The upstream's usage counts when its answer is complete. What was cut short is counted here:
+//! input only when the buyer stopped by its own wish, output as far as it was delivered. Errors
+//! and empty answers cost 0 and are booked at once; anything else waits for the buyer's ACCEPT.
+
+use sha2::{Digest, Sha256};
+
+use super::wire::InferWire;
+use super::{Finish, Job, Shared};
+use crate::ledger::{DeliveredRow, Row};
+use crate::llm_api::{RequestView, TokenCount};
+use crate::payment::payee::Ended;
+use crate::protocol::receipt::Receipt;
+use crate::protocol::{Ending, FrameKind, PeerError, PeerErrorCode, SignedReceipt};
+use crate::tasks::off_thread_if;
+use crate::types::{Hash32, MicroUsd, Usage};
+
+/// What left this seller for one attempt.
+pub(super) struct Delivered {
+    pub status: u16,
+    pub model_served: String,
+    /// The upstream's own report, as far as it came.
+    pub reported: Option<Usage>,
+    /// Our own count of the answer.
+    pub output: Option<TokenCount>,
+    /// Hash and length of the body bytes sent.
+    pub hash: Sha256,
+    pub sent: u64,
+    pub ttft_ms: Option<u64>,
+    /// RESP_HEAD was sent, or a NOP that said the upstream was called.
+    pub committed: bool,
+    /// RESP_HEAD was sent.
+    pub head_sent: bool,
+}
+
+impl Delivered {
+    pub fn new() -> Self {
+        Self {
+            status: 0,
+            model_served: String::new(),
+            reported: None,
+            output: None,
+            hash: Sha256::new(),
+            sent: 0,
+            ttft_ms: None,
+            committed: false,
+            head_sent: false,
+        }
+    }
+    pub fn record(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.sent = self
+            .sent
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+    }
+}
+
+/// Own counts of one attempt.
+#[derive(Clone, Copy, Debug, Default)]
+struct OwnCount {
+    input: Option<u64>,
+    output: u64,
+}
+
+/// Books the end of an attempt and sends its last frames.
+pub(super) async fn close(
+    shared: &Shared,
+    wire: &mut InferWire,
+    job: Job,
+    delivered: Delivered,
+    finish: Finish,
+) {
+    let own = count(shared, &job, &delivered, finish).await;
+    let (usage, from_upstream) = usage_of(&delivered, finish, own);
+    let cost = cost_of(&job, &delivered, &usage, finish);
+    let receipt = sign(
+        shared,
+        &job,
+        &delivered,
+        (usage, from_upstream),
+        cost,
+        finish,
+        own,
+    );
+    crate::failpoint::hit("seller_before_usage");
+    book(shared, &job, &delivered, &receipt, finish, own).await;
+    if let Some(code) = finish.error {
+        let error = PeerError {
+            code: PeerErrorCode::UpstreamFailed,
+            message: code.to_owned(),
+            retry_after_ms: 0,
+            now_ms: shared.clock.now_ms(),
+        };
+        wire.writer.put(FrameKind::Error, &error.encode());
+    } else if delivered.head_sent {
+        wire.writer.put(FrameKind::End, &[]);
+    }
+    if delivered.committed {
+        wire.writer.put(FrameKind::Usage, &receipt.bytes);
+    }
+    let _ = wire.writer.close().await;
+    tracing::info!(
+        request = %receipt.receipt.request_id,
+        buyer = %receipt.receipt.buyer,
+        model = %job.order.sold.offer.model,
+        status = delivered.status,
+        input = usage.input_total(),
+        output = usage.output,
+        cost_usd = %cost,
+        ms = job.elapsed_ms(),
+        error = finish.error.unwrap_or(""),
+        "served"
+    );
+    crate::failpoint::hit("seller_after_usage");
+}
+
+/// Counts the input where the upstream did not, off the hot thread.
+async fn count(shared: &Shared, job: &Job, delivered: &Delivered, finish: Finish) -> OwnCount {
+    let output = delivered.output.map_or(0, |count| count.tokens);
+    let reported = delivered
+        .reported
+        .is_some_and(|usage| usage.input_total() > 0);
+    let owes_input = finish.ending != Ending::SellerFailed;
+    if reported || !owes_input || delivered.status >= 400 {
+        return OwnCount {
+            input: None,
+            output,
+        };
+    }
+    let (counter, model) = (shared.counter.clone(), job.order.sold.offer.model.clone());
+    let (body, dialect) = (job.body.clone(), job.dialect);
+    let work = move || {
+        RequestView::parse(&body, dialect).map_or(0, |view| {
+            counter.count_request(model.as_str(), &body, &view).tokens
+        })
+    };
+    OwnCount {
+        input: Some(off_thread_if(true, work).await),
+        output,
+    }
+}
+
+fn usage_of(delivered: &Delivered, finish: Finish, own: OwnCount) -> (Usage, bool) {
+    let reported = delivered.reported;
+    match (finish.ending, reported) {
+        (Ending::Complete, Some(usage)) => (usage, true),
+        (Ending::Complete | Ending::BuyerStopped, _) => {
+            let input = reported.filter(|u| u.input_total() > 0).unwrap_or(Usage {
+                input: own.input.unwrap_or(0),
+                ..Usage::default()
+            });
+            (
+                Usage {
+                    output: own.output,
+                    reasoning: 0,
+                    ..input
+                },
+                false,
+            )
+        }
+        (Ending::SellerFailed, _) => (
+            Usage {
+                output: own.output,
+                ..Usage::default()
+            },
+            false,
+        ),
+    }
+}
+
+fn cost_of(job: &Job, delivered: &Delivered, usage: &Usage, finish: Finish) -> MicroUsd {
+    let empty = usage.output == 0 && finish.ending != Ending::BuyerStopped;
+    if !delivered.committed || delivered.status >= 400 || empty {
+        return MicroUsd::ZERO;
+    }
+    job.order
+        .sold
+        .offer
+        .price
+        .cost(usage)
+        .min(job.order.signed.head.max_cost)
+}
+
+fn sign(
+    shared: &Shared,
+    job: &Job,
+    delivered: &Delivered,
+    (usage, usage_from_upstream): (Usage, bool),
+    cost: MicroUsd,
+    finish: Finish,
+    own: OwnCount,
+) -> SignedReceipt {
+    let head = &job.order.signed.head;
+    let receipt = Receipt {
+        request_id: head.request_id,
+        attempt_id: job.attempt,
+        order_hash: job.order.signed.hash,
+        seller: head.seller,
+        buyer: head.buyer,
+        status: delivered.status,
+        ending: finish.ending,
+        usage,
+        usage_from_upstream,
+        own_output: own.output,
+        cost,
+        response_hash: Hash32(delivered.hash.clone().finalize().into()),
+        response_len: delivered.sent,
+        at_ms: shared.clock.now_ms(),
+    };
+    SignedReceipt::sign(receipt, &shared.keys.identity)
+}
+
+/// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT.
+async fn book(
+    shared: &Shared,
+    job: &Job,
+    delivered: &Delivered,
+    receipt: &SignedReceipt,
+    finish: Finish,
+    own: OwnCount,
+) {
+    let now_ms = shared.clock.now_ms();
+    let cost = receipt.receipt.cost;
+    let ended = Ended {
+        signed_head: job.order.signed.bytes.to_vec(),
+        receipt: Some(receipt.bytes.to_vec()),
+        cost,
+        status: delivered.status,
+        usage: Some(receipt.receipt.usage),
+        own_input: own.input,
+        own_output: Some(own.output),
+        model_served: delivered.model_served.clone(),
+        ttft_ms: delivered.ttft_ms,
+        total_ms: job.elapsed_ms(),
+        error: finish.error.map(str::to_owned),
+    };
+    let row = if cost == MicroUsd::ZERO {
+        job.pair.drop_attempt(&job.attempt);
+        Row::Final(ended.into_final(job.attempt, MicroUsd::ZERO, now_ms))
+    } else {
+        let row = DeliveredRow {
+            at_ms: now_ms,
+            attempt_id: job.attempt,
+            status: delivered.status,
+            usage: Some(receipt.receipt.usage),
+            own_input: own.input,
+            own_output: Some(own.output),
+            cost,
+            receipt: Some(receipt.bytes.to_vec()),
+        };
+        job.pair.end(job.attempt, ended);
+        Row::Delivered(row)
+    };
+    if let Err(error) = shared.ledger.submit(vec![row]).await {
+        tracing::error!(%error, "ledger write failed");
+    }
+}

@@ -1,0 +1,175 @@
+//! What this seller sells: its signed offers, by hash, for as long as each one binds.
+//!
+//! A changed price makes a new offer; the old one is honoured until its `not_after`. A withdrawn
+//! model stays known until then, so that its buyers get `offer_withdrawn` and try elsewhere.
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::RwLock;
+use std::sync::Arc;
+
+use crate::keys::Identity;
+use crate::llm_api::Dialect;
+use crate::protocol::offer::{Capabilities, Modes, Offer, SignedOffer};
+use crate::types::{Hash32, ModelId, PriceTable, UnixMs};
+
+/// An offer binds this long, ms (the network refuses more than an hour ahead).
+pub const OFFER_LIFE_MS: u64 = 55 * 60 * 1_000;
+/// Input tokens assumed per KiB of request body.
+const TOKENS_PER_KIB: u16 = 256;
+/// Tokens assumed for one image.
+const IMAGE_TOKENS: u32 = 1_600;
+
+/// One model for sale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelForSale {
+    /// The network's name of it.
+    pub id: ModelId,
+    /// The upstream's name of it.
+    pub upstream_id: String,
+    /// What it costs here.
+    pub price: PriceTable,
+    /// Context length in tokens; 0 = unknown.
+    pub context: u32,
+    /// Longest output in tokens; 0 = unknown.
+    pub max_output: u32,
+    /// Takes images.
+    pub vision: bool,
+}
+
+/// What does not differ between this seller's offers.
+#[derive(Clone, Debug)]
+pub struct OfferFrame {
+    /// The network's name.
+    pub network: String,
+    /// The upstream's dialect.
+    pub dialect: Dialect,
+    /// Hidden reasoning that may be billed, tokens.
+    pub reasoning_cap: u32,
+    /// Hash of the signed terms.
+    pub terms_hash: Hash32,
+    /// Sold for nothing.
+    pub free: bool,
+}
+
+/// One offer as it binds this seller.
+#[derive(Clone, Debug)]
+pub struct Sold {
+    /// The offer as signed.
+    pub offer: Offer,
+    /// What the upstream calls the model.
+    pub upstream_id: String,
+    /// No longer sold.
+    pub withdrawn: bool,
+}
+
+/// All offers that bind this seller.
+pub struct Catalogue {
+    identity: Identity,
+    by_hash: RwLock<HashMap<Hash32, Arc<Sold>>>,
+    current: RwLock<Vec<SignedOffer>>,
+}
+
+impl Catalogue {
+    /// An empty catalogue of the node `identity`.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        let (by_hash, current) = (RwLock::default(), RwLock::default());
+        Self {
+            identity,
+            by_hash,
+            current,
+        }
+    }
+
+    /// Signs new offers for `models`; what is not among them any more counts as withdrawn.
+    pub fn publish(
+        &self,
+        models: &[ModelForSale],
+        frame: &OfferFrame,
+        now_ms: UnixMs,
+    ) -> Vec<SignedOffer> {
+        let ids: HashSet<&ModelId> = models.iter().map(|m| &m.id).collect();
+        let mut by_hash = self.by_hash.write();
+        by_hash.retain(|_, sold| sold.offer.not_after >= now_ms);
+        for sold in by_hash.values_mut() {
+            if !ids.contains(&sold.offer.model) && !sold.withdrawn {
+                *sold = Arc::new(Sold {
+                    withdrawn: true,
+                    ..(**sold).clone()
+                });
+            }
+        }
+        let mut signed_offers = Vec::with_capacity(models.len());
+        for model in models {
+            let offer = self.offer(model, frame, now_ms);
+            let sign = |message: &[u8]| self.identity.sign(message);
+            let signed = match SignedOffer::sign(offer.clone(), sign) {
+                Ok(signed) => signed,
+                Err(error) => {
+                    tracing::warn!(model = %offer.model, %error, "model cannot be offered");
+                    continue;
+                }
+            };
+            let upstream_id = model.upstream_id.clone();
+            by_hash.insert(
+                signed.hash,
+                Arc::new(Sold {
+                    offer,
+                    upstream_id,
+                    withdrawn: false,
+                }),
+            );
+            signed_offers.push(signed);
+        }
+        drop(by_hash);
+        self.current.write().clone_from(&signed_offers);
+        signed_offers
+    }
+
+    /// The offer of that hash, while it binds.
+    #[must_use]
+    pub fn by_offer(&self, hash: &Hash32, now_ms: UnixMs) -> Option<Arc<Sold>> {
+        self.by_hash
+            .read()
+            .get(hash)
+            .filter(|s| s.offer.not_after >= now_ms)
+            .cloned()
+    }
+
+    /// The offers announced now.
+    #[must_use]
+    pub fn current(&self) -> Vec<SignedOffer> {
+        self.current.read().clone()
+    }
+
+    fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
+        let dialect = match frame.dialect {
+            Dialect::Chat => Capabilities::DIALECT_CHAT,
+            Dialect::Messages => Capabilities::DIALECT_MESSAGES,
+            Dialect::Responses => Capabilities::DIALECT_RESPONSES,
+        };
+        let mut caps = dialect.union(Capabilities::TOOLS).union(Capabilities::JSON);
+        if model.vision {
+            caps = caps.union(Capabilities::VISION);
+        }
+        let seller = self.identity.peer_id();
+        Offer {
+            not_after: now_ms.saturating_add(OFFER_LIFE_MS),
+            price: model.price,
+            context: model.context,
+            max_output: model.max_output,
+            caps,
+            tokens_per_kib: TOKENS_PER_KIB,
+            image_tokens: IMAGE_TOKENS,
+            reasoning_cap: frame.reasoning_cap,
+            modes: if frame.free {
+                Modes::FREE.union(Modes::CREDIT)
+            } else {
+                Modes::CREDIT
+            },
+            terms_hash: frame.terms_hash,
+            ..Offer::new(&frame.network, seller, model.id.clone(), now_ms)
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! L4: infer streams to an upstream, and what they earn.
+//!
+//! One stream, top to bottom ([`Seller::serve`]):
+//! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
+//!
+//! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
+//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt.
+//! A buyer that cancels or vanishes stops the upstream at once.
+
+mod account;
+pub mod admission;
+pub mod catalogue;
+pub mod replay;
+mod reply;
+pub mod upstream;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use admission::{Gate, Order};
+use upstream::Upstream;
+use wire::{InferWire, NoOrder};
+
+use crate::keys::NodeKeys;
+use crate::ledger::{Ledger, LedgerError, OpenRow, Role, Row};
+use crate::llm_api::{self, Dialect, RequestView, TokenCounter};
+use crate::network::Stream;
+use crate::payment::WindowSettings;
+use crate::payment::payee::{AdmitError, PayeeHub, PayeePair};
+use crate::protocol::limits::STREAMS_PER_NODE_MAX;
+use crate::protocol::{Ending, PeerErrorCode};
+use crate::tasks::Tasks;
+use crate::types::{AttemptId, Clock, MicroUsd, PeerId};
+
+/// How long a request waits for the voucher that pays its prefill.
+const VOUCHER_WAIT: Duration = Duration::from_secs(2);
+
+/// What a seller needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Requests at the upstream at once; more are refused before their body is read.
+    pub max_concurrent: usize,
+    /// Windows and limits.
+    pub windows: WindowSettings,
+    /// Silence of the upstream within an answer that ends it.
+    pub idle_timeout: Duration,
+}
+
+/// Serves infer streams. Cheap to clone.
+#[derive(Clone)]
+pub struct Seller {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    gate: Gate,
+    payee: PayeeHub,
+    upstream: Upstream,
+    ledger: Ledger,
+    keys: NodeKeys,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    counter: TokenCounter,
+    settings: Settings,
+    slots: Arc<Semaphore>,
+    stats: Stats,
+}
+
+/// Counters for `status` and `/metrics`.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Requests that reached the upstream.
+    pub served: AtomicU64,
+    /// Requests refused before it.
+    pub refused: AtomicU64,
+    /// Answers the buyer cut short.
+    pub cancelled: AtomicU64,
+}
+
+/// The parts a seller is made of.
+pub struct Parts {
+    /// Checks heads.
+    pub gate: Gate,
+    /// Keeps the money.
+    pub payee: PayeeHub,
+    /// Does the work.
+    pub upstream: Upstream,
+    /// Keeps the record.
+    pub ledger: Ledger,
+    /// Signs receipts.
+    pub keys: NodeKeys,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Runs the streams.
+    pub tasks: Tasks,
+    /// Counts tokens.
+    pub counter: TokenCounter,
+}
+
+/// One admitted request.
+struct Job {
+    order: Order,
+    attempt: AttemptId,
+    pair: Arc<PayeePair>,
+    body: Bytes,
+    dialect: Dialect,
+    prefill: MicroUsd,
+    started: Instant,
+}
+
+impl Seller {
+    /// Puts a seller together.
+    #[must_use]
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let Parts {
+            gate,
+            payee,
+            upstream,
+            ledger,
+            keys,
+            clock,
+            tasks,
+            counter,
+        } = parts;
+        let slots = Arc::new(Semaphore::new(
+            settings.max_concurrent.min(STREAMS_PER_NODE_MAX),
+        ));
+        let stats = Stats::default();
+        let shared = Shared {
+            gate,
+            payee,
+            upstream,
+            ledger,
+            keys,
+            clock,
+            tasks,
+            counter,
+            settings,
+            slots,
+            stats,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+    /// Requests at the upstream now.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        let free = self.shared.slots.available_permits();
+        self.shared.settings.max_concurrent.saturating_sub(free)
+    }
+
+    /// Takes infer streams until the network or the node ends.
+    pub async fn accept(self, mut incoming: mpsc::Receiver<(PeerId, Stream)>) {
+        let cancelled = self.shared.tasks.cancelled();
+        loop {
+            let (buyer, stream) = tokio::select! {
+                next = incoming.recv() => match next { Some(next) => next, None => return },
+                () = cancelled.cancelled() => return,
+            };
+            let seller = self.clone();
+            self.shared
+                .tasks
+                .spawn("infer", async move { seller.serve(buyer, stream).await });
+        }
+    }
+
+    /// One stream from head to receipt.
+    async fn serve(&self, buyer: PeerId, stream: Stream) {
+        let mut wire = InferWire::new(stream);
+        let shared = &*self.shared;
+        match self.take_order(&mut wire, buyer).await {
+            Ok((job, _slot)) => {
+                shared.stats.served.fetch_add(1, Ordering::Relaxed);
+                reply::answer(shared, &mut wire, job).await;
+            }
+            Err(NoOrder::Refuse(code)) => {
+                shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%buyer, code = code.as_str(), "request refused");
+                wire.refuse(code, code.as_str(), shared.clock.now_ms())
+                    .await;
+            }
+            Err(NoOrder::Gone) => tracing::debug!(%buyer, "stream ended before its order"),
+        }
+    }
+
+    /// Head, slot, body, credit: everything before the upstream is called.
+    async fn take_order(
+        &self,
+        wire: &mut InferWire,
+        buyer: PeerId,
+    ) -> Result<(Job, tokio::sync::OwnedSemaphorePermit), NoOrder> {
+        let shared = &*self.shared;
+        let payload = wire.head().await?;
+        let order = shared
+            .gate
+            .check(&payload, &buyer, shared.clock.now_ms())
+            .map_err(NoOrder::Refuse)?;
+        let slot = Arc::clone(&shared.slots)
+            .try_acquire_owned()
+            .map_err(|_| NoOrder::Refuse(PeerErrorCode::Overloaded))?;
+        let head = &order.signed.head;
+        let pair = shared
+            .payee
+            .pair(&buyer)
+            .filter(|pair| pair.channel() == head.channel)
+            .ok_or(NoOrder::Refuse(PeerErrorCode::UnknownChannel))?;
+        let dialect = Dialect::from_path(&head.path)
+            .filter(|dialect| *dialect == shared.upstream.dialect())
+            .ok_or(NoOrder::Refuse(PeerErrorCode::Malformed))?;
+        let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
+        let body = wire.body(length).await?;
+        if Sha256::digest(&body).as_slice() != head.body_sha256.as_bytes() {
+            return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
+        }
+        let (body, prefill) = prepare(&order, &body, dialect)?;
+        let attempt = order.signed.attempt_id();
+        let started = Instant::now();
+        let job = Job {
+            order,
+            attempt,
+            pair,
+            body,
+            dialect,
+            prefill,
+            started,
+        };
+        self.admit(&job).await?;
+        Ok((job, slot))
+    }
+
+    /// Waits for the voucher that pays the prefill, then books the open row.
+    async fn admit(&self, job: &Job) -> Result<(), NoOrder> {
+        let shared = &*self.shared;
+        let price = &job.order.sold.offer.price;
+        let window = if price.is_free() {
+            MicroUsd::ZERO
+        } else {
+            shared.settings.windows.stream(price)
+        };
+        job.pair
+            .admit(job.attempt, job.prefill, window, VOUCHER_WAIT)
+            .await
+            .map_err(|error| {
+                NoOrder::Refuse(match error {
+                    AdmitError::UnknownChannel => PeerErrorCode::UnknownChannel,
+                    AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
+                    AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
+                })
+            })?;
+        let row = job.open_row(shared.clock.now_ms());
+        if let Err(error) = shared.ledger.submit(vec![Row::Open(row)]).await {
+            job.pair.drop_attempt(&job.attempt);
+            return Err(ledger_failed(&error));
+        }
+        crate::failpoint::hit("seller_open_row");
+        Ok(())
+    }
+}
+
+impl Job {
+    fn open_row(&self, at_ms: u64) -> OpenRow {
+        let head = &self.order.signed.head;
+        OpenRow {
+            at_ms,
+            attempt_id: self.attempt,
+            request_id: head.request_id,
+            attempt: head.attempt,
+            role: Role::Sell,
+            peer: head.buyer,
+            client: String::new(),
+            model_asked: head.model.clone(),
+            model: self.order.sold.offer.model.clone(),
+            offer_hash: head.offer_hash,
+            price: self.order.sold.offer.price,
+            channel: head.channel,
+            max_cost: head.max_cost,
+            prefill: self.prefill,
+            voucher_before: self.pair.held(),
+            signed_head: self.order.signed.bytes.to_vec(),
+        }
+    }
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Names the model as the upstream does, and works out the prefill from the bytes as signed.
+fn prepare(order: &Order, body: &Bytes, dialect: Dialect) -> Result<(Bytes, MicroUsd), NoOrder> {
+    let malformed = |_| NoOrder::Refuse(PeerErrorCode::Malformed);
+    let view = RequestView::parse(body, dialect).map_err(malformed)?;
+    let offer = &order.sold.offer;
+    let tokens =
+        llm_api::prefill_tokens(&view, body.len(), offer.tokens_per_kib, offer.image_tokens);
+    let prefill = offer.price.cost_in_out(tokens, 0);
+    let body = if view.model == order.sold.upstream_id {
+        body.clone()
+    } else {
+        llm_api::rewrite_model(body, &view, &order.sold.upstream_id)
+    };
+    Ok((body, prefill))
+}
+
+fn ledger_failed(error: &LedgerError) -> NoOrder {
+    tracing::error!(%error, "ledger write failed; refusing");
+    NoOrder::Refuse(PeerErrorCode::Internal)
+}
+
+/// How an attempt ended, with what an error code says about it.
+#[derive(Clone, Copy, Debug)]
+struct Finish {
+    ending: Ending,
+    error: Option<&'static str>,
+}

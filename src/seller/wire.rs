@@ -1,0 +1,127 @@
+//! The seller's end of one infer stream: reads the order, watches for CANCEL, gathers answers.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{ReadHalf, WriteHalf};
+
+use crate::network::Stream;
+use crate::network::framed::{FrameReader, FrameWriter, WireError};
+use crate::protocol::{CancelReason, FrameKind, Need, PeerError, PeerErrorCode, Progress};
+use crate::types::{MicroUsd, UnixMs};
+
+/// The head must come within this.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A body must keep coming: at most this between two frames.
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One infer stream, split, so that CANCEL is seen while the answer is written.
+pub(super) struct InferWire {
+    reader: FrameReader<ReadHalf<Stream>>,
+    pub writer: FrameWriter<WriteHalf<Stream>>,
+}
+
+/// How the buyer stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    /// It said why, and waits for USAGE.
+    Cancelled(CancelReason),
+    /// The stream broke.
+    Gone,
+}
+
+/// Why there is no order to work on.
+#[derive(Debug)]
+pub(super) enum NoOrder {
+    /// The stream ended or broke.
+    Gone,
+    /// The peer broke a rule.
+    Refuse(PeerErrorCode),
+}
+
+impl InferWire {
+    pub fn new(stream: Stream) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self {
+            reader: FrameReader::new(read),
+            writer: FrameWriter::new(write),
+        }
+    }
+
+    /// The payload of REQ_HEAD.
+    pub async fn head(&mut self) -> Result<Bytes, NoOrder> {
+        match tokio::time::timeout(HEAD_TIMEOUT, self.reader.read()).await {
+            Ok(Ok(Some(frame))) if frame.kind == FrameKind::ReqHead => Ok(frame.payload),
+            Ok(Ok(Some(_)) | Err(WireError::Frame(_))) => {
+                Err(NoOrder::Refuse(PeerErrorCode::Malformed))
+            }
+            _ => Err(NoOrder::Gone),
+        }
+    }
+
+    /// The body of exactly `len` bytes, then END.
+    pub async fn body(&mut self, len: usize) -> Result<Bytes, NoOrder> {
+        let mut body = BytesMut::new();
+        loop {
+            let frame = match tokio::time::timeout(BODY_IDLE_TIMEOUT, self.reader.read()).await {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Err(WireError::Frame(_))) => {
+                    return Err(NoOrder::Refuse(PeerErrorCode::Malformed));
+                }
+                _ => return Err(NoOrder::Gone),
+            };
+            match frame.kind {
+                // Grows only by what really arrived, never by what the head claims.
+                FrameKind::Body if body.len() + frame.payload.len() <= len => {
+                    body.extend_from_slice(&frame.payload);
+                }
+                FrameKind::End if body.len() == len => return Ok(body.freeze()),
+                FrameKind::Body | FrameKind::End => {
+                    return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
+                }
+                FrameKind::Cancel => return Err(NoOrder::Gone),
+                _ => return Err(NoOrder::Refuse(PeerErrorCode::Malformed)),
+            }
+        }
+    }
+
+    /// Resolves when the buyer stops; cancel safe. A buyer only ever sends CANCEL after its END.
+    pub async fn stopped(&mut self) -> Stopped {
+        match self.reader.read().await {
+            Ok(Some(frame)) if frame.kind == FrameKind::Cancel => {
+                CancelReason::decode(&frame.payload).map_or(Stopped::Gone, Stopped::Cancelled)
+            }
+            _ => Stopped::Gone,
+        }
+    }
+
+    /// Says that the seller is alive; the buyer owes its input once the upstream was called.
+    pub async fn alive(&mut self, upstream_called: bool) -> Result<(), WireError> {
+        self.writer
+            .send(FrameKind::Nop, &Progress { upstream_called }.encode())
+            .await
+    }
+
+    /// Asks for a voucher of at least `cumulative`, after everything gathered so far.
+    pub async fn need(&mut self, cumulative: MicroUsd) -> Result<(), WireError> {
+        self.writer
+            .send(FrameKind::Need, &Need { cumulative }.encode())
+            .await
+    }
+
+    /// Refuses or gives up; the buyer may already be gone.
+    pub async fn refuse(&mut self, code: PeerErrorCode, message: &str, now_ms: UnixMs) {
+        let retry_after_ms = match code {
+            PeerErrorCode::Overloaded => 1_000,
+            _ => 0,
+        };
+        let error = PeerError {
+            code,
+            message: message.to_owned(),
+            retry_after_ms,
+            now_ms,
+        };
+        let _ = self.writer.send(FrameKind::Error, &error.encode()).await;
+        let _ = self.writer.close().await;
+    }
+}
