@@ -1,2 +1,3 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod llm_api;
 pub mod types;
