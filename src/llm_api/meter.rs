@@ -91,7 +91,7 @@ enum Before {
 }
 
 /// The incremental meter. [`text_bytes`](Self::text_bytes) is exact after every byte.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AnswerMeter {
     state: State,
     before: Before,
@@ -406,7 +406,7 @@ fn cut(bytes: &[u8]) -> (&[u8], Option<u8>, &[u8]) {
 }
 
 /// Keeps raw text, bounded, each piece once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Collector {
     responses: bool,
     raw: Vec<u8>,

@@ -51,3 +51,10 @@ pub use splice::{
 pub use sse::{EVENT_BYTES_MAX, EventSplitter, SseError};
 pub use tokens::{Margin, TokenCount, TokenCounter};
 pub use tracker::{StreamIdentity, UsageTracker};
+
+/// True when `bytes` are exactly one JSON object (white space around it allowed).
+#[must_use]
+pub fn is_json_object(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().first() == Some(&b'{')
+        && serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok()
+}
