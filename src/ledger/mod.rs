@@ -53,6 +53,8 @@ pub use rows::{
 pub use writer::{CheckpointSigner, Settings, Writer};
 
 #[cfg(test)]
+mod cost_test;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
