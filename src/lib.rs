@@ -1,3 +1,19 @@
 //! Souk: a peer-to-peer market for LLM inference.
+pub mod buyer;
+pub mod cli;
+pub mod config;
+pub mod data_dir;
+pub mod discovery;
+pub mod failpoint;
+pub mod failure;
+pub mod keys;
+pub mod launch;
+pub mod ledger;
 pub mod llm_api;
+pub mod network;
+pub mod payment;
+pub mod protocol;
+pub mod seller;
+pub mod tasks;
+pub mod telemetry;
 pub mod types;
