@@ -1,6 +1,6 @@
 //! Places where a test can kill the process, to show what a crash there costs.
 //!
-//! `SOUK_FAILPOINT=name` aborts the process when `name` is hit; `name:n` at the n-th time. Release
+//! `FAILPOINT_SOUK=name` aborts the process when `name` is hit; `name:n` at the n-th time. Release
 //! builds contain none of it.
 
 /// Dies here when the test asked for it.
@@ -20,7 +20,7 @@ mod debug {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     static WANTED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
-        let text = std::env::var("SOUK_FAILPOINT").ok()?;
+        let text = std::env::var("FAILPOINT_SOUK").ok()?;
         Some(match text.split_once(':') {
             Some((name, nth)) => (name.to_owned(), nth.parse().unwrap_or(1)),
             None => (text, 1),

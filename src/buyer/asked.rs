@@ -89,7 +89,7 @@ fn souk_header<T: std::str::FromStr>(
         .and_then(|text| text.trim().parse().ok());
     parsed
         .map(Some)
-        .ok_or_else(|| RequestError::BadField(name, "what the README says of this header"))
+        .ok_or(RequestError::BadField(name, "what the README says of this header"))
 }
 
 /// Only what the allow-list names reaches a seller.

@@ -1,6 +1,5 @@
 //! What the client is told when no seller could answer: the table of the README, one place.
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::sink::ClientSink;

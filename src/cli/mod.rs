@@ -73,9 +73,8 @@ pub struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    // MERGE: `Keygen(keygen::KeygenArgs)` from cli/keygen.rs.
     /// Create the node's keys
-    Keygen(StubArgs),
+    Keygen(keygen::KeygenArgs),
     /// Sell an upstream's models
     Sell(Box<SellArgs>),
     /// Run the local proxy that buys
@@ -164,7 +163,10 @@ impl Cli {
     async fn dispatch(self, out: &Output) -> anyhow::Result<()> {
         let global = self.global;
         match self.command {
-            Command::Keygen(args) => not_merged("keygen", &args),
+            Command::Keygen(args) => {
+                let dir = global.data_dir()?;
+                keygen::run(&args, dir.path(), out.json).map_err(keygen_failure)
+            }
             Command::Ledger(args) => not_merged("ledger", &args),
             Command::Sell(args) => roles::sell(&global, &args).await,
             Command::Buy(args) => roles::buy(&global, &args).await,
@@ -265,3 +267,12 @@ fn failure_of(error: &anyhow::Error) -> CliError {
 
 #[cfg(test)]
 mod tests;
+
+/// A keygen failure with its exit code.
+fn keygen_failure(error: keygen::KeygenError) -> anyhow::Error {
+    let kind = match error.exit_code() {
+        2 => FailureKind::Usage,
+        _ => FailureKind::Failure,
+    };
+    CliError::new(kind, error.to_string()).into()
+}

@@ -12,6 +12,7 @@
 //! voucher stands, every attempt in doubt is settled by the rules in [`payer::doubt`].
 
 pub mod channel;
+pub mod evidence;
 pub mod payee;
 pub mod payer;
 pub mod running;

@@ -135,10 +135,11 @@ impl PayerHub {
         let cancelled = self.shared.tasks.cancelled();
         loop {
             for pair in self.pairs() {
-                if pair.in_doubt() && !pair.is_up() {
-                    if let Err(error) = session::connect(&self.shared, &pair).await {
-                        tracing::debug!(seller = %pair.seller(), %error, "reconcile later");
-                    }
+                if pair.in_doubt()
+                    && !pair.is_up()
+                    && let Err(error) = session::connect(&self.shared, &pair).await
+                {
+                    tracing::debug!(seller = %pair.seller(), %error, "reconcile later");
                 }
             }
             tokio::select! {

@@ -1,0 +1,101 @@
+//! Checks the signatures that the ledger keeps, for `node ledger verify` and `node ledger show`.
+//!
+//! The ledger knows rows, the protocol knows signatures; this is where both meet.
+
+use bytes::Bytes;
+
+use crate::keys;
+use crate::ledger::audit::SignatureCheck;
+use crate::ledger::{ChannelRow, FinalRow, OfferRow, OpenRow, Role, VoucherRow};
+use crate::protocol::offer::SignedOffer;
+use crate::protocol::session::Open;
+use crate::protocol::{
+    ChannelDescriptor, EvmSignature, IdentitySignature, SignedHead, SignedReceipt, Voucher,
+};
+use crate::types::{MicroUsd, PeerId};
+
+/// Checks rows of the node `me`.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// Whose ledger it is.
+    pub me: PeerId,
+    /// Its network, for offers.
+    pub network: String,
+}
+
+impl SignatureCheck for Evidence {
+    fn channel(&self, row: &ChannelRow) -> Result<(), String> {
+        let descriptor = ChannelDescriptor::from_bytes(&row.descriptor).map_err(text)?;
+        if descriptor.credit_id() != row.channel {
+            return Err("the channel's id is not its descriptor's".into());
+        }
+        let buyer = match row.role {
+            Role::Buy => self.me,
+            Role::Sell => row.peer,
+        };
+        let open = Open {
+            descriptor: row.descriptor.clone(),
+            epoch: row.epoch,
+            signature: IdentitySignature(row.open_signature),
+        };
+        open.verify(row.channel, &buyer).map_err(text)
+    }
+
+    fn voucher(&self, channel: &ChannelRow, voucher: &VoucherRow) -> Result<(), String> {
+        let descriptor = ChannelDescriptor::from_bytes(&channel.descriptor).map_err(text)?;
+        Voucher { channel: voucher.channel, cumulative: voucher.cumulative }
+            .verify(&EvmSignature(voucher.signature), &descriptor.voucher_signer)
+            .map_err(text)
+    }
+
+    fn head(&self, open: &OpenRow) -> Result<(), String> {
+        let signed = SignedHead::decode(&Bytes::from(open.signed_head.clone())).map_err(text)?;
+        signed.verify().map_err(text)?;
+        let head = &signed.head;
+        let (buyer, seller) = match open.role {
+            Role::Buy => (self.me, open.peer),
+            Role::Sell => (open.peer, self.me),
+        };
+        let same = signed.attempt_id() == open.attempt_id
+            && head.request_id == open.request_id
+            && head.buyer == buyer
+            && head.seller == seller
+            && head.channel == open.channel
+            && head.max_cost == open.max_cost
+            && head.offer_hash == open.offer_hash;
+        if same { Ok(()) } else { Err("the signed head says something else than the row".into()) }
+    }
+
+    fn receipt(&self, open: &OpenRow, booked: &FinalRow, bytes: &[u8]) -> Result<(), String> {
+        let seller = match open.role {
+            Role::Buy => open.peer,
+            Role::Sell => self.me,
+        };
+        let bytes = Bytes::copy_from_slice(bytes);
+        let signed = SignedReceipt::decode_and_verify(&bytes, &seller).map_err(text)?;
+        let receipt = &signed.receipt;
+        if receipt.attempt_id != open.attempt_id || receipt.request_id != open.request_id {
+            return Err("the receipt is another attempt's".into());
+        }
+        if booked.billed > receipt.cost.max(MicroUsd::ZERO) {
+            return Err(format!("{} USD booked, receipt says {}", booked.billed, receipt.cost));
+        }
+        Ok(())
+    }
+
+    fn offer(&self, row: &OfferRow) -> Result<(), String> {
+        // Checked at the time it was made: an offer is allowed to be old here.
+        let made_ms = row.not_after.saturating_sub(1);
+        let signed = SignedOffer::decode_and_verify(&row.bytes, &self.network, made_ms)
+            .map_err(|e| e.to_string())?;
+        if signed.hash == row.hash { Ok(()) } else { Err("the offer's hash differs".into()) }
+    }
+
+    fn checkpoint(&self, message: &[u8], signature: &[u8; 64]) -> Result<(), String> {
+        keys::verify(&self.me, message, signature).map_err(|e| e.to_string())
+    }
+}
+
+fn text(error: crate::protocol::DecodeError) -> String {
+    error.to_string()
+}
