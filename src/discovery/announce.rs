@@ -207,7 +207,7 @@ impl Work {
         let (models, groups) = self.puts(&chosen);
         let taken = self.put_all(models).await;
         self.put_all(groups).await;
-        let live: Vec<SignedOffer> = chosen.iter().map(|s| SignedOffer::clone(s)).collect();
+        let live: Vec<SignedOffer> = chosen.iter().copied().cloned().collect();
         let confirmed = futures::stream::iter(live)
             .map(|signed| self.confirm(signed))
             .buffer_unordered(AT_A_TIME)

@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_model_has_room_for_so_many_sellers() {
         let mut book = Catalogue::default();
-        for seed in 0..(600) {
+        for seed in 0..600 {
             book.insert(signed(seed, offer(seed, "m", NOW)), NOW);
         }
         assert_eq!(book.len(), OFFERS_PER_MODEL_MAX);

@@ -1,4 +1,5 @@
 //! Discovery over real loopback swarms.
+#![allow(clippy::disallowed_methods, reason = "tests spawn what the composition root would")]
 use super::*;
 use crate::network::tests::{NET, Node, QUIC, TCP, run, run_apart, settings, until, within};
 use crate::network::{Handle, Protocol};

@@ -1,4 +1,5 @@
 //! Swarms in one process, on loopback.
+#![allow(clippy::disallowed_methods, reason = "tests spawn what the composition root would")]
 use super::*;
 use crate::types::SystemClock;
 use std::time::Instant;
