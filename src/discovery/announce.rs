@@ -38,8 +38,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 const OFFERS_PER_PUT: usize = 64;
 /// PUTs and read-backs at a time.
 const AT_A_TIME: usize = 8;
-/// Read-back stops after so many distinct offers.
-const CHECK_WANT: usize = 2_048;
 /// Rounds towards single holders at a time.
 const HOLDERS_AT_A_TIME: usize = 16;
 
@@ -235,7 +233,7 @@ impl Work {
     /// Reads shard 0 back; when it is full the offer goes into the further shard as well. Our own copy proves nothing.
     async fn confirm(&self, signed: SignedOffer) -> bool {
         let key = model_key(&self.network, &signed.offer.model, 0);
-        let mut replies = self.handle.walk_offers(key, CHECK_WANT).await;
+        let mut replies = self.handle.walk_offers(key).await;
         let (mut shown, mut full) = (false, false);
         while let Some(reply) = replies.recv().await {
             full |= reply.set.header.is_full();
