@@ -38,8 +38,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 const OFFERS_PER_PUT: usize = 64;
 /// PUTs and read-backs at a time.
 const AT_A_TIME: usize = 8;
-/// Read-back stops after so many distinct offers.
-const CHECK_WANT: usize = 2_048;
 /// Rounds towards single holders at a time.
 const HOLDERS_AT_A_TIME: usize = 16;
 
@@ -207,7 +205,7 @@ impl Work {
         let (models, groups) = self.puts(&chosen);
         let taken = self.put_all(models).await;
         self.put_all(groups).await;
-        let live: Vec<SignedOffer> = chosen.iter().map(|s| SignedOffer::clone(s)).collect();
+        let live: Vec<SignedOffer> = chosen.iter().copied().cloned().collect();
         let confirmed = futures::stream::iter(live)
             .map(|signed| self.confirm(signed))
             .buffer_unordered(AT_A_TIME)
@@ -235,7 +233,7 @@ impl Work {
     /// Reads shard 0 back; when it is full the offer goes into the further shard as well. Our own copy proves nothing.
     async fn confirm(&self, signed: SignedOffer) -> bool {
         let key = model_key(&self.network, &signed.offer.model, 0);
-        let mut replies = self.handle.walk_offers(key, CHECK_WANT).await;
+        let mut replies = self.handle.walk_offers(key).await;
         let (mut shown, mut full) = (false, false);
         while let Some(reply) = replies.recv().await {
             full |= reply.set.header.is_full();

@@ -14,7 +14,7 @@ use crate::types::{Hash32, ModelId, PeerId, PriceTable, UnixMs};
 /// Offers in memory: about 1 KiB each.
 pub const OFFERS_MAX: usize = 8_192;
 /// Offers of one model.
-pub const OFFERS_PER_MODEL_MAX: usize = 512;
+pub const OFFERS_PER_MODEL_MAX: usize = 1_024;
 
 /// The live offers of a model, shared.
 pub type OfferList = Arc<[Arc<SignedOffer>]>;
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_model_has_room_for_so_many_sellers() {
         let mut book = Catalogue::default();
-        for seed in 0..(600) {
+        for seed in 0..1_100 {
             book.insert(signed(seed, offer(seed, "m", NOW)), NOW);
         }
         assert_eq!(book.len(), OFFERS_PER_MODEL_MAX);

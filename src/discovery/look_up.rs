@@ -7,25 +7,37 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::offer_book::Inner;
+use super::offer_book::{Absorbed, Inner};
 use crate::protocol::offer::{OfferKey, SHARDS_EXTRA, catalogue_keys, model_key};
 use crate::types::{ModelId, PeerId};
 
-/// Distinct offers after which a walk of one key stops.
+/// New verified offers after which a walk of one key stops.
 const WALK_WANT: usize = 1_024;
 /// Keys walked at a time.
 const WALKS_AT_A_TIME: usize = 4;
 /// A look-up waits so long for the first DHT server before it asks an empty routing table.
 const SERVER_WAIT: Duration = Duration::from_secs(1);
+/// Offers in one answer that no honest holder would show, before the rest is ignored.
+const FORGERIES_MAX: usize = 4;
 /// Signatures checked before other tasks get a turn.
 const VERIFY_BATCH: usize = 16;
 
 impl Inner {
-    /// Verifies and takes raw offers; returns how many were new.
+    /// Verifies and takes the raw offers of one answer; returns how many were new. An honest holder checks what it
+    /// stores, so after a few forgeries the rest of its answer is not worth a signature check.
     pub(super) async fn absorb(&self, offers: &[Bytes]) -> usize {
-        let mut new = 0;
+        let (mut new, mut forged) = (0, 0);
         for batch in offers.chunks(VERIFY_BATCH) {
-            new += batch.iter().filter(|raw| self.absorb_one(raw)).count();
+            for raw in batch {
+                match self.absorb_one(raw) {
+                    Absorbed::New => new += 1,
+                    Absorbed::Forged => forged += 1,
+                    Absorbed::Known | Absorbed::Outdated => {}
+                }
+            }
+            if forged > FORGERIES_MAX {
+                break;
+            }
             tokio::task::yield_now().await;
         }
         if new > 0 {
@@ -35,11 +47,14 @@ impl Inner {
     }
     /// Walks one key; returns true when a holder said that it is full.
     async fn walk(&self, key: OfferKey) -> bool {
-        let mut replies = self.handle.walk_offers(key, WALK_WANT).await;
-        let mut full = false;
+        let mut replies = self.handle.walk_offers(key).await;
+        let (mut full, mut new) = (false, 0);
         while let Some(reply) = replies.recv().await {
             full |= reply.set.header.is_full();
-            self.absorb(&reply.set.offers).await;
+            new += self.absorb(&reply.set.offers).await;
+            if new >= WALK_WANT {
+                break;
+            }
         }
         full
     }

@@ -22,10 +22,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::catalogue::{Catalogue, ModelSummary, OfferList};
+use super::catalogue::{Catalogue, ModelSummary, OFFERS_MAX, OfferList};
 use super::peer_book::PeerBook;
 use crate::network::{Handle, NetworkEvent};
-use crate::protocol::offer::SignedOffer;
+use crate::protocol::offer::{OfferError, SignedOffer};
 use crate::types::{Clock, Hash32, ModelId, PeerId, UnixMs};
 
 /// Background work at a time.
@@ -95,6 +95,19 @@ pub enum Found {
     NotReady,
 }
 
+/// What became of a raw offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absorbed {
+    /// Verified and taken.
+    New,
+    /// Not newer than what is known.
+    Known,
+    /// Expired, from the future or from another version: honest peers show such offers.
+    Outdated,
+    /// No honest holder shows this.
+    Forged,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Interest {
     wanted: UnixMs,
@@ -119,29 +132,37 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    /// Verifies one raw offer; true when it was new.
-    pub(super) fn absorb_one(&self, raw: &[u8]) -> bool {
-        let Some(signed) = self.take(raw) else {
-            return false;
+    /// Verifies and takes one raw offer.
+    pub(super) fn absorb_one(&self, raw: &[u8]) -> Absorbed {
+        let signed = match self.take(raw) {
+            Ok(signed) => signed,
+            Err(why) => return why,
         };
         let mut unsaved = self.unsaved.lock();
         if unsaved.len() >= UNSAVED_MAX {
             unsaved.pop_front();
         }
         unsaved.push_back(signed);
-        true
+        Absorbed::New
     }
-    fn take(&self, raw: &[u8]) -> Option<Arc<SignedOffer>> {
+    fn take(&self, raw: &[u8]) -> Result<Arc<SignedOffer>, Absorbed> {
         let hash = Hash32(Sha256::digest(raw).into());
         if self.catalogue.read().knows(&hash) {
-            return None;
+            return Err(Absorbed::Known);
         }
         let now = self.clock.now_ms();
-        let signed = SignedOffer::decode_and_verify(raw, &self.network, now).ok()?;
-        let signed = self.catalogue.write().insert(signed, now)?;
+        let signed =
+            SignedOffer::decode_and_verify(raw, &self.network, now).map_err(|e| match e {
+                OfferError::Expired | OfferError::Times | OfferError::Version(_) => {
+                    Absorbed::Outdated
+                }
+                _ => Absorbed::Forged,
+            })?;
+        let taken = self.catalogue.write().insert(signed, now);
+        let signed = taken.ok_or(Absorbed::Known)?;
         self.handle
             .add_raw_addresses(&signed.offer.seller, &signed.offer.addrs);
-        Some(signed)
+        Ok(signed)
     }
     pub(super) fn progressed(&self) {
         self.version.send_modify(|v| *v = v.wrapping_add(1));
@@ -303,7 +324,7 @@ impl OfferBook {
     }
     /// Takes a raw offer that came another way (a refreshed one in an answer, a test); true when it was new.
     pub fn add(&self, raw: &[u8]) -> bool {
-        let new = self.inner.absorb_one(raw);
+        let new = self.inner.absorb_one(raw) == Absorbed::New;
         if new {
             self.inner.progressed();
         }
@@ -452,8 +473,8 @@ impl Inner {
     async fn load(&self) {
         let saved = self.cache.load().await;
         let mut taken = 0;
-        for raw in &saved {
-            taken += usize::from(self.take(raw).is_some());
+        for raw in saved.iter().take(OFFERS_MAX) {
+            taken += usize::from(self.take(raw).is_ok());
             if taken % 16 == 15 {
                 self.progressed();
                 tokio::task::yield_now().await;

@@ -1,4 +1,8 @@
 //! Discovery over real loopback swarms.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests spawn what the composition root would"
+)]
 use super::*;
 use crate::network::tests::{NET, Node, QUIC, TCP, run, run_apart, settings, until, within};
 use crate::network::{Handle, Protocol};
@@ -299,4 +303,78 @@ async fn a_withdrawn_model_disappears_and_a_new_price_replaces_the_old() {
         Found::Unknown
     ));
     assert_eq!(fresh.models().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn six_hundred_free_keys_do_not_hide_the_honest_seller() {
+    use crate::protocol::offer::{SetHeader, catalogue_key, encode_set, model_key};
+    let boot = run(settings(200, &[QUIC], &[]));
+    let list = boot.handle.listeners().await;
+    let mut others = Vec::new();
+    for seed in 201..205 {
+        others.push(run(settings(seed, &[QUIC], &list)));
+    }
+    let honest = sell(run(settings(205, &[QUIC], &list)), &["m"]).await;
+    let mut status = honest.announcer.watch();
+    within(30, status.wait_for(|s| s.confirmed == 1))
+        .await
+        .unwrap();
+    let model = ModelId::new("m");
+    let mut free: Vec<Bytes> = Vec::new();
+    for seed in 10_000..10_600u64 {
+        let mut offer = crate::protocol::offer::tests::offer(seed, "m", SystemClock.now_ms());
+        offer.price = crate::types::PriceTable::default();
+        free.push(crate::protocol::offer::tests::signed(seed, offer).bytes);
+    }
+    // Two attackers, each within the rate a peer has.
+    for (seed, part) in [(206, &free[..300]), (207, &free[300..])] {
+        let attacker = buyer(seed, &list);
+        until(10, || {
+            attacker.handle.is_connected(&boot.handle.local_peer())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        for set in part.chunks(60) {
+            let set = encode_set(SetHeader::default(), set, 48 * 1024);
+            within(
+                20,
+                attacker
+                    .handle
+                    .put_offers(model_key(NET, &model, 0), set.clone()),
+            )
+            .await;
+            within(
+                20,
+                attacker.handle.put_offers(catalogue_key(NET, &model), set),
+            )
+            .await;
+        }
+    }
+    let mut hits = 0;
+    for seed in 210..214 {
+        let node = buyer(seed, &list);
+        let book = buy(&node);
+        book.want(&model);
+        let me = honest.node.handle.local_peer();
+        let search = async {
+            while !book.offers(&model).iter().any(|o| o.offer.seller == me) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        hits += usize::from(
+            tokio::time::timeout(Duration::from_secs(15), search)
+                .await
+                .is_ok(),
+        );
+        let signatures = book.offers(&model);
+        assert!(
+            signatures.iter().all(|o| SignedOffer::decode_and_verify(
+                &o.bytes,
+                NET,
+                SystemClock.now_ms()
+            )
+            .is_ok())
+        );
+    }
+    assert_eq!(hits, 4);
 }

@@ -128,12 +128,18 @@ struct PolicyInner {
 }
 
 impl Policy {
-    /// From our own listen and bootstrap addresses.
-    pub(crate) fn new(listen: &[Multiaddr], bootstrap: &[Multiaddr]) -> Self {
+    /// From our own listen, external and bootstrap addresses. Without bootstrap addresses the network is whatever is
+    /// near, unless we have a public address ourselves.
+    pub(crate) fn new(
+        listen: &[Multiaddr],
+        external: &[Multiaddr],
+        bootstrap: &[Multiaddr],
+    ) -> Self {
         let policy = Self::default();
         let listens_private =
             !listen.is_empty() && listen.iter().all(|a| is_private(a) && !is_unspecified(a));
-        let private = listens_private || bootstrap.iter().all(is_private);
+        let is_public = listen.iter().chain(external).any(|a| !is_private(a));
+        let private = !is_public && (listens_private || bootstrap.iter().all(is_private));
         policy.0.private_allowed.store(private, Ordering::Relaxed);
         for address in bootstrap {
             policy.trust(address);
@@ -216,7 +222,7 @@ mod tests {
 
     #[test]
     fn private_addresses_count_only_in_a_private_network() {
-        let public = Policy::new(&[a("/ip4/0.0.0.0/tcp/1")], &[a("/ip4/9.9.9.9/tcp/1")]);
+        let public = Policy::new(&[a("/ip4/0.0.0.0/tcp/1")], &[], &[a("/ip4/9.9.9.9/tcp/1")]);
         assert!(public.allows(&a("/ip4/1.1.1.1/tcp/1")));
         for private in [
             "/ip4/127.0.0.1/tcp/1",
@@ -226,16 +232,18 @@ mod tests {
         ] {
             assert!(!public.allows(&a(private)), "{private}");
         }
-        let lan = Policy::new(&[a("/ip4/0.0.0.0/tcp/1")], &[a("/ip4/10.0.0.1/tcp/1")]);
+        let lan = Policy::new(&[a("/ip4/0.0.0.0/tcp/1")], &[], &[a("/ip4/10.0.0.1/tcp/1")]);
         assert!(lan.allows(&a("/ip4/10.0.0.2/tcp/1")));
-        let loopback = Policy::new(&[a("/ip4/127.0.0.1/tcp/1")], &[]);
+        let loopback = Policy::new(&[a("/ip4/127.0.0.1/tcp/1")], &[], &[]);
         assert!(loopback.allows(&a("/ip4/127.0.0.1/tcp/2")));
         assert!(!loopback.allows(&a("/ip4/0.0.0.0/tcp/2")));
+        let first_public = Policy::new(&[a("/ip4/0.0.0.0/tcp/1")], &[a("/ip4/9.9.9.9/tcp/1")], &[]);
+        assert!(!first_public.allows(&a("/ip4/10.0.0.2/tcp/1")));
     }
 
     #[test]
     fn a_private_address_given_directly_counts() {
-        let policy = Policy::new(&[], &[a("/dns4/boot.example.org/tcp/1")]);
+        let policy = Policy::new(&[], &[], &[a("/dns4/boot.example.org/tcp/1")]);
         let near = a("/ip4/192.168.0.7/tcp/4001");
         assert!(!policy.allows(&near));
         policy.trust(&near);

@@ -2,9 +2,8 @@
 //!
 //! Invariant: every question ends (kad's query timeout) and every waiter gets an answer or a closed channel.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::kad::{
     self, GetClosestPeersError, GetRecordOk, PeerInfo, QueryId, QueryResult, Quorum, Record,
@@ -22,17 +21,11 @@ const QUESTIONS_MAX: usize = 2_048;
 /// Holders a key has (kad's k).
 const HOLDERS: usize = 20;
 
-struct Walk {
-    sink: mpsc::Sender<WalkReply>,
-    want: usize,
-    seen: HashSet<Bytes>,
-}
-
 /// Open questions.
 #[derive(Default)]
 pub(super) struct Questions {
     puts: HashMap<QueryId, Reply<bool>>,
-    walks: HashMap<QueryId, Walk>,
+    walks: HashMap<QueryId, mpsc::Sender<WalkReply>>,
     resolving: HashMap<QueryId, PeerId>,
     pub(super) pulls: HashMap<OutboundRequestId, Reply<Option<OfferSet>>>,
 }
@@ -73,20 +66,13 @@ impl Questions {
             self.puts.insert(id, reply);
         }
     }
-    /// Starts a walk.
-    pub(super) fn walk(
-        &mut self,
-        kad: &mut Kad,
-        key: OfferKey,
-        want: usize,
-        sink: mpsc::Sender<WalkReply>,
-    ) {
+    /// Starts a walk; it ends with the query, or when the reader has heard enough and is gone.
+    pub(super) fn walk(&mut self, kad: &mut Kad, key: OfferKey, sink: mpsc::Sender<WalkReply>) {
         if self.is_full() {
             return;
         }
         let id = kad.get_record(RecordKey::new(&key));
-        let seen = HashSet::new();
-        self.walks.insert(id, Walk { sink, want, seen });
+        self.walks.insert(id, sink);
     }
     /// Looks for the addresses of a peer.
     pub(super) fn resolve(&mut self, kad: &mut Kad, peer: PeerId) -> bool {
@@ -112,17 +98,15 @@ impl Questions {
                 }
             }
             QueryResult::GetRecord(found) => {
-                if let Some(walk) = self.walks.get_mut(&id) {
-                    let enough = match found {
-                        Ok(GetRecordOk::FoundRecord(found)) => {
-                            walk.take(found.peer, &found.record.value)
-                        }
-                        _ => walk.sink.is_closed(),
-                    };
-                    if enough && let Some(mut query) = kad.query_mut(&id) {
+                if let Some(sink) = self.walks.get(&id) {
+                    if let Ok(GetRecordOk::FoundRecord(found)) = found {
+                        pass_on(sink, found.peer, &found.record.value);
+                    }
+                    let unheard = sink.is_closed();
+                    if unheard && let Some(mut query) = kad.query_mut(&id) {
                         query.finish();
                     }
-                    if enough || last {
+                    if unheard || last {
                         self.walks.remove(&id);
                     }
                 }
@@ -145,15 +129,10 @@ impl Questions {
     }
 }
 
-impl Walk {
-    /// Passes a reply on; true when the walk may stop.
-    fn take(&mut self, holder: Option<PeerId>, value: &[u8]) -> bool {
-        let Some(set) = decode_set(value) else {
-            return false;
-        };
-        self.seen.extend(set.offers.iter().cloned());
-        let sent = self.sink.try_send(WalkReply { holder, set });
-        self.seen.len() >= self.want || matches!(sent, Err(mpsc::error::TrySendError::Closed(_)))
+/// A reader that does not keep up loses replies, not the walk.
+fn pass_on(sink: &mpsc::Sender<WalkReply>, holder: Option<PeerId>, value: &[u8]) {
+    if let Some(set) = decode_set(value) {
+        let _ = sink.try_send(WalkReply { holder, set });
     }
 }
 

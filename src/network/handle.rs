@@ -9,15 +9,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use libp2p::multiaddr::Protocol as Segment;
 use libp2p::{Multiaddr, PeerId};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::address::{is_loopback, is_private, split_peer};
 use super::address_book::AddressBook;
 use super::limits::PEERS_REMEMBERED_MAX;
 use super::request_stream::{Control, Protocol, Stream, StreamError};
-use crate::protocol::offer::{OfferKey, OfferSet};
+use crate::protocol::offer::{ADDRESSES_MAX, OfferKey, OfferSet};
 
 /// How long a failed dial is remembered: longer than a burst of requests, shorter than a restart.
 pub const DIAL_FAILED_MEMORY: Duration = Duration::from_secs(2);
@@ -81,7 +83,7 @@ pub(super) enum Command {
     Dial(PeerId, Reply<Result<(), OpenError>>),
     Put(OfferKey, Vec<u8>, Reply<bool>),
     PutTo(PeerId, OfferKey, Vec<u8>, Reply<bool>),
-    Get(OfferKey, usize, mpsc::Sender<WalkReply>),
+    Get(OfferKey, mpsc::Sender<WalkReply>),
     Catalogue(PeerId, Reply<Option<OfferSet>>),
     Listeners(Reply<Vec<Multiaddr>>),
     Disconnect(PeerId),
@@ -98,6 +100,7 @@ pub(super) struct Shared {
     pub(super) offers: RwLock<Vec<Bytes>>,
     pub(super) dial_timeout: Duration,
     pub(super) open_timeout: Duration,
+    pub(super) external: Vec<Multiaddr>,
 }
 
 impl Shared {
@@ -106,6 +109,7 @@ impl Shared {
         control: Control,
         dial_timeout: Duration,
         open_timeout: Duration,
+        external: Vec<Multiaddr>,
     ) -> Self {
         let size = NonZeroUsize::new(PEERS_REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
         Self {
@@ -117,6 +121,7 @@ impl Shared {
             offers: RwLock::default(),
             dial_timeout,
             open_timeout,
+            external,
         }
     }
     pub(super) fn publish(&self, event: NetworkEvent) {
@@ -258,6 +263,23 @@ impl Handle {
         let list = self.listen_addresses().await;
         list.iter().map(Multiaddr::to_vec).collect()
     }
+    /// The at most four addresses an offer should carry: external ones, then what we listen on, public before
+    /// private, QUIC before TCP, loopback only when there is nothing else.
+    pub async fn offer_addresses(&self) -> Vec<Vec<u8>> {
+        let mut list = self.listen_addresses().await;
+        if list.iter().any(|a| !is_loopback(a)) {
+            list.retain(|a| !is_loopback(a));
+        }
+        list.sort_by_key(|a| {
+            (
+                is_private(a),
+                a.iter().any(|s| matches!(s, Segment::Tcp(_))),
+            )
+        });
+        let all = self.shared.external.iter().cloned().chain(list);
+        let bare = all.map(|a| split_peer(a).0.to_vec());
+        bare.take(ADDRESSES_MAX).collect()
+    }
     async fn listen_addresses(&self) -> Vec<Multiaddr> {
         let (reply, answer) = oneshot::channel();
         if self.send(Command::Listeners(reply)).await.is_err() {
@@ -285,19 +307,22 @@ impl Handle {
         let sent = self.send(Command::PutTo(*peer, key, set, reply)).await;
         sent.is_ok() && answer.await.unwrap_or(false)
     }
-    /// Starts a walk for the offers under a key; replies come as holders answer, until `want` distinct offers are
-    /// seen or the walk is over (the channel closes). Offers are raw and unchecked.
-    pub async fn walk_offers(&self, key: OfferKey, want: usize) -> mpsc::Receiver<WalkReply> {
+    /// Starts a walk for the offers under a key; replies come as holders answer, until the walk is over (the channel
+    /// closes) or the receiver is dropped. Offers are raw and unchecked, so only the reader knows when it has enough.
+    pub async fn walk_offers(&self, key: OfferKey) -> mpsc::Receiver<WalkReply> {
         let (sink, replies) = mpsc::channel(REPLIES_MAX);
-        let _ = self.send(Command::Get(key, want, sink)).await;
+        let _ = self.send(Command::Get(key, sink)).await;
         replies
     }
-    /// Walks to the end and returns all distinct raw offers.
+    /// Walks until `want` distinct raw offers are seen or the walk is over.
     pub async fn get_offers(&self, key: OfferKey, want: usize) -> Vec<Bytes> {
-        let mut replies = self.walk_offers(key, want).await;
+        let mut replies = self.walk_offers(key).await;
         let mut all = std::collections::HashSet::new();
         while let Some(reply) = replies.recv().await {
             all.extend(reply.set.offers);
+            if all.len() >= want {
+                break;
+            }
         }
         all.into_iter().collect()
     }

@@ -102,9 +102,6 @@ pub enum NetworkError {
     /// The identity is unusable.
     #[error("the node's key cannot be used for connections: {0}")]
     Identity(String),
-    /// A transport could not be made.
-    #[error("the transport could not be set up: {0}")]
-    Transport(String),
     /// Listening failed.
     #[error("cannot listen on {0}: {1}; is another node running or the port taken?")]
     Listen(String, String),

@@ -241,7 +241,7 @@ impl OfferStore {
         };
         let victim = sample
             .iter()
-            .max_by_key(|key| (is_stale(key), distance(&local, *key)))
+            .max_by_key(|key| (is_stale(key), distance(&local, key)))
             .copied();
         debug_assert!(victim != Some(*new));
         if let Some(victim) = victim {

@@ -106,11 +106,11 @@ pub(super) fn start(
     let listen = parse_all(&settings.listen)?;
     let bootstrap = parse_all(&settings.bootstrap)?;
     let external = parse_all(&settings.external)?;
-    let policy = Policy::new(&listen, &bootstrap);
+    let policy = Policy::new(&listen, &external, &bootstrap);
     let (streams, control, accepted) = request_stream::Behaviour::new();
     let use_mdns = settings.mdns && bootstrap.is_empty() && listen.iter().any(|a| !is_loopback(a));
     let behaviour = Behaviour::new(&keypair, settings, streams, clock.clone(), use_mdns)?;
-    let transport = transport::build(&keypair, policy.clone(), settings.dial_timeout)?;
+    let transport = transport::build(&keypair, &policy, settings.dial_timeout)?;
     let config = libp2p::swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(limits::CONNECTION_IDLE)
         .with_max_negotiating_inbound_streams(limits::NEGOTIATING_STREAMS_MAX)
@@ -143,6 +143,7 @@ pub(super) fn start(
         control,
         settings.dial_timeout,
         settings.open_timeout,
+        external,
     ));
     let known = remember(&shared, &policy, settings);
     let anchors = bootstrap
@@ -277,7 +278,7 @@ impl Runner {
             Command::PutTo(peer, key, set, reply) => {
                 self.questions.put_to(kad, peer, key, set, reply);
             }
-            Command::Get(key, want, sink) => self.questions.walk(kad, key, want, sink),
+            Command::Get(key, sink) => self.questions.walk(kad, key, sink),
             Command::Catalogue(peer, reply) => {
                 let bytes_max = u32::try_from(limits::CATALOGUE_BYTES_MAX).unwrap_or(u32::MAX);
                 let request = CatalogueRequest { bytes_max };

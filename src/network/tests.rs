@@ -1,4 +1,8 @@
 //! Swarms in one process, on loopback.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests spawn what the composition root would"
+)]
 use super::*;
 use crate::types::SystemClock;
 use std::time::Instant;
@@ -295,6 +299,57 @@ async fn a_taken_port_is_refused_with_its_address() {
     assert!(matches!(second, Err(NetworkError::Listen(a, _)) if a == bare));
     let wrong = start(settings(16, &["nonsense"], &[]), Arc::new(SystemClock));
     assert!(matches!(wrong, Err(NetworkError::Address(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_warm_peer_is_dialled_again_when_its_connection_breaks() {
+    let seller = run(settings(19, &[QUIC], &[]));
+    let buyer = run(settings(20, &[QUIC], &[]));
+    let peer = seller.handle.local_peer();
+    within(5, buyer.handle.dial(&peer, seller.handle.listeners().await))
+        .await
+        .unwrap();
+    buyer.handle.keep_warm(&peer, true).await;
+    let mut events = buyer.handle.subscribe();
+    seller.handle.disconnect(&buyer.handle.local_peer()).await;
+    let mut seen = Vec::new();
+    within(10, async {
+        while seen.len() < 2 {
+            match events.recv().await.unwrap() {
+                NetworkEvent::Server(_) => {}
+                event => seen.push(event),
+            }
+        }
+    })
+    .await;
+    assert_eq!(
+        seen,
+        [
+            NetworkEvent::Disconnected(peer),
+            NetworkEvent::Connected(peer)
+        ]
+    );
+    buyer.handle.keep_warm(&peer, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_carries_outside_addresses_first_and_quic_before_tcp() {
+    let node = run(Settings {
+        external: vec!["/dns4/node.example.org/udp/4001/quic-v1".to_owned()],
+        ..settings(21, &[TCP, QUIC], &[])
+    });
+    let list: Vec<String> = node
+        .handle
+        .offer_addresses()
+        .await
+        .into_iter()
+        .map(|raw| Multiaddr::try_from(raw).unwrap().to_string())
+        .collect();
+    assert_eq!(list[0], "/dns4/node.example.org/udp/4001/quic-v1");
+    assert!(
+        list[1].contains("quic-v1") && list[2].contains("/tcp/"),
+        "{list:?}"
+    );
 }
 
 /// Not a promise, a figure: `cargo test --lib -- --ignored --nocapture warm_round_trip`.

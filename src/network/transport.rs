@@ -1,5 +1,7 @@
 //! QUIC and TCP+noise+yamux under name resolution, with windows and limits of our own.
 
+use std::time::Duration;
+
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, OrTransport};
 use libp2p::core::upgrade::Version;
@@ -10,12 +12,31 @@ use super::NetworkError;
 use super::address::{Guarded, Policy};
 use super::limits;
 
+type Connected = (PeerId, StreamMuxerBox);
+
 /// Builds the transport of a node.
 pub(super) fn build(
     keypair: &Keypair,
-    policy: Policy,
-    handshake: std::time::Duration,
-) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
+    policy: &Policy,
+    handshake: Duration,
+) -> Result<Boxed<Connected>, NetworkError> {
+    let guarded = || -> Result<Guarded<Boxed<Connected>>, NetworkError> {
+        Ok(Guarded {
+            inner: direct(keypair, handshake)?,
+            policy: policy.clone(),
+        })
+    };
+    match dns::tokio::Transport::system(guarded()?) {
+        Ok(named) => Ok(named.boxed()),
+        Err(error) => {
+            tracing::warn!("names in addresses will not resolve: {error}");
+            let (config, options) = (dns::ResolverConfig::default(), dns::ResolverOpts::default());
+            Ok(dns::tokio::Transport::custom(guarded()?, config, options).boxed())
+        }
+    }
+}
+
+fn direct(keypair: &Keypair, handshake: Duration) -> Result<Boxed<Connected>, NetworkError> {
     let mut quic = quic::Config::new(keypair);
     quic.handshake_timeout = handshake.min(limits::OPEN_TIMEOUT);
     quic.max_idle_timeout = u32::try_from(limits::QUIC_IDLE.as_millis()).unwrap_or(u32::MAX);
@@ -36,12 +57,6 @@ pub(super) fn build(
         .timeout(handshake)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
 
-    let direct = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
-    let guarded = Guarded {
-        inner: direct.boxed(),
-        policy,
-    };
-    let named = dns::tokio::Transport::system(guarded)
-        .map_err(|e| NetworkError::Transport(format!("name resolution: {e}")))?;
-    Ok(named.boxed())
+    let either = OrTransport::new(quic, tcp).map(|either, _| either.into_inner());
+    Ok(either.boxed())
 }

@@ -9,6 +9,8 @@ use super::OFFER_BYTES_MAX;
 
 /// Longest set in a DHT reply, in bytes: below kad's 64 KiB packet with room for closer peers.
 pub const SET_BYTES_MAX: usize = 48 * 1024;
+/// Shorter than any signed offer: keeps a hostile set from holding thousands of scraps.
+const OFFER_BYTES_MIN: usize = 128;
 /// Version of this framing.
 const SET_VERSION: u8 = 1;
 /// Length of the header.
@@ -87,7 +89,7 @@ pub fn decode_set(bytes: &[u8]) -> Option<OfferSet> {
     };
     while let Some((length, tail)) = rest.split_first_chunk::<2>() {
         let length = usize::from(u16::from_be_bytes(*length));
-        if length == 0 || length > OFFER_BYTES_MAX {
+        if !(OFFER_BYTES_MIN..=OFFER_BYTES_MAX).contains(&length) {
             break;
         }
         let Some((offer, tail)) = tail.split_at_checked(length) else {
