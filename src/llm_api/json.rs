@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use memchr::memchr2;
+use memchr::{memchr, memchr3};
 
 /// Deepest nesting of a body, so that neither we nor an upstream's parser can be made to recurse.
 pub const JSON_DEPTH_MAX: u32 = 64;
@@ -86,14 +86,15 @@ impl<'a> Cursor<'a> {
         let start = self.pos;
         loop {
             let rest = self.bytes.get(self.pos..).unwrap_or_default();
-            let hit = memchr2(b'"', b'\\', rest).ok_or(JsonError::Truncated)?;
-            self.pos += hit;
-            if rest.get(hit) == Some(&b'"') {
-                let end = self.pos;
-                self.pos += 1;
+            let hit = quote(rest).ok_or(JsonError::Truncated)?;
+            let end = self.pos + hit;
+            self.pos = end + 1;
+            // A quote is escaped by an odd run of backslashes; runs are disjoint, so this is linear.
+            let before = self.bytes.get(start..end).unwrap_or_default();
+            let run = before.iter().rev().take_while(|b| **b == b'\\').count();
+            if run % 2 == 0 {
                 return Ok(start..end);
             }
-            self.pos += 2;
         }
     }
     #[inline]
@@ -204,6 +205,55 @@ impl<'a> Cursor<'a> {
             first_byte = self.need()?;
         }
     }
+}
+
+/// Words of 8 bytes that are looked at in place; most strings and escapes end within them, and a
+/// call to a vector search costs more than it saves there.
+const SHORT_WORDS: usize = 4;
+const ONES: u64 = 0x0101_0101_0101_0101;
+
+/// Marks the bytes of `word` that equal `b`; exact up to and including the lowest mark.
+#[inline]
+const fn marks(word: u64, b: u8) -> u64 {
+    let zero_here = word ^ (ONES.wrapping_mul(u64::from_le_bytes([b, 0, 0, 0, 0, 0, 0, 0])));
+    zero_here.wrapping_sub(ONES) & !zero_here & (ONES << 7)
+}
+
+#[inline]
+fn search(
+    bytes: &[u8],
+    mark: impl Fn(u64) -> u64,
+    far: impl Fn(&[u8]) -> Option<usize>,
+) -> Option<usize> {
+    let mut rest = bytes;
+    for word in 0..SHORT_WORDS {
+        let Some((chunk, tail)) = rest.split_first_chunk::<8>() else {
+            break;
+        };
+        let found = mark(u64::from_le_bytes(*chunk));
+        if found != 0 {
+            let byte = usize::try_from(found.trailing_zeros() / 8).unwrap_or(0);
+            return Some(word * 8 + byte);
+        }
+        rest = tail;
+    }
+    far(rest).map(|at| bytes.len() - rest.len() + at)
+}
+
+/// The first quote.
+#[inline]
+fn quote(bytes: &[u8]) -> Option<usize> {
+    search(bytes, |w| marks(w, b'"'), |rest| memchr(b'"', rest))
+}
+
+/// The first quote, backslash or newline.
+#[inline]
+pub(crate) fn string_stop(bytes: &[u8]) -> Option<usize> {
+    search(
+        bytes,
+        |w| marks(w, b'"') | marks(w, b'\\') | marks(w, b'\n'),
+        |rest| memchr3(b'"', b'\\', b'\n', rest),
+    )
 }
 
 /// The span of the value at a path of object keys, or `None` (also for malformed text).
@@ -364,6 +414,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn short_searches_find_the_first_stop(bytes in prop::collection::vec(prop_oneof![Just(b'"'), Just(b'\\'), Just(b'\n'), any::<u8>(), Just(b'#'), Just(b'!')], 0..80), skip in 0usize..60) {
+            let mut bytes = bytes;
+            bytes.splice(0..0, std::iter::repeat_n(b'a', skip));
+            prop_assert_eq!(quote(&bytes), memchr(b'"', &bytes));
+            prop_assert_eq!(string_stop(&bytes), memchr3(b'"', b'\\', b'\n', &bytes));
+        }
         #[test]
         fn every_valid_text_is_walked_to_its_end(v in any_value(), pretty in any::<bool>()) {
             let text = if pretty { serde_json::to_string_pretty(&v) } else { serde_json::to_string(&v) }.unwrap();

@@ -16,10 +16,10 @@
 //! A byte costs about a nanosecond: strings are skipped with `memchr`, nothing is allocated. Callers:
 //! buyer and seller, on every BODY frame.
 
-use memchr::{memchr, memchr3};
+use memchr::memchr;
 
 use super::Dialect;
-use super::json::{len64, unescape};
+use super::json::{len64, string_stop, unescape};
 use crate::types::{MicroUsd, PriceTable};
 
 /// Most raw text a collecting meter keeps; beyond it text is estimated by its length.
@@ -250,6 +250,16 @@ impl AnswerMeter {
             rest = tail;
             match b {
                 b'"' => {
+                    // Keys and plain values that end in these bytes need no state of their own.
+                    let text = matches!(before, Before::Colon(class) if class != Class::Other);
+                    if !text && let (run, Some(b'"'), tail) = cut(rest) {
+                        before = match before {
+                            Before::Colon(_) => Before::Nothing,
+                            _ => Before::Name(Class::of(run)),
+                        };
+                        rest = tail;
+                        continue;
+                    }
                     self.open_string(before);
                     return rest;
                 }
@@ -395,7 +405,7 @@ impl AnswerMeter {
 /// The bytes before the next quote, backslash or newline; which it is; and what follows it.
 #[inline]
 fn cut(bytes: &[u8]) -> (&[u8], Option<u8>, &[u8]) {
-    let Some(at) = memchr3(b'"', b'\\', b'\n', bytes) else {
+    let Some(at) = string_stop(bytes) else {
         return (bytes, None, &[]);
     };
     let (run, rest) = bytes.split_at(at);

@@ -18,7 +18,7 @@ fn collected(dialect: Dialect, bytes: &[u8]) -> String {
 
 /// Length of a text as it stands in JSON.
 fn raw_len(text: &str) -> u64 {
-    (Value::from(text).to_string().len() - 2) as u64
+    len64(Value::from(text).to_string().len() - 2)
 }
 
 #[test]
@@ -183,7 +183,7 @@ proptest! {
         let mut m = AnswerMeter::with_text(Dialect::Messages);
         body.chunks(cut).for_each(|c| m.push(c));
         prop_assert_eq!(m.text_bytes(), count(&body));
-        prop_assert!(m.text_bytes() <= body.len() as u64);
+        prop_assert!(m.text_bytes() <= len64(body.len()));
         let _ = m.text();
     }
     #[test]
@@ -228,11 +228,8 @@ fn measure_the_meter() {
             m.push(std::hint::black_box(body.as_bytes()));
             std::hint::black_box(m.text_bytes());
         }
-        let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "meter, {name}: {:.0} MB/s",
-            (body.len() * N) as f64 / seconds / 1e6
-        );
+        let bytes_per_us = u128::try_from(body.len() * N).unwrap() / start.elapsed().as_micros();
+        println!("meter, {name}: {bytes_per_us} MB/s");
     }
     let run = event.repeat(36);
     let start = std::time::Instant::now();

@@ -1,8 +1,8 @@
 //! What routing and metering need of a request, from one shallow pass over its bytes.
 //!
 //! The view holds values and byte spans, never the body: it stays valid for exactly the bytes it
-//! was parsed from and is stale after a splice. Keys given twice at the top are refused, because
-//! two parsers could read two different models or limits. Callers: buyer (routing, reservation),
+//! was parsed from and is stale after a splice. Keys given twice at the top (in any case: Go's parser
+//! folds it) are refused, because two parsers could read two different models or limits. Callers: buyer (routing, reservation),
 //! seller (admission).
 
 use std::borrow::Cow;
@@ -86,7 +86,7 @@ pub struct RequestView {
 }
 
 impl RequestView {
-    /// Reads a body in one pass. ~10 µs for 100 KiB of ordinary chat.
+    /// Reads a body in one pass: some 60 µs for 100 KiB of escaped code and tool schemas.
     pub fn parse(body: &[u8], dialect: Dialect) -> Result<Self, RequestError> {
         let mut cursor = Cursor::new(body, 0);
         match cursor.peek() {
@@ -103,7 +103,7 @@ impl RequestView {
         while let Some(span) = cursor.next_key(&mut first)? {
             let raw = cursor.slice(&span);
             let key = plain_key(raw);
-            if keys.contains(&key) {
+            if keys.iter().any(|k| k.eq_ignore_ascii_case(&key)) {
                 return Err(RequestError::DuplicateKey(short(&key)));
             }
             if keys.len() >= TOP_KEYS_MAX {

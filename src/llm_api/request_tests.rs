@@ -52,6 +52,7 @@ fn two_models_are_refused_even_when_one_is_escaped() {
     let want = Err(RequestError::DuplicateKey("model".into()));
     assert_eq!(chat(r#"{"model":"a","model":"b"}"#), want);
     assert_eq!(chat(r#"{"model":"a","mod\u0065l":"b"}"#), want);
+    assert!(chat(r#"{"model":"a","Model":"b"}"#).is_err());
     let twice =
         r#"{"model":"a","stream_options":{"include_usage":false,"include\u005fusage":true}}"#;
     assert!(matches!(chat(twice), Err(RequestError::DuplicateKey(_))));
@@ -151,7 +152,7 @@ proptest! {
         prop_assert_eq!(v.model, model);
         prop_assert_eq!(v.stream, stream);
         prop_assert_eq!(v.max_tokens, max.map(u64::from));
-        prop_assert_eq!(v.message_count, n as u64);
+        prop_assert_eq!(v.message_count, len64(n));
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use memchr::memmem::Finder;
 
-use super::json::{find_in, quoted, splice};
+use super::json::{Cursor, find_in, quoted, splice};
 use super::request::member_once;
 use super::sse::payloads;
 use super::{Dialect, RequestView};
@@ -82,16 +82,12 @@ pub fn rewrite_answer_model(events: &Bytes, to: &str) -> Bytes {
         let Some(near) = MODEL_KEY.find(line) else {
             continue;
         };
-        // The usual place is the top level; only look deeper when the hit does not lie there.
-        let deep = near > memchr::memchr(b'{', line.get(1..).unwrap_or_default()).unwrap_or(near);
-        let paths = if deep {
-            ANSWER_MODEL_PATHS.as_slice()
-        } else {
-            ANSWER_MODEL_PATHS.get(..1).unwrap_or_default()
-        };
-        let span = paths
-            .iter()
-            .find_map(|p| find_in(events, payload.start, p))
+        let span = shallow_model(events, &payload, near)
+            .or_else(|| {
+                ANSWER_MODEL_PATHS
+                    .iter()
+                    .find_map(|p| find_in(events, payload.start, p))
+            })
             .filter(|s| {
                 let raw = events.get(s.clone()).unwrap_or_default();
                 raw.first() == Some(&b'"') && raw != with.as_bytes()
@@ -101,6 +97,20 @@ pub fn rewrite_answer_model(events: &Bytes, to: &str) -> Bytes {
         }
     }
     splice(events, &edits)
+}
+
+/// The value of a `"model"` that stands at the top level for sure: only one bracket comes before it,
+/// so nothing can be nested around it (brackets in strings only make this say no).
+fn shallow_model(events: &[u8], payload: &Range<usize>, near: usize) -> Option<Range<usize>> {
+    let at = payload.start + near;
+    let head = events.get(payload.start..at)?;
+    if head.first() != Some(&b'{') || memchr::memchr2_iter(b'{', b'[', head).count() != 1 {
+        return None;
+    }
+    let mut cursor = Cursor::new(events, at + MODEL_KEY.needle().len());
+    cursor.expect(b':').ok()?;
+    let text = cursor.string().ok()?;
+    (text.end < payload.end).then(|| text.start - 1..text.end + 1)
 }
 
 /// Puts `"cost":0.000123` (USD) into the usage object of an event or a whole answer; a `cost` that

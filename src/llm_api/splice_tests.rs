@@ -210,3 +210,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_model_that_only_looks_shallow_is_left_alone() {
+    for (line, want) in [
+        (r#"{"id":"{","model":"up"}"#, r#"{"id":"{","model":"m"}"#),
+        (
+            r#"{"id":"model","model":"up"}"#,
+            r#"{"id":"model","model":"m"}"#,
+        ),
+        (
+            r#"{"object":"model","id":1}"#,
+            r#"{"object":"model","id":1}"#,
+        ),
+        (r#"{"model":null}"#, r#"{"model":null}"#),
+        (r#"{"model" : "u\"p"}"#, r#"{"model" : "m"}"#),
+        (r#"{"a":[{"model":"keep"}]}"#, r#"{"a":[{"model":"keep"}]}"#),
+        (r#"{"model":"cut"#, r#"{"model":"cut"#),
+    ] {
+        for (before, after) in [("", ""), ("data: ", "\n\n")] {
+            let event = Bytes::from(format!("{before}{line}{after}"));
+            assert_eq!(
+                rewrite_answer_model(&event, "m"),
+                format!("{before}{want}{after}")
+            );
+        }
+    }
+}

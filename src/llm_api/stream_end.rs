@@ -74,7 +74,8 @@ pub const fn terminator(dialect: Dialect) -> Bytes {
 
 /// Everything that a stream's upstream left out of its end, in the dialect's order: stop reason
 /// (`stop_reason` in the dialect's words, used when none came), usage when none was reported,
-/// terminator. Empty when nothing is missing. The caller holds a terminator that it saw too early
+/// terminator. Empty when nothing is missing. A Messages stream has exactly one `message_delta`: when
+/// that came without usage, give it some with [`insert_usage`](super::insert_usage) as it passes. The caller holds a terminator that it saw too early
 /// back, and tells so by `terminator_held`.
 #[must_use]
 pub fn closing(

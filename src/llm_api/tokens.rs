@@ -22,6 +22,8 @@ use super::json::{Blind, Cursor, JSON_DEPTH_MAX, Observe, len64, unescape};
 use super::request::is_base64_image;
 use super::{AnswerMeter, RequestView};
 
+/// Most of one text that is tokenised; the rest counts a token for 4 bytes.
+const COUNTED_BYTES_MAX: usize = 8 << 20;
 /// Messages whose counts are remembered, ~64 bytes each.
 const CACHE_ENTRIES_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// Models whose slopes are remembered.
@@ -139,7 +141,12 @@ impl Tokenizer {
             Self::Cl100k => bpe_openai::cl100k_base(),
             Self::O200k | Self::Slope => bpe_openai::o200k_base(),
         };
-        len64(tokenizer.count(text))
+        let mut end = text.len().min(COUNTED_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let counted = tokenizer.count(text.get(..end).unwrap_or_default());
+        len64(counted).saturating_add(len64(text.len() - end).div_ceil(4))
     }
 }
 
