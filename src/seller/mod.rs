@@ -6,10 +6,18 @@
 //! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
 //! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt.
 //! A buyer that cancels or vanishes stops the upstream at once.
+//!
+//! Before that: [`presets`] says which upstream a name means, [`pricing`] what each model costs,
+//! [`demo_upstream`] is an upstream without a provider and [`demo_plan`] the market of `node demo`.
 
 mod account;
 pub mod admission;
 pub mod catalogue;
+mod demo_answer;
+pub mod demo_plan;
+pub mod demo_upstream;
+pub mod presets;
+pub mod pricing;
 pub mod replay;
 mod reply;
 pub mod upstream;
