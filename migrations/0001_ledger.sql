@@ -57,7 +57,7 @@ create table attempt_delivered (
     seq            integer primary key,                                        -- place of the row in the one chain over all tables
     hash           blob    not null check (length(hash) = 32),                 -- chain hash of this row
     at_ms          integer not null check (at_ms >= 0),                        -- end of delivery
-    attempt_id     blob    not null unique references attempt_open (attempt_id), -- the attempt; delivered once
+    open_seq       integer not null unique references attempt_open (seq),      -- the attempt's open row; delivered once
     status         integer not null check (status >= 0),                       -- HTTP status
     usage_input       integer check (usage_input >= 0),                        -- fresh input tokens; null = not reported, as below
     usage_cache_read  integer check (usage_cache_read >= 0),                   -- input tokens read from a cache
@@ -74,7 +74,7 @@ create table attempt_final (
     seq            integer primary key,                                        -- place of the row in the one chain over all tables
     hash           blob    not null check (length(hash) = 32),                 -- chain hash of this row
     at_ms          integer not null check (at_ms >= 0),                        -- when the attempt was booked
-    attempt_id     blob    not null unique references attempt_open (attempt_id), -- the attempt; charged at most once
+    open_seq       integer not null unique references attempt_open (seq),      -- the attempt's open row; charged at most once
     outcome        text    not null check (outcome in ('accepted', 'failed', 'written_off')), -- how it ended
     status         integer not null check (status >= 0),                       -- HTTP status; 499 client gone, 502 cut
     billed         integer not null check (billed >= 0),                       -- accepted cost; the loss when written off

@@ -21,12 +21,15 @@ use crate::types::{AttemptId, MicroUsd};
 const HEADS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Offers known to be stored; others are looked up.
 const OFFERS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
+/// Attempts whose open row is remembered; more than are ever in flight. Others are looked up.
+const ATTEMPTS_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16_383);
 /// Batch shapes whose SQL text is kept; cleared when full.
 const SCRIPTS_MAX: usize = 128;
-/// Rows of one insert, at most; sizes are powers of two so that few statements serve all batches.
-const INSERT_ROWS_MAX: usize = 32;
-/// Batches of at most this many inserts go to SQLite's thread as one script (one hop).
-const SCRIPT_INSERTS_MAX: usize = 3;
+/// Rows of one insert: any number up to 8, then few, so that few statements serve all batches.
+const INSERT_ROWS: [usize; 10] = [32, 16, 8, 7, 6, 5, 4, 3, 2, 1];
+/// Batches of at most this many rows go to SQLite's thread as one script: one hop, not one per
+/// insert. Larger batches have too many shapes to keep a script for each.
+const SCRIPT_ROWS_MAX: usize = 8;
 
 const WHAT: &str = "write the ledger";
 
@@ -36,8 +39,15 @@ struct Stamped<'a> {
     seq: i64,
     hash: ChainHash,
     values: &'a [Value],
-    /// The step of a voucher, which only the writer knows.
-    step: Option<i64>,
+    /// A column that only the writer knows.
+    patch: Option<Patch>,
+}
+
+/// A column that only the writer knows: the step of a voucher, the open row of an attempt.
+#[derive(Clone, Copy, Debug)]
+struct Patch {
+    column: usize,
+    value: i64,
 }
 
 /// The end of the chain.
@@ -55,9 +65,17 @@ pub(super) struct BatchWriter {
     pub(super) end: ChainEnd,
     heads: LruCache<Vec<u8>, i64>,
     offers: LruCache<Vec<u8>, ()>,
+    attempts: LruCache<AttemptId, i64>,
     scripts: HashMap<Vec<(Table, usize)>, Arc<str>>,
-    inserts: HashMap<(Table, usize), Arc<str>>,
+    inserts: HashMap<(Table, usize, Place), Arc<str>>,
     scratch: Vec<u8>,
+}
+
+/// Where an insert stands in its transaction: the first opens it, the last commits it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Place {
+    first: bool,
+    last: bool,
 }
 
 /// What became of one submission.
@@ -65,8 +83,9 @@ pub(super) type Verdict = Result<(), LedgerError>;
 
 /// What becomes of one row before it is written.
 enum Plan {
-    Write { step: Option<i64> },
+    Write(Option<Patch>),
     Skip,
+    Refuse(LedgerError),
 }
 
 impl BatchWriter {
@@ -77,6 +96,7 @@ impl BatchWriter {
             end,
             heads: LruCache::new(HEADS_MAX),
             offers: LruCache::new(OFFERS_MAX),
+            attempts: LruCache::new(ATTEMPTS_MAX),
             scripts: HashMap::new(),
             inserts: HashMap::new(),
             scratch: Vec::with_capacity(2048),
@@ -92,7 +112,11 @@ impl BatchWriter {
         submissions: &[Vec<Encoded>],
     ) -> Result<Vec<Verdict>, LedgerError> {
         match self.write_at_once(submissions).await {
-            Ok(()) => Ok(submissions.iter().map(|_| Ok(())).collect()),
+            Ok(true) => Ok(submissions.iter().map(|_| Ok(())).collect()),
+            Ok(false) => {
+                self.forget();
+                self.write_one_by_one(submissions).await
+            }
             Err(error) if is_row_error(&error) => {
                 self.roll_back().await?;
                 self.write_one_by_one(submissions).await
@@ -105,9 +129,15 @@ impl BatchWriter {
         }
     }
 
-    async fn roll_back(&mut self) -> Result<(), LedgerError> {
+    /// Drops what was remembered from rows that were not written after all.
+    fn forget(&mut self) {
         self.heads.clear();
         self.offers.clear();
+        self.attempts.clear();
+    }
+
+    async fn roll_back(&mut self) -> Result<(), LedgerError> {
+        self.forget();
         match sqlx::query("rollback").execute(&mut self.conn).await {
             Err(error) if sqlite_code(&error) != Some(1) => {
                 Err(LedgerError::database(WHAT, &error))
@@ -116,22 +146,25 @@ impl BatchWriter {
         }
     }
 
-    async fn write_at_once(&mut self, submissions: &[Vec<Encoded>]) -> Result<(), sqlx::Error> {
+    /// `false` when a row is refused before anything is written.
+    async fn write_at_once(&mut self, submissions: &[Vec<Encoded>]) -> Result<bool, sqlx::Error> {
         let mut end = self.end.clone();
         let mut groups: BTreeMap<Table, Vec<Stamped<'_>>> = BTreeMap::new();
         for row in submissions.iter().flatten() {
-            let Plan::Write { step } = self.plan(row).await? else {
-                continue;
+            let patch = match self.plan(row).await? {
+                Plan::Write(patch) => patch,
+                Plan::Skip => continue,
+                Plan::Refuse(_) => return Ok(false),
             };
-            let stamped = self.stamp(&mut end, row, step);
+            let stamped = self.stamp(&mut end, row, patch);
             groups.entry(row.table).or_default().push(stamped);
         }
         if groups.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         self.insert_all(groups).await?;
         self.end = end;
-        Ok(())
+        Ok(true)
     }
 
     /// Decides what is already covered, and looks up what only the writer knows.
@@ -139,8 +172,36 @@ impl BatchWriter {
         match row.table {
             Table::Voucher => self.plan_voucher(row).await,
             Table::Offer => self.plan_offer(row).await,
-            _ => Ok(Plan::Write { step: None }),
+            Table::Delivered | Table::Final => self.plan_attempt(row).await,
+            _ => Ok(Plan::Write(None)),
         }
+    }
+
+    /// Finds the open row that a delivered or final row belongs to.
+    async fn plan_attempt(&mut self, row: &Encoded) -> Result<Plan, sqlx::Error> {
+        let Some(attempt) = attempt_of(row) else {
+            return Err(sqlx::Error::Protocol(
+                "an attempt's row is misshapen".into(),
+            ));
+        };
+        let known = match self.attempts.get(&attempt) {
+            Some(seq) => Some(*seq),
+            None => self.find_open(&attempt).await?,
+        };
+        Ok(match known {
+            Some(value) => Plan::Write(Some(Patch {
+                column: OPEN_SEQ_COLUMN,
+                value,
+            })),
+            None => Plan::Refuse(LedgerError::NotOpened(attempt)),
+        })
+    }
+
+    async fn find_open(&mut self, attempt: &AttemptId) -> Result<Option<i64>, sqlx::Error> {
+        sqlx::query_scalar("select seq from attempt_open where attempt_id = ?1")
+            .bind(attempt.as_bytes().as_slice())
+            .fetch_optional(&mut self.conn)
+            .await
     }
 
     /// A voucher at or below the highest one adds nothing: it is covered.
@@ -171,9 +232,10 @@ impl BatchWriter {
         Ok(if covered {
             Plan::Skip
         } else {
-            Plan::Write {
-                step: Some(cumulative - before.unwrap_or(0)),
-            }
+            Plan::Write(Some(Patch {
+                column: STEP_COLUMN,
+                value: cumulative - before.unwrap_or(0),
+            }))
         })
     }
 
@@ -192,7 +254,7 @@ impl BatchWriter {
         self.offers.put(hash.clone(), ());
         Ok(match known {
             Some(_) => Plan::Skip,
-            None => Plan::Write { step: None },
+            None => Plan::Write(None),
         })
     }
 
@@ -200,25 +262,24 @@ impl BatchWriter {
         &mut self,
         end: &mut ChainEnd,
         row: &'a Encoded,
-        step: Option<i64>,
+        patch: Option<Patch>,
     ) -> Stamped<'a> {
         let seq = end.seq + 1;
-        let hash = match step {
-            None => chain_hash(&end.hash, row.table, seq, &row.values, &mut self.scratch),
-            Some(step) => {
-                let mut values = row.values.clone();
-                if let Some(slot) = values.get_mut(STEP_COLUMN) {
-                    *slot = Value::Int(step);
-                }
-                chain_hash(&end.hash, row.table, seq, &values, &mut self.scratch)
-            }
-        };
+        if row.table == Table::Open
+            && let Some(attempt) = attempt_of(row)
+        {
+            // A second opening fails below, and then everything remembered is dropped.
+            self.attempts.put(attempt, seq);
+        }
+        let patch_at = patch.map(|patch| (patch.column, patch.value));
+        let scratch = &mut self.scratch;
+        let hash = chain_hash(&end.hash, row.table, seq, &row.values, patch_at, scratch);
         *end = ChainEnd { seq, hash };
         Stamped {
             seq,
             hash,
             values: &row.values,
-            step,
+            patch,
         }
     }
 
@@ -230,13 +291,14 @@ impl BatchWriter {
         for (table, rows) in &groups {
             let mut left = rows.len();
             while left > 0 {
-                let size = largest_power_of_two(left.min(INSERT_ROWS_MAX));
+                let size = insert_size(left);
                 shape.push((*table, size));
                 left -= size;
             }
         }
+        let count: usize = groups.values().map(Vec::len).sum();
         let mut rows = groups.into_values().flatten();
-        if shape.len() <= SCRIPT_INSERTS_MAX {
+        if count <= SCRIPT_ROWS_MAX {
             let mut arguments = SqliteArguments::default();
             for stamped in rows {
                 bind(&mut arguments, &stamped)?;
@@ -244,27 +306,31 @@ impl BatchWriter {
             let script = self.script(shape);
             return run(&mut self.conn, script, arguments).await;
         }
-        run(
-            &mut self.conn,
-            "begin immediate".into(),
-            SqliteArguments::default(),
-        )
-        .await?;
-        for (table, size) in shape {
+        let last = shape.len().saturating_sub(1);
+        for (index, (table, size)) in shape.into_iter().enumerate() {
             let mut arguments = SqliteArguments::default();
             for stamped in rows.by_ref().take(size) {
                 bind(&mut arguments, &stamped)?;
             }
-            let insert = self.insert(table, size);
+            let place = Place {
+                first: index == 0,
+                last: index == last,
+            };
+            let insert = self.insert(table, size, place);
             run(&mut self.conn, insert, arguments).await?;
         }
-        run(&mut self.conn, "commit".into(), SqliteArguments::default()).await
+        Ok(())
     }
 
-    fn insert(&mut self, table: Table, size: usize) -> Arc<str> {
+    fn insert(&mut self, table: Table, size: usize, place: Place) -> Arc<str> {
+        let text = || {
+            let begin = if place.first { "begin immediate; " } else { "" };
+            let commit = if place.last { "; commit" } else { "" };
+            format!("{begin}{}{commit}", table.insert(size)).into()
+        };
         self.inserts
-            .entry((table, size))
-            .or_insert_with(|| table.insert(size).into())
+            .entry((table, size, place))
+            .or_insert_with(text)
             .clone()
     }
 
@@ -300,8 +366,7 @@ impl BatchWriter {
                 Ok(()) => end = here,
                 Err(refusal) => {
                     self.plain("rollback to one").await?;
-                    self.heads.clear();
-                    self.offers.clear();
+                    self.forget();
                     verdicts.push(Err(refusal));
                     self.plain("release one").await?;
                     continue;
@@ -321,18 +386,21 @@ impl BatchWriter {
         rows: &[Encoded],
     ) -> Result<Verdict, LedgerError> {
         for row in rows {
-            let Plan::Write { step } = self.plan(row).await.doing(WHAT)? else {
-                continue;
+            let patch = match self.plan(row).await.doing(WHAT)? {
+                Plan::Write(patch) => patch,
+                Plan::Skip => continue,
+                Plan::Refuse(refusal) => return Ok(Err(refusal)),
             };
             let before = end.clone();
-            let stamped = self.stamp(end, row, step);
+            let stamped = self.stamp(end, row, patch);
             let mut arguments = SqliteArguments::default();
             bind(&mut arguments, &stamped).doing(WHAT)?;
-            let insert = self.insert(row.table, 1);
+            let insert = row.table.insert_one().into();
             match run(&mut self.conn, insert, arguments).await {
                 Ok(()) => {}
                 Err(error) if is_row_error(&error) => {
                     *end = before;
+                    self.attempts.clear();
                     if let Err(refusal) = self.judge(row, &error).await? {
                         return Ok(Err(refusal));
                     }
@@ -349,24 +417,16 @@ impl BatchWriter {
         let Some(attempt) = attempt_of(row) else {
             return Ok(Err(invalid));
         };
-        let id = attempt.as_bytes().as_slice();
-        let opened: Option<i64> =
-            sqlx::query_scalar("select seq from attempt_open where attempt_id = ?1")
-                .bind(id)
-                .fetch_optional(&mut self.conn)
-                .await
-                .doing(WHAT)?;
-        match (row.table, opened) {
-            (Table::Open, Some(_)) => return Ok(Err(LedgerError::AttemptExists(attempt))),
-            (Table::Delivered | Table::Final, None) => {
-                return Ok(Err(LedgerError::NotOpened(attempt)));
-            }
-            _ => {}
+        let Some(open) = self.find_open(&attempt).await.doing(WHAT)? else {
+            return Ok(Err(invalid));
+        };
+        if row.table == Table::Open {
+            return Ok(Err(LedgerError::AttemptExists(attempt)));
         }
         if row.table == Table::Delivered {
             let there: Option<(i64, Option<Vec<u8>>)> =
-                sqlx::query_as("select cost, receipt from attempt_delivered where attempt_id = ?1")
-                    .bind(id)
+                sqlx::query_as("select cost, receipt from attempt_delivered where open_seq = ?1")
+                    .bind(open)
                     .fetch_optional(&mut self.conn)
                     .await
                     .doing(WHAT)?;
@@ -380,8 +440,8 @@ impl BatchWriter {
             });
         }
         let there: Option<(String, i64)> =
-            sqlx::query_as("select outcome, billed from attempt_final where attempt_id = ?1")
-                .bind(id)
+            sqlx::query_as("select outcome, billed from attempt_final where open_seq = ?1")
+                .bind(open)
                 .fetch_optional(&mut self.conn)
                 .await
                 .doing(WHAT)?;
@@ -406,6 +466,8 @@ impl BatchWriter {
 
 /// Column of `step` in a voucher row.
 const STEP_COLUMN: usize = 4;
+/// Column of `open_seq` in a delivered or final row; callers give the attempt's id there.
+const OPEN_SEQ_COLUMN: usize = 1;
 
 fn attempt_of(row: &Encoded) -> Option<AttemptId> {
     match (row.table, row.values.get(1)) {
@@ -437,8 +499,10 @@ fn is_row_error(error: &sqlx::Error) -> bool {
     ) && !error.to_string().contains(".seq")
 }
 
-const fn largest_power_of_two(number: usize) -> usize {
-    1 << number.ilog2()
+/// The largest size of an insert that `rows` (at least 1) fill.
+fn insert_size(rows: usize) -> usize {
+    let fits = INSERT_ROWS.iter().find(|size| **size <= rows);
+    fits.copied().unwrap_or(1)
 }
 
 async fn run(
@@ -457,8 +521,8 @@ fn bind(arguments: &mut SqliteArguments, row: &Stamped<'_>) -> Result<(), sqlx::
         arguments.add(row.seq)?;
         arguments.add(row.hash.as_slice())?;
         for (index, value) in row.values.iter().enumerate() {
-            match (value, row.step) {
-                (_, Some(step)) if index == STEP_COLUMN => arguments.add(step)?,
+            match (value, row.patch) {
+                (_, Some(patch)) if index == patch.column => arguments.add(patch.value)?,
                 (Value::Null, _) => arguments.add(None::<i64>)?,
                 (Value::Int(number), _) => arguments.add(*number)?,
                 (Value::Text(text), _) => arguments.add(text.as_str())?,

@@ -95,7 +95,14 @@ impl Walker {
         let expected = self.end.seq + 1;
         let seq = row.seq;
         let table = row.table;
-        let hash = chain_hash(&self.end.hash, table, seq, &row.values, &mut self.scratch);
+        let hash = chain_hash(
+            &self.end.hash,
+            table,
+            seq,
+            &row.values,
+            None,
+            &mut self.scratch,
+        );
         let claimed = ChainHash::try_from(row.hash.as_slice()).ok();
         let follows = claimed == Some(hash);
         self.end = ChainEnd {

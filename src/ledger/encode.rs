@@ -64,7 +64,7 @@ fn open(out: &mut Columns, r: OpenRow) -> Result<Table, LedgerError> {
 
 fn delivered(out: &mut Columns, r: DeliveredRow) -> Result<Table, LedgerError> {
     out.int("at_ms", r.at_ms)?;
-    out.bytes(r.attempt_id.as_bytes());
+    out.bytes(r.attempt_id.as_bytes()); // open_seq: the writer knows the open row
     out.int("status", r.status.into())?;
     out.usage(r.usage)?;
     out.maybe_int("own_input", r.own_input)?;
@@ -80,7 +80,7 @@ fn finished(out: &mut Columns, r: FinalRow) -> Result<Table, LedgerError> {
         return Err(LedgerError::Invalid(why.to_owned()));
     }
     out.int("at_ms", r.at_ms)?;
-    out.bytes(r.attempt_id.as_bytes());
+    out.bytes(r.attempt_id.as_bytes()); // open_seq: the writer knows the open row
     out.0.push(Value::Text(r.outcome.as_str().to_owned()));
     out.int("status", r.status.into())?;
     out.int("billed", r.billed.0)?;
@@ -351,6 +351,7 @@ impl<'a> Fields<'a> {
             _ => Err(self.bad()),
         }
     }
+    /// An integer that fits `T`.
     fn small<T: TryFrom<u64>>(&mut self) -> Result<T, BadColumn> {
         let number = self.int()?;
         T::try_from(number).map_err(|_| self.bad())
@@ -385,12 +386,18 @@ pub(super) fn to_open(values: &[Value]) -> Result<OpenRow, BadColumn> {
     })
 }
 
-/// Reads an `attempt_delivered` row.
-pub(super) fn to_delivered(values: &[Value]) -> Result<DeliveredRow, BadColumn> {
+/// Reads an `attempt_delivered` row of the attempt `attempt_id`.
+pub(super) fn to_delivered(
+    attempt_id: AttemptId,
+    values: &[Value],
+) -> Result<DeliveredRow, BadColumn> {
     let mut f = Fields::new(Table::Delivered, values);
     Ok(DeliveredRow {
         at_ms: f.int()?,
-        attempt_id: AttemptId(f.array()?),
+        attempt_id: {
+            f.int()?; // open_seq
+            attempt_id
+        },
         status: f.small()?,
         usage: f.usage()?,
         own_input: f.maybe_int()?,
@@ -400,12 +407,15 @@ pub(super) fn to_delivered(values: &[Value]) -> Result<DeliveredRow, BadColumn> 
     })
 }
 
-/// Reads an `attempt_final` row.
-pub(super) fn to_final(values: &[Value]) -> Result<FinalRow, BadColumn> {
+/// Reads an `attempt_final` row of the attempt `attempt_id`.
+pub(super) fn to_final(attempt_id: AttemptId, values: &[Value]) -> Result<FinalRow, BadColumn> {
     let mut f = Fields::new(Table::Final, values);
     Ok(FinalRow {
         at_ms: f.int()?,
-        attempt_id: AttemptId(f.array()?),
+        attempt_id: {
+            f.int()?; // open_seq
+            attempt_id
+        },
         outcome: {
             let word = f.text()?;
             Outcome::from_word(word).ok_or_else(|| f.bad())?
@@ -422,6 +432,13 @@ pub(super) fn to_final(values: &[Value]) -> Result<FinalRow, BadColumn> {
         receipt: f.maybe_blob()?.map(<[u8]>::to_vec),
         error: f.maybe_text()?.map(str::to_owned),
     })
+}
+
+/// The open row that a delivered or final row belongs to.
+pub(super) fn open_seq(table: Table, values: &[Value]) -> Result<i64, BadColumn> {
+    let mut f = Fields::new(table, values);
+    f.int()?;
+    f.small()
 }
 
 /// Reads a `voucher` row and its step.

@@ -6,7 +6,7 @@
 //!   `synchronous = full`, one transaction per batch. `commit` returns after the fsync, `submit`
 //!   after queueing.
 //! - [`Reader`] reads beside it: `load` after a restart, attempts, budgets, offers.
-//! - `report` prints what `node ledger` shows, [`audit`] is `node ledger verify`.
+//! - [`report`] is what `node ledger` shows, [`audit`] is `node ledger verify`.
 //! - [`Cache`] is another file, cache.db: what can be learned again from the network.
 //!
 //! # The chain
@@ -36,6 +36,7 @@ mod encode;
 mod error;
 mod handle;
 mod reader;
+pub mod report;
 mod rows;
 mod schema;
 mod sums;
@@ -52,6 +53,8 @@ pub use rows::{
 };
 pub use writer::{CheckpointSigner, Settings, Writer};
 
+#[cfg(test)]
+mod cost_test;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -13,7 +13,8 @@ use super::encode::{
 };
 use super::error::{Doing as _, LedgerError};
 use super::rows::{
-    AttemptState, BudgetRow, ChannelRow, ChannelState, OfferRow, Role, SettlementRow, VoucherRow,
+    AttemptState, BudgetRow, ChannelRow, ChannelState, OfferRow, OpenRow, Role, SettlementRow,
+    VoucherRow,
 };
 use super::schema;
 use super::sums::{self, Balance, CheckpointMark, Stretch, bucket_of};
@@ -86,11 +87,12 @@ impl Reader {
     /// As [`Self::load`].
     pub async fn attempt(&self, id: &AttemptId) -> Result<Option<AttemptState>, LedgerError> {
         let mut tx = self.pool.begin().await.doing(WHAT)?;
-        let open = by_id(&mut tx, Table::Open, "attempt_id", id.as_bytes()).await?;
+        let rest = "where attempt_id = ?1";
+        let open = rows(&mut tx, Table::Open, rest, id.as_bytes().as_slice()).await?;
         match open.first() {
             Some(row) => {
                 let open = self.typed(to_open(&row.values))?;
-                self.complete(&mut tx, open).await.map(Some)
+                self.complete(&mut tx, row.seq, open).await.map(Some)
             }
             None => Ok(None),
         }
@@ -117,9 +119,10 @@ impl Reader {
     pub async fn request(&self, id: &RequestId) -> Result<Vec<AttemptState>, LedgerError> {
         let mut tx = self.pool.begin().await.doing(WHAT)?;
         let mut attempts = Vec::new();
-        for row in by_id(&mut tx, Table::Open, "request_id", id.as_bytes()).await? {
+        let rest = "where request_id = ?1 order by seq";
+        for row in rows(&mut tx, Table::Open, rest, id.as_bytes().as_slice()).await? {
             let open = self.typed(to_open(&row.values))?;
-            attempts.push(self.complete(&mut tx, open).await?);
+            attempts.push(self.complete(&mut tx, row.seq, open).await?);
         }
         Ok(attempts)
     }
@@ -240,7 +243,7 @@ impl Reader {
                                 and (?3 is null or model = ?3)), 0)
                   + coalesce((select sum(f.billed)
                               from attempt_final f
-                              join attempt_open o on o.attempt_id = f.attempt_id
+                              join attempt_open o on o.seq = f.open_seq
                               where f.seq > coalesce((select max(covers) from checkpoint), 0)
                                 and f.at_ms >= ?1 and f.outcome = 'accepted' and o.role = ?2
                                 and (?3 is null or o.model = ?3)), 0)",
@@ -312,7 +315,7 @@ impl Reader {
             for row in rows(conn, Table::Open, "where seq = ?1", seq).await? {
                 let open = self.typed(to_open(&row.values))?;
                 if open.role == role {
-                    let attempt = self.complete(conn, open).await?;
+                    let attempt = self.complete(conn, seq, open).await?;
                     all.entry(attempt.open.channel).or_default().push(attempt);
                 }
             }
@@ -320,23 +323,23 @@ impl Reader {
         Ok(all)
     }
 
-    async fn complete(
+    /// Joins an open row with what came after it.
+    pub(super) async fn complete(
         &self,
         conn: &mut SqliteConnection,
-        open: super::rows::OpenRow,
+        seq: i64,
+        open: OpenRow,
     ) -> Result<AttemptState, LedgerError> {
         let id = open.attempt_id;
-        let delivered = by_id(conn, Table::Delivered, "attempt_id", id.as_bytes()).await?;
-        let finals = by_id(conn, Table::Final, "attempt_id", id.as_bytes()).await?;
+        let rest = "where open_seq = ?1";
+        let delivered = rows(conn, Table::Delivered, rest, seq).await?;
+        let delivered = delivered.first().map(|row| to_delivered(id, &row.values));
+        let finals = rows(conn, Table::Final, rest, seq).await?;
+        let final_row = finals.first().map(|row| to_final(id, &row.values));
         Ok(AttemptState {
             open,
-            delivered: self.typed(
-                delivered
-                    .first()
-                    .map(|r| to_delivered(&r.values))
-                    .transpose(),
-            )?,
-            final_row: self.typed(finals.first().map(|r| to_final(&r.values)).transpose())?,
+            delivered: self.typed(delivered.transpose())?,
+            final_row: self.typed(final_row.transpose())?,
         })
     }
 
@@ -404,17 +407,4 @@ async fn rows<'k>(
         .iter()
         .map(|row| stored(table, row).doing(WHAT))
         .collect()
-}
-
-async fn by_id(
-    conn: &mut SqliteConnection,
-    table: Table,
-    column: &'static str,
-    id: &[u8],
-) -> Result<Vec<Stored>, LedgerError> {
-    let rest = match column {
-        "request_id" => "where request_id = ?1 order by seq",
-        _ => "where attempt_id = ?1",
-    };
-    rows(conn, table, rest, id).await
 }

@@ -110,7 +110,7 @@ const FINALS: &str = "
            sum(case f.outcome when 'accepted' then f.billed else 0 end),
            sum(case f.outcome when 'written_off' then f.billed else 0 end),
            0, sum(f.disputed)
-    from attempt_final f join attempt_open o on o.attempt_id = f.attempt_id
+    from attempt_final f join attempt_open o on o.seq = f.open_seq
     where f.seq > ?1 and f.seq <= ?2
     group by 1, 2, 3, 4, 5";
 
@@ -184,7 +184,7 @@ pub(super) async fn balances(
         "select o.role, o.channel, 0,
                 sum(case f.outcome when 'accepted' then f.billed else 0 end),
                 sum(case f.outcome when 'written_off' then f.billed else 0 end), 0
-         from attempt_final f join attempt_open o on o.attempt_id = f.attempt_id
+         from attempt_final f join attempt_open o on o.seq = f.open_seq
          where f.seq > ?1 and f.seq <= ?2 group by 1, 2
          union all
          select role, channel, max(cumulative), 0, 0, 0
@@ -275,11 +275,11 @@ pub(super) async fn unfinished(
     sqlx::query_scalar(
         "select o.seq from attempt_open o
          where o.seq in (select value from json_each(?1))
-           and not exists (select 1 from attempt_final f where f.attempt_id = o.attempt_id)
+           and not exists (select 1 from attempt_final f where f.open_seq = o.seq)
          union all
          select o.seq from attempt_open o
          where o.seq > ?2
-           and not exists (select 1 from attempt_final f where f.attempt_id = o.attempt_id)
+           and not exists (select 1 from attempt_final f where f.open_seq = o.seq)
          order by 1",
     )
     .bind(old)

@@ -118,14 +118,24 @@ impl Table {
         format!("select seq, hash, {columns} from {} {rest}", self.name())
     }
 
-    /// An insert of `rows` rows.
+    /// An insert of `rows` rows. A broken rule rolls the whole transaction back, which spares
+    /// SQLite a journal per statement.
     pub(super) fn insert(self, rows: usize) -> String {
+        self.insert_or("rollback", rows)
+    }
+
+    /// An insert of one row; a broken rule leaves the transaction as it was.
+    pub(super) fn insert_one(self) -> String {
+        self.insert_or("abort", 1)
+    }
+
+    fn insert_or(self, otherwise: &str, rows: usize) -> String {
         let columns = self.columns();
         let one = format!("(?{})", ", ?".repeat(columns.len() + 1));
         let all = vec![one; rows].join(", ");
         let list = columns.join(", ");
         format!(
-            "insert into {} (seq, hash, {list}) values {all}",
+            "insert or {otherwise} into {} (seq, hash, {list}) values {all}",
             self.name()
         )
     }
@@ -165,7 +175,7 @@ const OPEN: [&str; 19] = [
 ];
 const DELIVERED: [&str; 12] = [
     "at_ms",
-    "attempt_id",
+    "open_seq",
     "status",
     "usage_input",
     "usage_cache_read",
@@ -179,7 +189,7 @@ const DELIVERED: [&str; 12] = [
 ];
 const FINAL: [&str; 18] = [
     "at_ms",
-    "attempt_id",
+    "open_seq",
     "outcome",
     "status",
     "billed",
@@ -235,20 +245,27 @@ pub(super) fn genesis() -> ChainHash {
     Sha256::digest(b"souk/ledger/v1").into()
 }
 
-/// The hash of the row `seq` of `table`, whose predecessor's hash is `prev`. `scratch` is reused
-/// between rows.
+/// The hash of the row `seq` of `table`, whose predecessor's hash is `prev`. A `patch` puts a number
+/// in the place of a column; `scratch` is reused between rows.
 pub(super) fn chain_hash(
     prev: &ChainHash,
     table: Table,
     seq: i64,
     values: &[Value],
+    patch: Option<(usize, i64)>,
     scratch: &mut Vec<u8>,
 ) -> ChainHash {
     scratch.clear();
     scratch.extend_from_slice(prev);
     put_sized(scratch, 2, table.name().as_bytes());
     put_int(scratch, seq);
-    for value in values {
+    for (index, value) in values.iter().enumerate() {
+        if let Some((column, number)) = patch
+            && column == index
+        {
+            put_int(scratch, number);
+            continue;
+        }
         match value {
             Value::Null => scratch.push(0),
             Value::Int(number) => put_int(scratch, *number),
@@ -319,8 +336,9 @@ mod tests {
     fn the_chain_hash_tells_apart_rows_that_look_alike() {
         let prev = genesis();
         let mut scratch = Vec::new();
-        let mut hash =
-            |table, seq, values: &[Value]| chain_hash(&prev, table, seq, values, &mut scratch);
+        let mut hash = |table, seq, values: &[Value]| {
+            chain_hash(&prev, table, seq, values, None, &mut scratch)
+        };
         let text = |t: &str| Value::Text(t.to_owned());
         let base = hash(Table::Offer, 1, &[text("ab"), text("c")]);
         assert_ne!(base, hash(Table::Offer, 1, &[text("a"), text("bc")]));

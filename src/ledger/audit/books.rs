@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::batch::ChainEnd;
 use super::super::encode::{
-    BadColumn, Fields, to_budget, to_channel, to_delivered, to_final, to_offer, to_open,
+    BadColumn, Fields, open_seq, to_budget, to_channel, to_delivered, to_final, to_offer, to_open,
     to_settlement, to_voucher,
 };
 use super::super::rows::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Outcome, Role, VoucherRow};
@@ -30,7 +30,6 @@ struct Party {
 
 enum Attempt {
     Open {
-        seq: i64,
         row: Box<OpenRow>,
         delivered: Option<Box<DeliveredRow>>,
         party: Arc<Party>,
@@ -51,7 +50,8 @@ struct Channel {
 pub(super) struct Books<'a> {
     signatures: &'a dyn SignatureCheck,
     exposure_max: MicroUsd,
-    attempts: HashMap<AttemptId, Attempt>,
+    attempts: HashMap<i64, Attempt>,
+    opened: HashMap<AttemptId, i64>,
     parties: BTreeSet<Arc<Party>>,
     charged: HashMap<RequestId, u32>,
     channels: BTreeMap<(Role, ChannelId), Channel>,
@@ -81,6 +81,7 @@ impl<'a> Books<'a> {
             signatures: options.signatures.as_ref(),
             exposure_max: options.exposure_max,
             attempts: HashMap::new(),
+            opened: HashMap::new(),
             parties: BTreeSet::new(),
             charged: HashMap::new(),
             channels: BTreeMap::new(),
@@ -200,12 +201,12 @@ impl<'a> Books<'a> {
         self.awaited.remove(&open.attempt_id);
         let id = open.attempt_id;
         let attempt = Attempt::Open {
-            seq,
             row: Box::new(open),
             delivered: None,
             party,
         };
-        if self.attempts.insert(id, attempt).is_some() {
+        self.attempts.insert(seq, attempt);
+        if self.opened.insert(id, seq).is_some() {
             return Err(format!("attempt {id} opened twice (I4)"));
         }
         if !known {
@@ -215,40 +216,41 @@ impl<'a> Books<'a> {
     }
 
     fn delivered(&mut self, row: &Stored) -> Check {
-        let new = to_delivered(&row.values)?;
-        let id = new.attempt_id;
-        match self.attempts.get_mut(&id) {
-            Some(Attempt::Open { delivered, .. }) if delivered.is_none() => {
-                *delivered = Some(Box::new(new));
+        let open = open_seq(row.table, &row.values)?;
+        match self.attempts.get_mut(&open) {
+            Some(Attempt::Open {
+                row: of, delivered, ..
+            }) => {
+                let id = of.attempt_id;
+                let new = to_delivered(id, &row.values)?;
+                if delivered.replace(Box::new(new)).is_some() {
+                    return Err(format!("attempt {id} was delivered twice"));
+                }
                 Ok(())
             }
-            Some(Attempt::Open { .. }) => Err(format!("attempt {id} was delivered twice")),
             // A receipt may come after the booking: kept, worth nothing more.
             Some(Attempt::Booked(_)) => Ok(()),
-            None => Err(format!("attempt {id} was delivered without being opened")),
+            None => Err(format!("it belongs to row {open}, which opens no attempt")),
         }
     }
 
     fn finished(&mut self, row: &Stored, report: &mut AuditReport) -> Check {
-        let booked = to_final(&row.values)?;
-        let id = booked.attempt_id;
-        let (open, delivered, party) = match self.attempts.remove(&id) {
+        let seq = open_seq(row.table, &row.values)?;
+        let (open, delivered, party) = match self.attempts.remove(&seq) {
             Some(Attempt::Open {
-                seq,
                 row,
                 delivered,
                 party,
-            }) => {
-                self.unfinished.remove(&seq);
-                (row, delivered, party)
-            }
+            }) => (row, delivered, party),
             Some(Attempt::Booked(party)) => {
-                self.attempts.insert(id, Attempt::Booked(party));
-                return Err(format!("attempt {id} is booked twice (I4)"));
+                self.attempts.insert(seq, Attempt::Booked(party));
+                return Err(format!("the attempt of row {seq} is booked twice (I4)"));
             }
-            None => return Err(format!("attempt {id} is booked without being opened")),
+            None => return Err(format!("it belongs to row {seq}, which opens no attempt")),
         };
-        self.attempts.insert(id, Attempt::Booked(party.clone()));
+        self.unfinished.remove(&seq);
+        let booked = to_final(open.attempt_id, &row.values)?;
+        self.attempts.insert(seq, Attempt::Booked(party.clone()));
         sums::add(self.rollup(booked.at_ms, &party), &final_counts(&booked));
         self.book(&open, &booked);
         let delivered = delivered.and_then(|d| d.receipt);
@@ -300,7 +302,7 @@ impl<'a> Books<'a> {
             self.signatures.voucher(row, &voucher)
         });
         if let Some(id) = voucher.attempt
-            && !self.attempts.contains_key(&id)
+            && !self.opened.contains_key(&id)
         {
             self.awaited.insert(id, row.seq);
         }
@@ -415,7 +417,8 @@ impl<'a> Books<'a> {
     }
 
     fn voucher_party(&self, voucher: &VoucherRow, channel_peer: Vec<u8>) -> Arc<Party> {
-        let attempt = voucher.attempt.and_then(|id| self.attempts.get(&id));
+        let open = voucher.attempt.and_then(|id| self.opened.get(&id));
+        let attempt = open.and_then(|seq| self.attempts.get(seq));
         let (model, peer, client) = match attempt {
             Some(Attempt::Open { party, .. } | Attempt::Booked(party)) => (
                 party.model.clone(),
