@@ -6,6 +6,7 @@ pub mod data_dir;
 pub mod discovery;
 pub mod failpoint;
 pub mod failure;
+pub mod http;
 pub mod keys;
 pub mod launch;
 pub mod ledger;

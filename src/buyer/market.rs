@@ -4,9 +4,9 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::body::Body;
 use super::route::dialects;
 use crate::discovery::ModelSummary;
+use crate::http::body::Body;
 use crate::llm_api::{self, Dialect};
 use crate::protocol::offer::Capabilities;
 use crate::types::{MicroUsd, ModelId, TOKENS_PER_PRICE};

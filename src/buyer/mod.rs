@@ -4,25 +4,23 @@
 //! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
 //! alongside) → record`.
 //!
-//! [`server`] and [`guard`] stand at the door, [`asked`] is the parsed request, [`route`] orders
+//! [`crate::http`] stands at the door, [`asked`] is the parsed request, [`route`] orders
 //! the sellers, [`attempt`] tries one, [`relay`] passes its answer, [`books`] keeps the account,
-//! [`refusal`] says what went wrong in the client's own dialect, [`market`] answers the model list.
+//! [`refusal`] says what went wrong in the client's own dialect, [`market`] answers the model list,
+//! [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
 mod asked;
 mod attempt;
-pub mod body;
 mod books;
 pub mod budget;
-pub mod guard;
+pub mod control;
 mod market;
 mod nonces;
 mod refusal;
 mod relay;
-pub mod request_body;
 pub mod route;
-pub mod server;
 mod sink;
 mod wire;
 
@@ -38,7 +36,6 @@ use tokio::time::Instant;
 
 use asked::{Asked, dialect_of};
 use attempt::{Attempted, attempt_deadline};
-use body::Body;
 use budget::Budget;
 use nonces::Nonces;
 use refusal::Refusal;
@@ -46,6 +43,8 @@ use route::{Barred, Policy, Route};
 use sink::ClientSink;
 
 use crate::discovery::{Found, OfferBook};
+use crate::http::body::Body;
+use crate::http::{request_body, server};
 use crate::keys::NodeKeys;
 use crate::ledger::Ledger;
 use crate::llm_api::{Dialect, TokenCounter};

@@ -451,7 +451,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends what is gathered; nothing before the first event that is no comment.
-    async fn flush(&mut self, sink: &mut ClientSink) -> Result<(), super::body::ClientGone> {
+    async fn flush(&mut self, sink: &mut ClientSink) -> Result<(), crate::http::body::ClientGone> {
         if self.out.is_empty() {
             return Ok(());
         }

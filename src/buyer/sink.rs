@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::body::{Body, BodySender, ClientGone};
+use crate::http::body::{Body, BodySender, ClientGone};
 use crate::llm_api::Dialect;
 
 /// A stream's status is committed after this, event or not.

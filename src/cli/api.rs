@@ -109,10 +109,10 @@ mod tests {
     use hyper::body::Incoming;
 
     use super::*;
-    use crate::buyer::body::Body;
-    use crate::buyer::guard::{self, Guard};
-    use crate::buyer::server::{self, Handler, Server};
     use crate::cli::Cli;
+    use crate::http::body::Body;
+    use crate::http::guard::{self, Guard};
+    use crate::http::server::{self, Handler, Server};
     use crate::tasks::Tasks;
     use crate::types::Secret;
 

@@ -10,12 +10,14 @@ use std::path::Path;
 use lexer::{Source, crate_imports};
 
 /// Modules by layer; each may import those above it in this list, and nothing below.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["types"],
     &["tasks", "telemetry"],
     &["protocol", "llm_api", "keys"],
     &["ledger", "chain", "network"],
     &["discovery", "payment"],
+    // The local HTTP front: knows dialects' error shapes, and nothing about money or peers.
+    &["http"],
     &["buyer", "seller", "pipeline", "dashboard"],
     // Nothing below the composition root knows the configuration: each module has its Settings.
     &["config", "data_dir", "failure"],
@@ -40,10 +42,8 @@ const CRATE_HOMES: [(&str, &[&str]); 4] = [
     (
         "axum",
         &[
-            "buyer/server",
-            "buyer/api",
+            "http/control",
             "buyer/control",
-            "seller/api",
             "seller/control",
             "dashboard",
         ],

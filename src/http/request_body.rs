@@ -124,7 +124,7 @@ pub(super) fn declared_length(headers: &HeaderMap) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buyer::body::Body;
+    use crate::http::body::Body;
 
     #[tokio::test]
     async fn a_body_is_read_up_to_its_limit_and_in_time() {

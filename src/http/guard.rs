@@ -15,6 +15,8 @@ use subtle::ConstantTimeEq as _;
 
 use super::body::Body;
 use super::request_body::{BODY_BYTES_MAX, declared_length};
+use crate::llm_api::Dialect;
+use crate::llm_api::error::envelope;
 use crate::types::Secret;
 
 /// Paths that probes ask without a token.
@@ -105,26 +107,16 @@ impl Refusal {
     }
 }
 
-/// MERGE: replace by `llm_api::error::envelope` once it is there.
-pub(super) fn json_error(
-    path: &str,
-    status: StatusCode,
-    code: &str,
-    message: &str,
-) -> Response<Body> {
-    let kind = match status.as_u16() {
-        401 => "authentication_error",
-        403 => "permission_error",
-        413 => "request_too_large",
-        503 => "overloaded_error",
-        _ => "invalid_request_error",
-    };
-    let value = if path.split('/').any(|part| part == "messages") {
-        serde_json::json!({ "type": "error", "error": { "type": kind, "message": message } })
+/// An error answer in the shape of the dialect that the path belongs to.
+#[must_use]
+pub fn json_error(path: &str, status: StatusCode, code: &str, message: &str) -> Response<Body> {
+    let dialect = if path.split('/').any(|part| part == "messages") {
+        Dialect::Messages
     } else {
-        serde_json::json!({ "error": { "message": message, "type": kind, "code": code } })
+        Dialect::Chat
     };
-    let mut response = Response::new(Body::full(value.to_string()));
+    let body = envelope(dialect, status.as_u16(), code, message);
+    let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

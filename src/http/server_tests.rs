@@ -1,9 +1,9 @@
 //! Behaviour of the local HTTP server on real sockets.
 
 use super::*;
-use crate::buyer::body::BodySender;
-use crate::buyer::guard;
-use crate::buyer::request_body::{BODY_BYTES_MAX, read_body};
+use crate::http::body::BodySender;
+use crate::http::guard;
+use crate::http::request_body::{BODY_BYTES_MAX, read_body};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use std::time::Instant as Wall;

@@ -1,0 +1,1 @@
+//! The rest of the HTTP surface; see below.
