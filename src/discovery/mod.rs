@@ -7,14 +7,16 @@
 //! Called by `node` (runners), buyer (`OfferBook`) and seller (`Announcer`).
 
 mod announce;
+mod cache;
 mod catalogue;
 mod look_up;
 mod offer_book;
 mod peer_book;
 
 pub use announce::{Announcer, AnnouncerRunner, Published};
+pub use cache::{NoCache, OfferCache};
 pub use catalogue::{ModelSummary, OfferList};
-pub use offer_book::{Found, NoCache, OfferBook, OfferBookRunner, OfferCache};
+pub use offer_book::{Found, OfferBook, OfferBookRunner};
 pub use peer_book::PeerBook;
 
 #[cfg(test)]

@@ -28,7 +28,9 @@ pub(super) const EVENTS_MAX: usize = 1_024;
 /// DHT replies waiting for their reader.
 const REPLIES_MAX: usize = 64;
 /// A connection that died while a stream was asked for is tried again this often.
-const OPEN_ATTEMPTS_MAX: usize = 3;
+const OPEN_ATTEMPTS_MAX: usize = 5;
+/// Pause after which the runner has heard of the end of a connection.
+const OPEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
@@ -149,7 +151,10 @@ impl Handle {
     /// Says whether the peer is unreachable, busy or broken; nothing has been sent in any of these cases.
     pub async fn open(&self, peer: &PeerId, protocol: Protocol) -> Result<Stream, OpenError> {
         let control = &self.shared.control;
-        for _ in 0..OPEN_ATTEMPTS_MAX {
+        for attempt in 0..OPEN_ATTEMPTS_MAX {
+            if attempt > 1 {
+                tokio::time::sleep(OPEN_PAUSE).await;
+            }
             let error = match control.open(peer, protocol, self.shared.open_timeout).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => error,
@@ -157,7 +162,7 @@ impl Handle {
             match error {
                 StreamError::NotConnected => self.connect(peer).await?,
                 // Nothing was handed out, so asking again cannot double anything.
-                StreamError::Closed => tokio::task::yield_now().await,
+                StreamError::Closed => {}
                 StreamError::Full => return Err(OpenError::Busy(*peer)),
                 StreamError::Timeout => return Err(OpenError::Timeout(*peer)),
                 StreamError::Unsupported => return Err(OpenError::Unsupported(*peer)),

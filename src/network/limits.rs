@@ -53,7 +53,7 @@ pub const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(3_500);
 /// A connection without streams is closed after this.
 pub const CONNECTION_IDLE: Duration = Duration::from_secs(240);
 /// Pause between pings on a connection.
-pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A ping without an answer for this long means a dead peer.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a connection.

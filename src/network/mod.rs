@@ -49,7 +49,7 @@ pub struct Settings {
     pub known_peers: Vec<(PeerId, Vec<String>)>,
     /// Addresses under which this node is reachable from outside, announced to others.
     pub external: Vec<String>,
-    /// DHT server mode; `None`: server when the network is private or an external address is given.
+    /// DHT server mode; `None`: server when the network is private (and we listen) or we have a public address.
     pub server: Option<bool>,
     /// Find peers on the local network (only used without bootstrap addresses and off loopback).
     pub mdns: bool,

@@ -133,6 +133,13 @@ struct Connection {
     permits: Arc<Semaphore>,
 }
 
+impl Connection {
+    /// False as soon as its task has ended, which is before the swarm reports it.
+    fn is_open(&self) -> bool {
+        !self.openers.is_closed()
+    }
+}
+
 #[derive(Default)]
 struct Peer {
     connections: Vec<Connection>,
@@ -154,7 +161,10 @@ pub(super) struct Control {
 impl Control {
     /// True when a connection to the peer exists.
     pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
-        self.index.peers.read().contains_key(peer)
+        let peers = self.index.peers.read();
+        peers
+            .get(peer)
+            .is_some_and(|p| p.connections.iter().any(Connection::is_open))
     }
     /// Peers with a connection.
     pub(super) fn connected_peers(&self) -> Vec<PeerId> {
@@ -176,7 +186,10 @@ impl Control {
     fn best(&self, peer: &PeerId) -> Option<Connection> {
         let peers = self.index.peers.read();
         let list = &peers.get(peer)?.connections;
-        list.iter().max_by_key(|c| (c.quic, c.id)).cloned()
+        list.iter()
+            .filter(|c| c.is_open())
+            .max_by_key(|c| (c.quic, c.id))
+            .cloned()
     }
     /// Opens a stream on the best connection of `peer`, within `timeout`.
     pub(super) async fn open(

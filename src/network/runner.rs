@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::address::{Policy, ip_of, is_loopback, split_peer};
+use super::address::{Policy, ip_of, is_loopback, is_private, split_peer};
 use super::behaviour::{Behaviour, CatalogueRequest};
 use super::dht::Questions;
 use super::handle::{Command, Handle, NetworkEvent, OpenError, Reply, Shared};
@@ -117,22 +117,13 @@ pub(super) fn start(
         .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy)
         .with_smart_dial();
     let mut swarm = Swarm::new(transport, behaviour, local, config);
-    let mut listeners = HashMap::new();
-    for address in &listen {
-        let refused = |why: String| NetworkError::Listen(address.to_string(), why);
-        check_port(address).map_err(|e| refused(e.to_string()))?;
-        let id = swarm
-            .listen_on(address.clone())
-            .map_err(|e| refused(describe(&e)))?;
-        listeners.insert(id, Vec::new());
-    }
+    let listeners = listen_on(&mut swarm, &listen)?;
     for address in &external {
         swarm.add_external_address(address.clone());
     }
-    let server = settings.server.unwrap_or_else(|| {
-        !external.is_empty() || (policy.private_allowed() && !listen.is_empty())
-    });
-    let mode = if server {
+    let is_public = !external.is_empty() || listen.iter().any(|a| !is_private(a));
+    let is_near = policy.private_allowed() && !listen.is_empty();
+    let mode = if settings.server.unwrap_or(is_public || is_near) {
         kad::Mode::Server
     } else {
         kad::Mode::Client
@@ -180,6 +171,22 @@ pub(super) fn start(
         session: accepted.session,
     };
     Ok((handle, incoming, runner))
+}
+
+fn listen_on(
+    swarm: &mut Swarm<Behaviour>,
+    listen: &[Multiaddr],
+) -> Result<HashMap<ListenerId, Vec<Multiaddr>>, NetworkError> {
+    let mut listeners = HashMap::new();
+    for address in listen {
+        let refused = |why: String| NetworkError::Listen(address.to_string(), why);
+        check_port(address).map_err(|e| refused(e.to_string()))?;
+        let id = swarm
+            .listen_on(address.clone())
+            .map_err(|e| refused(describe(&e)))?;
+        listeners.insert(id, Vec::new());
+    }
+    Ok(listeners)
 }
 
 /// libp2p listens with SO_REUSEPORT, so a second node on a TCP port would silently get half of its connections; a plain
