@@ -77,6 +77,8 @@ fn text_of_every_dialect_counts_by_its_bytes_on_the_wire() {
         (": \"content\":\"comment\"", 0),
         ("event: \"content\":\"no\"\nid: \"text\":\"no\"", 0),
         (r#"datax: {"content":"no"}"#, 0),
+        ("dat\ndata: {\"content\":\"ab\"}", 2),
+        ("data\n\n\ndata: {\"content\":\"ab\"}", 2),
         ("\n\r\ndata: {\"content\":\"ab\"}\r\n\r\n", 2),
         (
             " \n{\"choices\":[{\"message\":{\"content\":\n \"ab\"}}]}",
@@ -146,6 +148,8 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
         Just("\"content\":\"".to_owned()),
         Just("\"reasoning_details_x\": \"".to_owned()),
         Just("\"partial_json\"".to_owned()),
+        Just("\"partial_jsonx\": \"".to_owned()),
+        Just("\n\ndata: {\"partial_jsonx\":\"ab\",\"arguments\":\"".to_owned()),
         Just("\"delta\":{".to_owned()),
         Just("\"".to_owned()),
         Just("\\".to_owned()),
