@@ -344,7 +344,7 @@ fn named_event(out: &mut String, value: &Value) {
         .get("type")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    let _ = write!(out, "event: {name}\n");
+    let _ = writeln!(out, "event: {name}");
     event(out, value);
 }
 
