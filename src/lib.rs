@@ -12,6 +12,7 @@ pub mod launch;
 pub mod ledger;
 pub mod llm_api;
 pub mod network;
+pub mod node;
 pub mod payment;
 pub mod protocol;
 pub mod seller;

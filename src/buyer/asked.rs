@@ -87,9 +87,10 @@ fn souk_header<T: std::str::FromStr>(
         .to_str()
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    parsed
-        .map(Some)
-        .ok_or(RequestError::BadField(name, "what the README says of this header"))
+    parsed.map(Some).ok_or(RequestError::BadField(
+        name,
+        "what the README says of this header",
+    ))
 }
 
 /// Only what the allow-list names reaches a seller.

@@ -16,27 +16,27 @@ use crate::launch::Launch;
 
 /// Runs `node sell`.
 pub async fn sell(global: &GlobalArgs, args: &SellArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), node_stub::sell).await
+    serve(global, args.settings(), crate::node::sell).await
 }
 
 /// Runs `node buy`.
 pub async fn buy(global: &GlobalArgs, args: &BuyArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), node_stub::buy).await
+    serve(global, args.settings(), crate::node::buy).await
 }
 
 /// Runs `node run`.
 pub async fn run(global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), node_stub::run).await
+    serve(global, args.settings(), crate::node::run).await
 }
 
 /// Runs `node demo`.
 pub async fn demo(global: &GlobalArgs, args: &DemoArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), node_stub::demo).await
+    serve(global, args.settings(), crate::node::demo).await
 }
 
 /// Runs `node bootstrap`.
 pub async fn bootstrap(global: &GlobalArgs) -> anyhow::Result<()> {
-    serve(global, Vec::new(), node_stub::bootstrap).await
+    serve(global, Vec::new(), crate::node::bootstrap).await
 }
 
 /// Starts a role and stays until it ends.
@@ -125,12 +125,4 @@ impl Signals {
             _ = self.terminate.recv() => Seen::Terminate,
         }
     }
-}
-mod node_stub {
-    use super::Launch;
-    pub async fn sell(_l: Launch) -> anyhow::Result<()> { Ok(()) }
-    pub async fn buy(_l: Launch) -> anyhow::Result<()> { Ok(()) }
-    pub async fn run(_l: Launch) -> anyhow::Result<()> { Ok(()) }
-    pub async fn demo(_l: Launch) -> anyhow::Result<()> { Ok(()) }
-    pub async fn bootstrap(_l: Launch) -> anyhow::Result<()> { Ok(()) }
 }

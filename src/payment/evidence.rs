@@ -43,9 +43,12 @@ impl SignatureCheck for Evidence {
 
     fn voucher(&self, channel: &ChannelRow, voucher: &VoucherRow) -> Result<(), String> {
         let descriptor = ChannelDescriptor::from_bytes(&channel.descriptor).map_err(text)?;
-        Voucher { channel: voucher.channel, cumulative: voucher.cumulative }
-            .verify(&EvmSignature(voucher.signature), &descriptor.voucher_signer)
-            .map_err(text)
+        Voucher {
+            channel: voucher.channel,
+            cumulative: voucher.cumulative,
+        }
+        .verify(&EvmSignature(voucher.signature), &descriptor.voucher_signer)
+        .map_err(text)
     }
 
     fn head(&self, open: &OpenRow) -> Result<(), String> {
@@ -63,7 +66,11 @@ impl SignatureCheck for Evidence {
             && head.channel == open.channel
             && head.max_cost == open.max_cost
             && head.offer_hash == open.offer_hash;
-        if same { Ok(()) } else { Err("the signed head says something else than the row".into()) }
+        if same {
+            Ok(())
+        } else {
+            Err("the signed head says something else than the row".into())
+        }
     }
 
     fn receipt(&self, open: &OpenRow, booked: &FinalRow, bytes: &[u8]) -> Result<(), String> {
@@ -78,7 +85,10 @@ impl SignatureCheck for Evidence {
             return Err("the receipt is another attempt's".into());
         }
         if booked.billed > receipt.cost.max(MicroUsd::ZERO) {
-            return Err(format!("{} USD booked, receipt says {}", booked.billed, receipt.cost));
+            return Err(format!(
+                "{} USD booked, receipt says {}",
+                booked.billed, receipt.cost
+            ));
         }
         Ok(())
     }
@@ -88,7 +98,11 @@ impl SignatureCheck for Evidence {
         let made_ms = row.not_after.saturating_sub(1);
         let signed = SignedOffer::decode_and_verify(&row.bytes, &self.network, made_ms)
             .map_err(|e| e.to_string())?;
-        if signed.hash == row.hash { Ok(()) } else { Err("the offer's hash differs".into()) }
+        if signed.hash == row.hash {
+            Ok(())
+        } else {
+            Err("the offer's hash differs".into())
+        }
     }
 
     fn checkpoint(&self, message: &[u8], signature: &[u8; 64]) -> Result<(), String> {

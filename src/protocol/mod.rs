@@ -78,3 +78,6 @@ pub(crate) fn decode<T: serde::de::DeserializeOwned>(
         _ => Err(DecodeError::Malformed(what)),
     }
 }
+
+#[cfg(test)]
+mod vectors_tests;

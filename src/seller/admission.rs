@@ -135,3 +135,7 @@ fn check_times(iat_ms: UnixMs, exp_ms: UnixMs, now_ms: UnixMs) -> Result<(), Pee
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

@@ -50,6 +50,8 @@ pub struct OfferFrame {
     pub terms_hash: Hash32,
     /// Sold for nothing.
     pub free: bool,
+    /// Where buyers reach this node, as binary multiaddrs.
+    pub addrs: Vec<Vec<u8>>,
 }
 
 /// One offer as it binds this seller.
@@ -168,6 +170,7 @@ impl Catalogue {
             } else {
                 Modes::CREDIT
             },
+            addrs: frame.addrs.clone(),
             terms_hash: frame.terms_hash,
             ..Offer::new(&frame.network, seller, model.id.clone(), now_ms)
         }

@@ -1,0 +1,168 @@
+//! Puts a buyer on a base: offer book, payer, local HTTP.
+
+use std::sync::Arc;
+
+use super::base::{Base, CachedOffers};
+use crate::buyer::budget::{Budget, midnight_before};
+use crate::buyer::route::Policy;
+use crate::buyer::{Buyer, Parts, Settings, Timeouts};
+use crate::config::Config;
+use crate::data_dir::RunInfo;
+use crate::discovery::OfferBook;
+use crate::failure::{Failure, FailureKind};
+use crate::http::guard::{self, Guard};
+use crate::http::server::{self, Server};
+use crate::ledger::Role;
+use crate::payment::payer::{self, PayerHub};
+use crate::telemetry::Metrics;
+use crate::types::PeerId;
+
+/// A running buyer.
+pub(super) struct Buying {
+    pub url: String,
+    pub run_info: RunInfo,
+    pub book: OfferBook,
+}
+
+/// Starts the buyer's parts; requests are answered when this returns.
+///
+/// # Errors
+/// When the config is contradictory, the port is taken, or the ledger cannot be read.
+pub(super) async fn start(
+    base: &Base,
+    role: &str,
+    metrics: Option<Metrics>,
+) -> anyhow::Result<Buying> {
+    let config = &base.config;
+    let offers = Arc::new(CachedOffers {
+        cache: base.cache.clone(),
+        clock: Arc::clone(&base.clock),
+    });
+    let (book, runner) = OfferBook::new(
+        base.network.clone(),
+        &config.node.network,
+        Arc::clone(&base.clock),
+        offers,
+    );
+    let stop = base.base.cancelled();
+    base.base
+        .spawn("offer-book", async move { runner.run(stop).await });
+    let settings = payer::Settings {
+        network: config.node.network.clone(),
+        windows: base.windows(),
+        handshake_timeout: config.buy.timeouts.head,
+    };
+    let payer = PayerHub::restore(
+        base.ledger.clone(),
+        base.network.clone(),
+        base.keys.clone(),
+        Arc::clone(&base.clock),
+        base.base.clone(),
+        settings,
+    )
+    .await?;
+    let spent = base
+        .ledger
+        .spent_since(midnight_before(base.clock.now_ms()), Role::Buy)
+        .await?;
+    let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
+    let (server, guard, run_info) = bind(config, role).await?;
+    let control = super::no_control::NoControl;
+    drop(metrics);
+    let parts = Parts {
+        book: book.clone(),
+        payer,
+        network: base.network.clone(),
+        ledger: base.ledger.clone(),
+        keys: base.keys.clone(),
+        clock: Arc::clone(&base.clock),
+        tasks: base.front.clone(),
+        budget,
+        counter: base.counter.clone(),
+        control: Arc::new(control),
+    };
+    let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
+    let url = run_info.url.clone();
+    let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    base.front.spawn("http", async move {
+        server.run(guard, buyer, &tasks, stop).await;
+    });
+    Ok(Buying {
+        url,
+        run_info,
+        book,
+    })
+}
+
+async fn bind(config: &Config, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
+    let buy = &config.buy;
+    let token = buy.token.read()?;
+    let loopback = matches!(buy.host.as_str(), "127.0.0.1" | "localhost" | "::1");
+    if !loopback && token.is_none() {
+        let message = format!("--host {} lets others spend your money", buy.host);
+        let hint = "set [buy] token = \"env:NAME\" or \"file:PATH\", or use 127.0.0.1";
+        return Err(Failure::new(FailureKind::BadConfig, message)
+            .hint(hint)
+            .into());
+    }
+    let server = Server::bind(server::Settings {
+        host: buy.host.clone(),
+        port: buy.port,
+        connections_max: usize::try_from(buy.max_connections).unwrap_or(usize::MAX),
+        ..server::Settings::default()
+    })
+    .await?;
+    let port = server.local_addr().port();
+    let shown = if buy.host.contains(':') {
+        format!("[{}]", buy.host)
+    } else {
+        buy.host.clone()
+    };
+    let run_info = RunInfo::new(role, &format!("http://{shown}:{port}"));
+    let guard = Guard::new(&guard::Settings {
+        host: buy.host.clone(),
+        port,
+        hosts: buy.hosts.clone(),
+        token,
+        control: Some(run_info.token()),
+    });
+    Ok((server, guard, run_info))
+}
+
+fn settings_of(base: &Base) -> anyhow::Result<Settings> {
+    let buy = &base.config.buy;
+    Ok(Settings {
+        network: base.config.node.network.clone(),
+        windows: base.windows(),
+        policy: Policy {
+            max_price_in: buy.max_price_in.map(|price| price.0),
+            max_price_out: buy.max_price_out.map(|price| price.0),
+            seller: buy
+                .seller
+                .as_deref()
+                .map(|text| peer("buy.seller", text))
+                .transpose()?,
+            allow: peers("buy.allow", &buy.allow)?,
+            deny: peers("buy.deny", &buy.deny)?,
+            prepay_max: base.config.payment.prepay_max,
+        },
+        timeouts: Timeouts {
+            open: buy.timeouts.open,
+            all_attempts: buy.timeouts.all_attempts.max(buy.timeouts.first_token),
+            idle: buy.timeouts.idle,
+            total: buy.timeouts.total,
+        },
+        delegation: None,
+    })
+}
+
+fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {
+    texts.iter().map(|text| peer(key, text)).collect()
+}
+
+fn peer(key: &str, text: &str) -> Result<PeerId, Failure> {
+    text.parse().map_err(|_| {
+        let message = format!("{key}: `{text}` is no peer id");
+        Failure::new(FailureKind::BadConfig, message).hint("`node status` shows full peer ids")
+    })
+}

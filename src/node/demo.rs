@@ -1,0 +1,159 @@
+//! `node demo`: a whole market on loopback in one process. Nothing is written outside a temporary
+//! directory, and nothing listens beyond loopback.
+
+use std::path::{Path, PathBuf};
+
+use super::base::Base;
+use super::{buy, sell};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::keys::{Replace, Seed, WordCount, render_key_file, write_key_file};
+use crate::launch::Launch;
+use crate::llm_api::Dialect;
+use crate::seller::demo_plan::{DemoPlan, DemoSeller};
+use crate::seller::demo_upstream;
+
+/// The demo's own network, so that it never meets a real one.
+const NETWORK: &str = "souk-demo";
+
+/// A directory that goes away with the demo.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> std::io::Result<Self> {
+        let name = format!("souk-demo-{}", hex::encode(rand::random::<[u8; 6]>()));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+    /// A data directory with fresh keys.
+    fn node(&self, name: &str) -> anyhow::Result<DataDir> {
+        let dir = DataDir::resolve(Some(&self.0.join(name)))?;
+        dir.create()?;
+        let seed = Seed::generate(WordCount::Twelve)?;
+        write_key_file(
+            &dir.key_file(),
+            &render_key_file(&seed, None)?,
+            Replace::Never,
+        )?;
+        Ok(dir)
+    }
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Runs the demo until it is stopped.
+///
+/// # Errors
+/// When a port is taken or a part cannot start.
+pub async fn demo(launch: Launch) -> anyhow::Result<()> {
+    let scratch = Scratch::new()?;
+    let mut bases = Vec::new();
+    let mut config = on_loopback(Config::default(), Vec::new());
+    config.node.dht_server = crate::config::Switch::On;
+    let (bootstrap, _incoming) =
+        Base::start(config, &scratch.node("bootstrap")?, "bootstrap").await?;
+    let entry = bootstrap.network.listeners().await;
+    bases.push(bootstrap);
+    let plan = DemoPlan::default();
+    for seller_plan in &plan.sellers {
+        bases.push(seller(&scratch, &entry, seller_plan).await?);
+    }
+    let mut config = on_loopback(launch.config.clone(), entry);
+    config.buy.host = "127.0.0.1".to_owned();
+    let dir = scratch.node("buyer")?;
+    let (base, _incoming) = Base::start(config, &dir, "buy").await?;
+    let buying = buy::start(&base, "buy", None).await?;
+    base.lock.publish(&buying.run_info)?;
+    wait_for_models(&buying, &plan).await;
+    launch.ready(&format!(
+        "ready role=demo url={} peer={} sellers={} mode=credit(unsecured) dir={}",
+        buying.url,
+        base.network.local_peer(),
+        plan.sellers.len(),
+        scratch.path().display()
+    ));
+    let program = std::env::args().next().unwrap_or_else(|| "node".to_owned());
+    print_hint(&plan.commands_text(&program, &buying.url, dir.path()));
+    bases.push(base);
+    end(bases, launch).await
+}
+
+async fn seller(scratch: &Scratch, entry: &[String], plan: &DemoSeller) -> anyhow::Result<Base> {
+    let mut config = on_loopback(Config::default(), entry.to_vec());
+    let dir = scratch.node(plan.name)?;
+    config.sell.http_port = 0;
+    // Sold at the upstream's own list prices.
+    config.sell.markup = Some(0);
+    let api = if plan.dialect == Dialect::Messages {
+        "anthropic"
+    } else {
+        "openai-chat"
+    };
+    config.sell.api = Some(api.to_owned());
+    // The upstream must be there before the seller asks for its list.
+    let tasks = crate::tasks::Tasks::new();
+    let address = demo_upstream::start(plan.upstream.clone(), &tasks).await?;
+    config.sell.upstream = Some(format!("http://{address}/v1"));
+    let (base, incoming) = Base::start(config, &dir, "sell").await?;
+    let (stop, front) = (base.front.cancelled(), base.front.clone());
+    front.spawn("demo-upstream", async move {
+        stop.cancelled().await;
+        drop(tasks.shutdown(std::time::Duration::from_secs(1)).await);
+    });
+    let selling = sell::start(&base, incoming, "sell", None).await?;
+    base.lock.publish(&selling.run_info)?;
+    Ok(base)
+}
+
+fn on_loopback(mut config: Config, bootstrap: Vec<String>) -> Config {
+    config.node.network = NETWORK.to_owned();
+    config.node.listen = vec![
+        "/ip4/127.0.0.1/udp/0/quic-v1".to_owned(),
+        "/ip4/127.0.0.1/tcp/0".to_owned(),
+    ];
+    config.node.bootstrap = bootstrap;
+    config.node.mdns = crate::config::Switch::Off;
+    config.node.upnp = false;
+    config
+}
+
+/// The demo is ready when a client would see every model.
+async fn wait_for_models(buying: &buy::Buying, plan: &DemoPlan) {
+    let ids = plan
+        .sellers
+        .iter()
+        .flat_map(|s| s.upstream.models.iter().map(|m| &m.id));
+    let wanted = ids.collect::<std::collections::HashSet<_>>().len();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(15);
+    while buying.book.models().len() < wanted && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// Messages go to stderr; stdout has the ready line alone.
+fn print_hint(text: &str) {
+    use std::io::Write as _;
+    drop(writeln!(std::io::stderr().lock(), "{text}"));
+}
+
+/// Waits for the end of the demo, then ends every node, the buyer first.
+async fn end(mut bases: Vec<Base>, launch: Launch) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    if let Some(buyer) = bases.pop() {
+        result = buyer.run_until(launch.stop.clone()).await;
+    }
+    launch.stop.cancel();
+    while let Some(base) = bases.pop() {
+        let ended = base.run_until(launch.stop.clone()).await;
+        result = result.and(ended);
+    }
+    result
+}

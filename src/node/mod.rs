@@ -1,0 +1,143 @@
+//! The composition root: builds the parts of each role, says when it is ready, ends it in order.
+//!
+//! `bootstrap` is a base alone; `sell` and `buy` put their parts on one; `run` puts both on the
+//! same base (one identity); `demo` makes five bases in one process. Nothing below knows the
+//! config or the other role.
+
+mod base;
+mod buy;
+mod demo;
+mod no_control;
+mod sell;
+
+use base::Base;
+
+use crate::data_dir::RunInfo;
+use crate::failure::{Failure, FailureKind};
+use crate::launch::Launch;
+use crate::telemetry::Metrics;
+
+pub use demo::demo;
+
+/// Runs a bare node that others start from.
+///
+/// # Errors
+/// When it cannot start, or a critical task failed.
+pub async fn bootstrap(launch: Launch) -> anyhow::Result<()> {
+    let mut config = launch.config.clone();
+    // Others find the network through this node: it serves the DHT wherever it listens.
+    if config.node.dht_server.forced().is_none() {
+        config.node.dht_server = crate::config::Switch::On;
+    }
+    let (base, _incoming) = Base::start(config, &launch.dir, "bootstrap").await?;
+    base.lock.publish(&RunInfo::new("bootstrap", ""))?;
+    let listen = listen_text(&base).await;
+    launch.ready(&format!(
+        "ready role=bootstrap peer={} listen={listen}",
+        base.network.local_peer()
+    ));
+    base.run_until(launch.stop).await
+}
+
+/// Runs a seller.
+///
+/// # Errors
+/// When it cannot start, or a critical task failed.
+pub async fn sell(launch: Launch) -> anyhow::Result<()> {
+    let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
+    let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
+    base.lock.publish(&selling.run_info)?;
+    warn_of_credit(&selling);
+    launch.ready(&sell_line(&base, &selling).await);
+    base.run_until(launch.stop).await
+}
+
+/// Runs a buyer.
+///
+/// # Errors
+/// When it cannot start, or a critical task failed.
+pub async fn buy(launch: Launch) -> anyhow::Result<()> {
+    let (base, _incoming) = Base::start(launch.config.clone(), &launch.dir, "buy").await?;
+    let buying = buy::start(&base, "buy", Metrics::install()).await?;
+    base.lock.publish(&buying.run_info)?;
+    launch.ready(&buy_line(&base, &buying));
+    base.run_until(launch.stop).await
+}
+
+/// Runs every role that the config enables, with one identity.
+///
+/// # Errors
+/// When none is enabled, one cannot start, or a critical task failed.
+pub async fn run(launch: Launch) -> anyhow::Result<()> {
+    let config = &launch.config;
+    let sells = config.sell.enabled && config.sell.upstream.is_some();
+    if !sells && !config.buy.enabled {
+        let message = "no role is enabled";
+        let hint = "set [buy] enabled = true, or [sell] enabled = true with an upstream";
+        return Err(Failure::new(FailureKind::BadConfig, message)
+            .hint(hint)
+            .into());
+    }
+    let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;
+    let metrics = Metrics::install();
+    let selling = if sells {
+        Some(sell::start(&base, incoming, "run", metrics.clone()).await?)
+    } else {
+        None
+    };
+    let buying = if config.buy.enabled {
+        Some(buy::start(&base, "run", metrics).await?)
+    } else {
+        None
+    };
+    let mut line = format!("ready role=run peer={}", base.network.local_peer());
+    if let Some(selling) = &selling {
+        warn_of_credit(selling);
+        line.push_str(&format!(
+            " listen={} models={}",
+            listen_text(&base).await,
+            selling.models
+        ));
+        base.lock.publish(&selling.run_info)?;
+    }
+    if let Some(buying) = &buying {
+        line.push_str(&format!(" url={}", buying.url));
+        base.lock.publish(&buying.run_info)?;
+    }
+    launch.ready(&line);
+    base.run_until(launch.stop).await
+}
+
+fn buy_line(base: &Base, buying: &buy::Buying) -> String {
+    format!(
+        "ready role=buy url={} peer={} mode=credit",
+        buying.url,
+        base.network.local_peer()
+    )
+}
+
+async fn sell_line(base: &Base, selling: &sell::Selling) -> String {
+    format!(
+        "ready role=sell peer={} listen={} models={} url={} mode=credit(unsecured)",
+        base.network.local_peer(),
+        listen_text(base).await,
+        selling.models,
+        selling.run_info.url
+    )
+}
+
+fn warn_of_credit(selling: &sell::Selling) {
+    if selling.credit == crate::types::MicroUsd::ZERO {
+        tracing::warn!(
+            "this node is public, so strangers get no credit: only free models are served; \
+             --credit-limit USD gives each buyer unsecured credit"
+        );
+    } else {
+        tracing::info!(credit_usd = %selling.credit, "each buyer gets unsecured credit");
+    }
+}
+
+/// Where others reach this node, comma separated; loopback last.
+async fn listen_text(base: &Base) -> String {
+    base.network.listeners().await.join(",")
+}

@@ -1,0 +1,443 @@
+//! Puts a seller on a base: upstream, prices, offers, payee, streams, its own small HTTP port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::base::Base;
+use crate::config::{Config, SecretRef};
+use crate::data_dir::RunInfo;
+use crate::discovery::Announcer;
+use crate::failure::{Failure, FailureKind};
+use crate::http::guard::{self, Guard};
+use crate::http::server::{self, Server};
+use crate::ledger::{Ledger, OfferRow, Row};
+use crate::llm_api::Dialect;
+use crate::llm_api::price_list;
+use crate::network::Incoming;
+use crate::payment::payee::{self, PayeeHub};
+use crate::protocol::{SignedTerms, Terms};
+use crate::seller::admission::{BuyerPolicy, Gate};
+use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
+use crate::seller::demo_upstream::{self, DemoSettings};
+use crate::seller::presets::{self, Source};
+use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
+use crate::seller::upstream::{Upstream, UpstreamSettings};
+use crate::seller::{Parts, Seller, Settings};
+use crate::telemetry::Metrics;
+use crate::types::{MicroUsd, Secret};
+
+/// Prices follow the upstream's list this often; offers are renewed well before they end.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(20 * 60);
+/// The ready line waits this long for the first offers to be published.
+const PUBLISH_WAIT: Duration = Duration::from_secs(3);
+/// Silence of the upstream that ends an answer.
+const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
+/// Credit on a private network, per buyer and in all.
+const CREDIT_PRIVATE: (MicroUsd, MicroUsd) = (MicroUsd::from_usd(1), MicroUsd::from_usd(5));
+/// Buyers with channels at once.
+const BUYERS_MAX: usize = 10_000;
+/// Hidden reasoning that may be billed above the buyer's own count, tokens.
+const REASONING_CAP: u32 = 32_000;
+
+/// A running seller.
+pub(super) struct Selling {
+    pub models: usize,
+    pub run_info: RunInfo,
+    pub credit: MicroUsd,
+}
+
+/// What is sold, and through whom.
+struct Stock {
+    rules: PriceRules,
+    upstream: Upstream,
+    frame: OfferFrame,
+}
+
+/// Starts the seller's parts; buyers are served when this returns.
+///
+/// # Errors
+/// When there is no upstream, key or price, or the port is taken.
+pub(super) async fn start(
+    base: &Base,
+    incoming: Incoming,
+    role: &str,
+    metrics: Option<Metrics>,
+) -> anyhow::Result<Selling> {
+    let config = &base.config;
+    let upstream = open_upstream(base).await?;
+    let (limit, total) = credit(base).await;
+    let terms = SignedTerms::sign(
+        Terms {
+            seller: base.keys.identity.peer_id(),
+            payment_address: base.keys.payment.address(),
+            credit_limit: limit,
+            open_fee: MicroUsd::ZERO,
+            reasoning_cap: u64::from(REASONING_CAP),
+            data_policy: "not stated".to_owned(),
+            supported_parameters: Vec::new(),
+        },
+        &base.keys.identity,
+    );
+    let frame = OfferFrame {
+        network: config.node.network.clone(),
+        dialect: upstream.dialect(),
+        reasoning_cap: REASONING_CAP,
+        terms_hash: terms.hash,
+        free: config.sell.free,
+        addrs: base.network.offer_addresses().await,
+    };
+    let stock = Stock {
+        rules: rules(config),
+        upstream: upstream.clone(),
+        frame,
+    };
+    let catalogue = Arc::new(Catalogue::new(base.keys.identity.clone()));
+    let (announcer, runner) = Announcer::new(
+        base.network.clone(),
+        &config.node.network,
+        Arc::clone(&base.clock),
+    );
+    let models = publish(base, &stock, &catalogue, &announcer).await?;
+    let stop = base.base.cancelled();
+    base.base
+        .spawn("announcer", async move { runner.run(stop).await });
+    let payee = open_payee(base, terms, limit, total).await?;
+    let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone())?;
+    accept(base, incoming, &seller, payee.clone());
+    let run_info = control(base, role, &seller, &payee, &catalogue, metrics).await?;
+    refresh(base, stock, catalogue, announcer.clone());
+    let mut published = announcer.watch();
+    let first = published.wait_for(|published| published.at_ms > 0);
+    let _ = tokio::time::timeout(PUBLISH_WAIT, first).await;
+    Ok(Selling {
+        models,
+        run_info,
+        credit: limit,
+    })
+}
+
+/// The upstream by preset or URL, with its key.
+async fn open_upstream(base: &Base) -> anyhow::Result<Upstream> {
+    let sell = &base.config.sell;
+    let named = sell.upstream.as_deref().ok_or_else(|| {
+        Failure::new(FailureKind::BadConfig, "no upstream to sell from").hint(
+            "node sell --upstream openrouter (or anthropic, openai, ollama, llamacpp, vllm, demo, a URL)",
+        )
+    })?;
+    let bad = |message: String| Failure::new(FailureKind::BadConfig, message);
+    let source = presets::resolve(named, sell.base_url.as_deref(), sell.api.as_deref())
+        .map_err(|e| bad(e.to_string()))?;
+    let (base_url, dialect, key) = match source {
+        Source::Demo { dialect } => {
+            let address = demo_upstream::start(DemoSettings::default(), &base.front).await?;
+            (format!("http://{address}/v1"), dialect, None)
+        }
+        Source::Http {
+            base_url,
+            dialect,
+            key_env,
+        } => {
+            let key = api_key(base, key_env)?;
+            (base_url, dialect, key)
+        }
+    };
+    if dialect == Dialect::Responses {
+        return Err(bad("--api openai-responses is not served yet; use openai-chat".into()).into());
+    }
+    Upstream::new(UpstreamSettings {
+        base_url,
+        dialect,
+        key,
+    })
+    .map_err(|e| Failure::new(FailureKind::BadConfig, e.to_string()).into())
+}
+
+/// The upstream's key: by file, by variable, or by the preset's usual variable.
+fn api_key(base: &Base, usual: Option<&str>) -> anyhow::Result<Option<Secret<String>>> {
+    let sell = &base.config.sell;
+    if let Some(path) = &sell.api_key_file {
+        return Ok(SecretRef::File(path.clone()).read()?);
+    }
+    if let Some(name) = &sell.api_key_env {
+        return Ok(SecretRef::Env(name.clone()).read()?);
+    }
+    let Some(name) = usual else { return Ok(None) };
+    match SecretRef::Env(name.to_owned()).read() {
+        // A preset behind another address (a proxy of one's own) may need no key.
+        Err(_) if sell.base_url.is_some() => Ok(None),
+        key => Ok(key?),
+    }
+}
+
+fn rules(config: &Config) -> PriceRules {
+    let sell = &config.sell;
+    let flags = |input: Option<MicroUsd>, output: Option<MicroUsd>, cached, cache_write| {
+        let micro = |price: Option<MicroUsd>| price.map(|price| price.0);
+        PriceFlags {
+            input: micro(input),
+            output: micro(output),
+            cached: micro(cached),
+            cache_write: micro(cache_write),
+        }
+    };
+    let models = sell.models.iter().map(|m| ModelRule {
+        id: m.id.clone(),
+        upstream_id: m.upstream_id.clone(),
+        price: flags(m.price_in, m.price_out, m.price_cached, m.price_cache_write),
+        context: m.context,
+        max_output: m.max_output,
+    });
+    PriceRules {
+        models: models.collect(),
+        flags: flags(
+            sell.price_in,
+            sell.price_out,
+            sell.price_cached,
+            sell.price_cache_write,
+        ),
+        markup_bp: sell.markup,
+        free: sell.free,
+        context: sell.context,
+        max_output: sell.max_output,
+    }
+}
+
+/// Reads the list, signs offers, makes them durable, hands them to the DHT.
+async fn publish(
+    base: &Base,
+    stock: &Stock,
+    catalogue: &Catalogue,
+    announcer: &Announcer,
+) -> anyhow::Result<usize> {
+    let (listed, complaint) = match stock.upstream.list_models().await {
+        Ok(body) => (price_list::parse(&body).ok(), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let failed = |error: PricingError| match (&error, complaint.clone()) {
+        (PricingError::NoPriceList | PricingError::NoModelList, Some(complaint)) => {
+            let hint = "check --base-url and the key, or name models and prices: \
+                        --model ID --price-in USD --price-out USD";
+            Failure::new(FailureKind::Upstream, complaint).hint(hint)
+        }
+        _ => Failure::new(FailureKind::BadConfig, error.to_string()),
+    };
+    let sale = pricing::models_for_sale(&stock.rules, listed.as_deref())
+        .and_then(pricing::Sale::strict)
+        .map_err(failed)?;
+    if let Some(warning) = sale.warning() {
+        tracing::warn!("{warning}");
+    }
+    offer(
+        &base.ledger,
+        stock,
+        catalogue,
+        announcer,
+        &sale.models,
+        base.clock.now_ms(),
+    )
+    .await
+}
+
+async fn offer(
+    ledger: &Ledger,
+    stock: &Stock,
+    catalogue: &Catalogue,
+    announcer: &Announcer,
+    models: &[ModelForSale],
+    now_ms: u64,
+) -> anyhow::Result<usize> {
+    let offers = catalogue.publish(models, &stock.frame, now_ms);
+    let rows = offers.iter().map(|signed| {
+        Row::Offer(OfferRow {
+            at_ms: now_ms,
+            hash: signed.hash,
+            model: signed.offer.model.clone(),
+            not_after: signed.offer.not_after,
+            bytes: signed.bytes.to_vec(),
+        })
+    });
+    ledger.commit(rows.collect()).await?;
+    let count = offers.len();
+    announcer.set_offers(offers);
+    Ok(count)
+}
+
+/// Renews offers and prices until the node stops; a failed look keeps the last ones.
+fn refresh(base: &Base, stock: Stock, catalogue: Arc<Catalogue>, announcer: Announcer) {
+    let stop = base.base.cancelled();
+    let (ledger, clock) = (base.ledger.clone(), Arc::clone(&base.clock));
+    base.base.spawn("offers", async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+                () = stop.cancelled() => return,
+            }
+            let listed = match stock.upstream.list_models().await {
+                Ok(body) => price_list::parse(&body).ok(),
+                Err(_) => None,
+            };
+            let sale = match pricing::models_for_sale(&stock.rules, listed.as_deref()) {
+                Ok(sale) => sale,
+                Err(error) => {
+                    tracing::warn!(%error, "prices not renewed; the last offers stay");
+                    continue;
+                }
+            };
+            let now_ms = clock.now_ms();
+            let offered = offer(
+                &ledger,
+                &stock,
+                &catalogue,
+                &announcer,
+                &sale.models,
+                now_ms,
+            );
+            if let Err(error) = offered.await {
+                tracing::error!(%error, "offers not renewed");
+            }
+        }
+    });
+}
+
+/// Credit per buyer and in all: as configured, else generous only where nobody else can come.
+async fn credit(base: &Base) -> (MicroUsd, MicroUsd) {
+    let sell = &base.config.sell;
+    let listeners = base.network.listeners().await;
+    let private = base
+        .config
+        .node
+        .bootstrap
+        .iter()
+        .chain(&listeners)
+        .all(|a| is_private(a));
+    let (limit, total) = if private {
+        CREDIT_PRIVATE
+    } else {
+        (MicroUsd::ZERO, MicroUsd::ZERO)
+    };
+    let limit = sell.credit_limit.unwrap_or(limit);
+    (limit, sell.credit_total.unwrap_or_else(|| total.max(limit)))
+}
+
+/// True for loopback and private multiaddrs.
+fn is_private(address: &str) -> bool {
+    let mut parts = address.split('/').skip(1);
+    match (parts.next(), parts.next()) {
+        (Some("ip4"), Some(ip)) => ip.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| {
+            ip.is_loopback() || ip.is_private() || ip.is_link_local() || ip.is_unspecified()
+        }),
+        (Some("ip6"), Some(ip)) => ip
+            .parse::<std::net::Ipv6Addr>()
+            .is_ok_and(|ip| ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()),
+        _ => false,
+    }
+}
+
+async fn open_payee(
+    base: &Base,
+    terms: SignedTerms,
+    credit_limit: MicroUsd,
+    credit_total: MicroUsd,
+) -> anyhow::Result<PayeeHub> {
+    let settings = payee::Settings {
+        network: base.config.node.network.clone(),
+        windows: base.windows(),
+        credit_limit,
+        credit_total,
+        buyers_max: BUYERS_MAX,
+    };
+    let hub = PayeeHub::restore(
+        base.ledger.clone(),
+        base.keys.clone(),
+        Arc::clone(&base.clock),
+        base.base.clone(),
+        settings,
+        terms,
+    );
+    Ok(hub.await?)
+}
+
+fn open_seller(
+    base: &Base,
+    upstream: Upstream,
+    catalogue: Arc<Catalogue>,
+    payee: PayeeHub,
+) -> anyhow::Result<Seller> {
+    let gate = Gate::new(
+        base.keys.identity.peer_id(),
+        base.config.node.network.clone(),
+        base.clock.now_ms(),
+        BuyerPolicy::default(),
+        catalogue,
+    );
+    let parts = Parts {
+        gate,
+        payee,
+        upstream,
+        ledger: base.ledger.clone(),
+        keys: base.keys.clone(),
+        clock: Arc::clone(&base.clock),
+        tasks: base.front.clone(),
+        counter: base.counter.clone(),
+    };
+    let settings = Settings {
+        max_concurrent: usize::try_from(base.config.sell.max_concurrent).unwrap_or(usize::MAX),
+        windows: base.windows(),
+        idle_timeout: UPSTREAM_IDLE,
+    };
+    Ok(Seller::new(parts, settings))
+}
+
+/// Takes infer and session streams.
+fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
+    let Incoming { infer, mut session } = incoming;
+    let seller = seller.clone();
+    base.front
+        .spawn("accept-infer", async move { seller.accept(infer).await });
+    let (tasks, stop) = (base.base.clone(), base.base.cancelled());
+    base.base.spawn("accept-session", async move {
+        loop {
+            let (buyer, stream) = tokio::select! {
+                next = session.recv() => match next { Some(next) => next, None => return },
+                () = stop.cancelled() => return,
+            };
+            let payee = payee.clone();
+            tasks.spawn("payee-session", async move {
+                payee.serve_session(buyer, stream).await
+            });
+        }
+    });
+}
+
+/// The seller's own pages on loopback.
+async fn control(
+    base: &Base,
+    role: &str,
+    seller: &Seller,
+    payee: &PayeeHub,
+    catalogue: &Arc<Catalogue>,
+    metrics: Option<Metrics>,
+) -> anyhow::Result<RunInfo> {
+    let port = base.config.sell.http_port;
+    let settings = server::Settings {
+        port,
+        ..server::Settings::default()
+    };
+    let server = Server::bind(settings).await?;
+    let port = server.local_addr().port();
+    let run_info = RunInfo::new(role, &format!("http://127.0.0.1:{port}"));
+    let guard = Guard::new(&guard::Settings {
+        host: "127.0.0.1".to_owned(),
+        port,
+        hosts: Vec::new(),
+        token: None,
+        control: Some(run_info.token()),
+    });
+    let control = super::no_control::NoControl;
+    let _ = (role, seller, payee, catalogue, metrics);
+    let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    base.front.spawn("http", async move {
+        server.run(guard, Arc::new(control), &tasks, stop).await;
+    });
+    Ok(run_info)
+}
