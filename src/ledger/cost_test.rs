@@ -68,9 +68,9 @@ async fn a_row_costs_little_cpu() {
         let done = requests / concurrency * concurrency;
         let (wall, cpu) = (began.elapsed(), cpu().saturating_sub(cpu_began));
         eprintln!(
-            "c={concurrency}: {done} requests of 4 rows, {:.0} requests/s, {:.1} us CPU per row",
-            done as f64 / wall.as_secs_f64(),
-            cpu.as_secs_f64() * 1e6 / (done * 4) as f64,
+            "c={concurrency}: {done} requests of 4 rows, {} requests/s, {} us CPU per row",
+            u128::from(done) * 1_000_000 / wall.as_micros().max(1),
+            cpu.as_micros() / u128::from(done * 4),
         );
         let reader = Reader::open(&path).await.unwrap();
         let began = Instant::now();

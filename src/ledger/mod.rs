@@ -35,6 +35,7 @@ mod chain;
 mod encode;
 mod error;
 mod handle;
+mod manual;
 mod reader;
 pub mod report;
 mod rows;
@@ -46,6 +47,7 @@ mod writer;
 pub use cache::{Cache, CachedOffer, CachedPeer};
 pub use error::LedgerError;
 pub use handle::{Ledger, Persisted};
+pub use manual::{LedgerWrite, apply};
 pub use reader::Reader;
 pub use rows::{
     AttemptState, BudgetRow, ChannelRow, ChannelState, DeliveredRow, FinalRow, OfferRow, OpenRow,

@@ -127,18 +127,22 @@ impl Reader {
         Ok(attempts)
     }
 
-    /// Vouchers that were signed for an attempt's channel, newest first, at most `limit`.
+    /// Vouchers of a channel (of one attempt, if given), newest first, at most `limit`.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub async fn vouchers(
         &self,
         channel: &ChannelId,
+        attempt: Option<&AttemptId>,
         limit: u32,
     ) -> Result<Vec<VoucherRow>, LedgerError> {
-        let sql = Table::Voucher.select("where channel = ?1 order by seq desc limit ?2");
+        let sql = Table::Voucher.select(
+            "where channel = ?1 and (?2 is null or attempt = ?2) order by seq desc limit ?3",
+        );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(channel.as_bytes().as_slice())
+            .bind(attempt.map(|id| id.as_bytes().as_slice()))
             .bind(limit)
             .fetch_all(&self.pool)
             .await

@@ -172,9 +172,11 @@ pub(super) fn voucher(role: Role, chan: u8, cumulative: u64, attempt: Option<u64
 
 /// A whole bought request: rows in the order a node writes them.
 pub(super) fn request(role: Role, n: u64, chan: u8, at_ms: u64, before: u64) -> Vec<Row> {
+    let mut paid = voucher(role, chan, before + 5000, Some(n));
+    paid.at_ms = at_ms;
     vec![
         Row::Open(open(role, n, chan, at_ms)),
-        Row::Voucher(voucher(role, chan, before + 5000, Some(n))),
+        Row::Voucher(paid),
         Row::Delivered(delivered(n, at_ms + 10, 5000)),
         Row::Final(accepted(n, at_ms + 11, 5000)),
     ]

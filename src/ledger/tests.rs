@@ -182,7 +182,7 @@ async fn vouchers_never_go_back_and_equal_ones_are_kept_once() {
         let persisted = ledger.persist_voucher(row.clone()).await.unwrap();
         assert_eq!(*persisted, row);
     }
-    let kept = ledger.vouchers(&channel_id(1), 10).await.unwrap();
+    let kept = ledger.vouchers(&channel_id(1), None, 10).await.unwrap();
     let kept: Vec<u64> = kept.iter().map(|v| v.cumulative.0).collect();
     assert_eq!(kept, [300, 100, 0]);
     running.stop().await;

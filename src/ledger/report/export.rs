@@ -91,7 +91,7 @@ fn write_csv(
     records: &[RequestRecord],
     header: bool,
 ) -> Result<(), LedgerError> {
-    let rows = records.iter().map(|record| serde_json::to_value(record));
+    let rows = records.iter().map(serde_json::to_value);
     write_objects(out, rows.filter_map(Result::ok), header)
 }
 

@@ -10,8 +10,8 @@ use crate::ledger::reader::Reader;
 use crate::ledger::rows::{AttemptState, ChannelRow, VoucherRow};
 use crate::types::{AttemptId, PeerId, RequestId};
 
-/// Vouchers of the channel that are looked through for those of an attempt.
-const VOUCHERS_MAX: u32 = 1000;
+/// Vouchers shown of one attempt; a long stream signs many.
+const VOUCHERS_MAX: u32 = 100;
 
 /// A voucher that was signed for an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -77,8 +77,9 @@ pub async fn show(
             .into_iter()
             .find(|row| row.channel == attempt.open.channel);
         let id = attempt.open.attempt_id;
-        let mut vouchers = reader.vouchers(&attempt.open.channel, VOUCHERS_MAX).await?;
-        vouchers.retain(|voucher| voucher.attempt == Some(id));
+        let vouchers = reader
+            .vouchers(&attempt.open.channel, Some(&id), VOUCHERS_MAX)
+            .await?;
         shown.push(one(
             record,
             &attempt,

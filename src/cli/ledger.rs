@@ -1,0 +1,626 @@
+//! `node ledger`: reports, listings, exports, verification, and the two rows a user writes by hand.
+//!
+//! Reading needs no lock and works beside a running node. Writing goes through the running node
+//! when [`Env::running`] is given, else opens the ledger itself, which its lock allows only when no
+//! node runs. Printing is in [`super::ledger_view`].
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use tokio_util::sync::CancellationToken;
+
+use super::ledger_view as view;
+use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
+use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
+use crate::ledger::{Ledger, LedgerWrite, Reader, Role, Settings, apply};
+use crate::types::{Clock, MicroUsd, ModelId, PeerId, SystemClock, UnixMs};
+
+/// The ledger's file in the data directory.
+pub const LEDGER_FILE: &str = "ledger.db";
+/// Requests listed when `--limit` is not given: a screen or two.
+const LIMIT: u32 = 50;
+
+/// Arguments of `node ledger`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct LedgerArgs {
+    #[command(subcommand)]
+    command: Option<LedgerCommand>,
+    /// What one line stands for
+    #[arg(long, value_enum, default_value_t = By::Day, value_name = "WHAT")]
+    by: By,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Print comma-separated values
+    #[arg(long)]
+    csv: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum LedgerCommand {
+    /// List requests, newest first
+    Requests {
+        /// At most so many
+        #[arg(long, default_value_t = LIMIT, value_name = "N")]
+        limit: u32,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Show a request in full: receipts, vouchers, signatures checked
+    Show {
+        /// Request id or attempt id
+        #[arg(value_name = "REQUEST")]
+        id: String,
+    },
+    /// Recompute every balance, hash and signature; exits with 1 on any difference
+    Verify,
+    /// Write all requests to stdout
+    Export {
+        /// csv, jsonl or beancount
+        #[arg(long, value_enum, default_value_t = Format::Csv)]
+        format: Format,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Book a payment that a buyer made outside (credit mode; run at the seller)
+    Settle {
+        /// The buyer
+        #[arg(long, value_name = "PEER")]
+        peer: PeerId,
+        /// How much, in USD
+        #[arg(long, value_name = "USD")]
+        amount: MicroUsd,
+        /// A note for yourself
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// Set spending limits
+    #[command(subcommand)]
+    Budget(BudgetCommand),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum BudgetCommand {
+    /// Set the limits; one that is not given is removed
+    Set {
+        /// Most a local day may cost, in USD
+        #[arg(long, value_name = "USD", required_unless_present = "monthly")]
+        daily: Option<MicroUsd>,
+        /// Most a local month may cost, in USD
+        #[arg(long, value_name = "USD")]
+        monthly: Option<MicroUsd>,
+        /// Only for this model
+        #[arg(long, value_name = "M")]
+        model: Option<String>,
+    },
+    /// Show the limits in force
+    Show,
+}
+
+/// Which rows.
+#[derive(Clone, Debug, Default, Args)]
+struct FilterArgs {
+    /// From this day or time on (2026-11-01 or RFC 3339)
+    #[arg(long, value_name = "D", conflicts_with = "last")]
+    since: Option<String>,
+    /// Up to the end of this day, or this time
+    #[arg(long, value_name = "D", conflicts_with = "last")]
+    until: Option<String>,
+    /// Only the last so much, e.g. 7d, 24h, 2w
+    #[arg(long, value_name = "7d")]
+    last: Option<String>,
+    /// Only this model
+    #[arg(long, value_name = "M")]
+    model: Option<String>,
+    /// Only this seller's
+    #[arg(long, value_name = "P", conflicts_with = "buyer")]
+    seller: Option<PeerId>,
+    /// Only this buyer's
+    #[arg(long, value_name = "P")]
+    buyer: Option<PeerId>,
+    /// Only what was bought or sold
+    #[arg(long, value_enum, value_name = "buy|sell")]
+    role: Option<Side>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum By {
+    Day,
+    Month,
+    Model,
+    Seller,
+    Buyer,
+    Client,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    Buy,
+    Sell,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Csv,
+    Jsonl,
+    Beancount,
+}
+
+/// Hands a write to the running node's `/api`.
+pub type WriteHook =
+    Arc<dyn Fn(LedgerWrite) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
+
+/// What the command works with besides its arguments.
+pub struct Env {
+    /// Where `ledger.db` is.
+    pub data_dir: PathBuf,
+    /// One JSON value instead of text.
+    pub json: bool,
+    /// This node's peer id, for the side of a listing that is this node.
+    pub local: Option<PeerId>,
+    /// Checks signatures in `show` and `verify`.
+    pub signatures: Arc<dyn SignatureCheck>,
+    /// The running node, if there is one.
+    pub running: Option<WriteHook>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Where days begin.
+    pub zone: TimeZone,
+}
+
+impl Env {
+    /// The machine's clock and time zone, no running node, no signatures checked.
+    #[must_use]
+    pub fn new(data_dir: &Path, json: bool) -> Self {
+        Self {
+            data_dir: data_dir.to_owned(),
+            json,
+            local: None,
+            signatures: Arc::new(NoSignatureCheck),
+            running: None,
+            clock: Arc::new(SystemClock),
+            zone: TimeZone::system(),
+        }
+    }
+    fn path(&self) -> PathBuf {
+        self.data_dir.join(LEDGER_FILE)
+    }
+}
+
+/// Runs `node ledger` and prints to stdout.
+///
+/// # Errors
+/// When the ledger cannot be read or written, an argument makes no sense, or `verify` finds a
+/// difference.
+pub async fn run(args: LedgerArgs, env: &Env) -> anyhow::Result<()> {
+    let text = output(args, env).await?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
+    match args.command {
+        None => summary(&args, env).await,
+        Some(LedgerCommand::Requests { limit, filter }) => requests(&filter, limit, env).await,
+        Some(LedgerCommand::Show { id }) => show(&id, env).await,
+        Some(LedgerCommand::Verify) => check(env).await,
+        Some(LedgerCommand::Export { format, filter }) => export(format, &filter, env).await,
+        Some(LedgerCommand::Settle { peer, amount, note }) => {
+            let write = LedgerWrite::Settle {
+                peer,
+                amount_micro_usd: amount,
+                note,
+            };
+            book(write, env).await?;
+            view::done(env.json, &format!("booked {amount} USD from {peer}"))
+        }
+        Some(LedgerCommand::Budget(BudgetCommand::Set {
+            daily,
+            monthly,
+            model,
+        })) => {
+            let write = LedgerWrite::BudgetSet {
+                model,
+                daily_micro_usd: daily,
+                monthly_micro_usd: monthly,
+            };
+            book(write, env).await?;
+            view::done(env.json, "the limits are set")
+        }
+        Some(LedgerCommand::Budget(BudgetCommand::Show)) => {
+            let reader = Reader::open(&env.path()).await?;
+            view::budgets(&reader.budgets().await?, env.json)
+        }
+    }
+}
+
+async fn summary(args: &LedgerArgs, env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let filter = filter(&args.filter, env)?;
+    let summary = report::summary(&reader, group(args.by), &filter, &env.zone).await?;
+    if args.csv {
+        let mut bytes = Vec::new();
+        report::csv_summary(&summary, &mut bytes)?;
+        return Ok(String::from_utf8(bytes)?);
+    }
+    view::summary(&summary, env.json)
+}
+
+async fn requests(args: &FilterArgs, limit: u32, env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let filter = filter(args, env)?;
+    let records = report::requests(&reader, &filter, env.local, limit).await?;
+    view::requests(&records, env.json)
+}
+
+async fn show(id: &str, env: &Env) -> anyhow::Result<String> {
+    let bytes = hex::decode(id.trim_start_matches("0x")).ok();
+    let Some(id) = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()) else {
+        bail!("`{id}` is not a request id (32 hex digits); `node ledger requests` lists them");
+    };
+    let reader = Reader::open(&env.path()).await?;
+    let shown = report::show(&reader, id, env.local, env.signatures.as_ref()).await?;
+    if shown.is_empty() {
+        bail!("no such request; `node ledger requests` lists them");
+    }
+    view::shown(&shown, env.json)
+}
+
+async fn check(env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let options = AuditOptions {
+        signatures: env.signatures.clone(),
+        ..AuditOptions::default()
+    };
+    let report = verify(&reader, &options).await?;
+    let text = view::audit(&report, env.json)?;
+    if report.is_clean() {
+        return Ok(text);
+    }
+    // The list is data and goes to stdout; the failure makes the exit code.
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    bail!(
+        "the ledger has {} differences; keep a copy of the data directory",
+        report.difference_count
+    );
+}
+
+async fn export(format: Format, args: &FilterArgs, env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let filter = filter(args, env)?;
+    let format = match format {
+        Format::Csv => ExportFormat::Csv,
+        Format::Jsonl => ExportFormat::Jsonl,
+        Format::Beancount => ExportFormat::Beancount,
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout());
+    report::export(&reader, &filter, env.local, format, &env.zone, &mut out).await?;
+    Ok(String::new())
+}
+
+/// Writes through the running node, else into the file itself.
+async fn book(write: LedgerWrite, env: &Env) -> anyhow::Result<()> {
+    if let Some(running) = &env.running {
+        return running(write).await;
+    }
+    let path = env.path();
+    let (ledger, writer) = Ledger::open(&path, env.clock.clone(), Settings::default()).await?;
+    let cancel = CancellationToken::new();
+    let now = env.clock.now_ms();
+    let apply = async {
+        let result = apply(&ledger, write, now).await;
+        cancel.cancel();
+        result
+    };
+    let (applied, written) = tokio::join!(apply, writer.run(cancel.clone()));
+    written?;
+    applied?;
+    Ok(())
+}
+
+const fn group(by: By) -> GroupBy {
+    match by {
+        By::Day => GroupBy::Day,
+        By::Month => GroupBy::Month,
+        By::Model => GroupBy::Model,
+        By::Seller => GroupBy::Seller,
+        By::Buyer => GroupBy::Buyer,
+        By::Client => GroupBy::Client,
+    }
+}
+
+fn filter(args: &FilterArgs, env: &Env) -> anyhow::Result<Filter> {
+    let zone = &env.zone;
+    let now = env.clock.now_ms();
+    let moment = |text: &Option<String>, end| -> anyhow::Result<Option<UnixMs>> {
+        text.as_deref()
+            .map(|t| parse_moment(t, zone, end))
+            .transpose()
+    };
+    let side = match (args.seller, args.buyer) {
+        (Some(_), _) => Some(Role::Buy),
+        (None, Some(_)) => Some(Role::Sell),
+        (None, None) => None,
+    };
+    let role = args.role.map(|side| match side {
+        Side::Buy => Role::Buy,
+        Side::Sell => Role::Sell,
+    });
+    if let (Some(side), Some(role)) = (side, role)
+        && side != role
+    {
+        bail!("--seller is about what was bought, --buyer about what was sold; leave out --role");
+    }
+    let last = args.last.as_deref().map(parse_last).transpose()?;
+    let since = moment(&args.since, false)?;
+    Ok(Filter {
+        role: role.or(side),
+        since_ms: since.or(last.map(|last| now.saturating_sub(last))),
+        until_ms: moment(&args.until, true)?,
+        model: args.model.as_deref().map(ModelId::new),
+        peer: args.seller.or(args.buyer),
+    })
+}
+
+/// A day (its start, or its end) or a moment.
+fn parse_moment(text: &str, zone: &TimeZone, end: bool) -> anyhow::Result<UnixMs> {
+    let at = match text.parse::<Date>() {
+        Ok(day) => {
+            let day = if end { day.tomorrow()? } else { day };
+            day.to_zoned(zone.clone())?.timestamp()
+        }
+        Err(_) => text
+            .parse::<Timestamp>()
+            .with_context(|| format!("`{text}` is no day or time; write it like 2026-11-01"))?,
+    };
+    Ok(UnixMs::try_from(at.as_millisecond()).unwrap_or(0))
+}
+
+/// `30m`, `24h`, `7d`, `2w`, in milliseconds.
+fn parse_last(text: &str) -> anyhow::Result<u64> {
+    let hint = || format!("`{text}` is no span of time; write it like 7d, 24h or 2w");
+    let unit = text.chars().last().with_context(hint)?;
+    let minutes: u64 = match unit {
+        'm' => 1,
+        'h' => 60,
+        'd' => 24 * 60,
+        'w' => 7 * 24 * 60,
+        _ => bail!(hint()),
+    };
+    let number: u64 = text
+        .strip_suffix(unit)
+        .unwrap_or_default()
+        .parse()
+        .with_context(hint)?;
+    Ok(number.saturating_mul(minutes).saturating_mul(60_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{ChannelRow, FinalRow, OpenRow, Outcome, Row};
+    use crate::types::{AttemptId, ChannelId, Hash32, ManualClock, PriceTable, RequestId, Usage};
+    use clap::Parser;
+
+    const NOON: u64 = 1_793_534_400_000; // 2026-11-01T12:00:00Z
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: LedgerArgs,
+    }
+
+    async fn ledger(env: &Env, words: &str) -> anyhow::Result<String> {
+        let words = ["ledger"].into_iter().chain(words.split_whitespace());
+        output(Line::try_parse_from(words)?.args, env).await
+    }
+
+    fn env(dir: &Path, json: bool) -> Env {
+        Env {
+            clock: Arc::new(ManualClock::new(NOON + 86_400_000)),
+            zone: TimeZone::UTC,
+            ..Env::new(dir, json)
+        }
+    }
+
+    fn buyer() -> PeerId {
+        "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+            .parse()
+            .unwrap()
+    }
+
+    fn rows() -> Vec<Row> {
+        let channel = ChannelId([1; 32]);
+        let attempt_id = AttemptId([3; 16]);
+        let usage = Usage {
+            input: 1000,
+            cache_read: 0,
+            cache_write: 0,
+            output: 100,
+            reasoning: 0,
+        };
+        vec![
+            Row::Channel(ChannelRow {
+                at_ms: NOON,
+                role: Role::Sell,
+                channel,
+                peer: buyer(),
+                mode: "credit".to_owned(),
+                descriptor: vec![],
+                epoch: 0,
+                deposit: MicroUsd(1_000_000),
+                open_signature: [0; 64],
+            }),
+            Row::Open(OpenRow {
+                at_ms: NOON,
+                attempt_id,
+                request_id: RequestId([2; 16]),
+                attempt: 1,
+                role: Role::Sell,
+                peer: buyer(),
+                client: String::new(),
+                model_asked: "m".to_owned(),
+                model: ModelId::new("m"),
+                offer_hash: Hash32([5; 32]),
+                price: PriceTable {
+                    input: 1_000_000,
+                    output: 2_000_000,
+                    ..PriceTable::default()
+                },
+                channel,
+                max_cost: MicroUsd(5000),
+                prefill: MicroUsd(0),
+                voucher_before: MicroUsd(0),
+                signed_head: vec![1],
+            }),
+            Row::Final(FinalRow {
+                at_ms: NOON,
+                attempt_id,
+                outcome: Outcome::Accepted,
+                status: 200,
+                billed: MicroUsd(1200),
+                model_served: "m-1\u{1b}[2J".to_owned(),
+                usage: Some(usage),
+                own_input: None,
+                own_output: Some(101),
+                ttft_ms: Some(12),
+                total_ms: 60,
+                disputed: false,
+                receipt: Some(vec![9]),
+                error: None,
+            }),
+        ]
+    }
+
+    async fn filled(dir: &Path) {
+        let clock = Arc::new(ManualClock::new(NOON));
+        let path = dir.join(LEDGER_FILE);
+        let (ledger, writer) = Ledger::open(&path, clock, Settings::default())
+            .await
+            .unwrap();
+        let cancel = CancellationToken::new();
+        let fill = async {
+            ledger.commit(rows()).await.unwrap();
+            cancel.cancel();
+        };
+        let ((), written) = tokio::join!(fill, writer.run(cancel.clone()));
+        written.unwrap();
+    }
+
+    #[tokio::test]
+    async fn reports_print_exact_decimals_and_never_a_zero_for_what_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let text = env(dir.path(), false);
+        let day = ledger(&text, "").await.unwrap();
+        assert!(
+            day.contains("2026-11-01") && day.contains("0.001200"),
+            "{day}"
+        );
+        assert!(day.contains("total"), "{day}");
+        let list = ledger(&text, "requests").await.unwrap();
+        assert!(list.contains("0.001200") && list.contains('–'), "{list}");
+        assert!(!list.contains('\u{1b}'), "{list}");
+        let csv = ledger(&text, "--by buyer --csv").await.unwrap();
+        assert_eq!(csv.lines().count(), 3, "{csv}");
+        let none = ledger(&text, "--last 1h").await.unwrap();
+        assert!(!none.contains("0.001200"), "{none}");
+        let here = ledger(&text, "--since 2026-11-01 --until 2026-11-01")
+            .await
+            .unwrap();
+        assert!(here.contains("0.001200"), "{here}");
+        assert!(ledger(&text, "--last 7x").await.is_err());
+        assert!(ledger(&text, "--since soon").await.is_err());
+        let id = "02".repeat(16);
+        let shown = ledger(&text, &format!("show {id}")).await.unwrap();
+        assert!(shown.contains("receipt") && shown.contains("09"), "{shown}");
+        assert!(ledger(&text, "show 00").await.is_err());
+        assert!(
+            ledger(&text, &format!("show {}", "00".repeat(16)))
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn the_json_names_of_a_request_are_those_of_the_interface() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let list = ledger(&env(dir.path(), true), "requests --limit 5")
+            .await
+            .unwrap();
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        let record = list[0].as_object().unwrap();
+        let names = "time direction request_id client model model_served seller buyer status \
+            input_tokens cached_tokens cache_write_tokens output_tokens reasoning_tokens \
+            own_input_tokens own_output_tokens billed_micro_usd ttft_ms total_ms attempt channel \
+            voucher_micro_usd settled attempt_id";
+        for name in names.split_whitespace() {
+            assert!(record.contains_key(name), "{name}");
+        }
+        assert_eq!(record["time"], "2026-11-01T12:00:00Z");
+        assert_eq!(record["direction"], "earned");
+        assert_eq!(record["buyer"], buyer().to_base58());
+        assert_eq!(record["seller"], serde_json::Value::Null);
+        assert_eq!(record["own_input_tokens"], serde_json::Value::Null);
+        assert_eq!(record["billed_micro_usd"], 1200);
+        assert_eq!(record["settled"], false);
+    }
+
+    #[tokio::test]
+    async fn settlements_and_budgets_are_booked_and_verify_stays_clean() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let env = env(dir.path(), true);
+        let settle = format!("settle --peer {} --amount 0.0012", buyer());
+        ledger(&env, &settle).await.unwrap();
+        let other = PeerId::random();
+        let unknown = ledger(&env, &format!("settle --peer {other} --amount 1")).await;
+        assert!(
+            unknown
+                .unwrap_err()
+                .to_string()
+                .contains("no credit channel")
+        );
+        ledger(&env, "budget set --daily 5 --monthly 50")
+            .await
+            .unwrap();
+        let budgets = ledger(&env, "budget show").await.unwrap();
+        assert!(budgets.contains("5000000"), "{budgets}");
+        let list: serde_json::Value =
+            serde_json::from_str(&ledger(&env, "requests").await.unwrap()).unwrap();
+        assert_eq!(list[0]["settled"], true);
+        let sums: serde_json::Value =
+            serde_json::from_str(&ledger(&env, "--by buyer").await.unwrap()).unwrap();
+        assert_eq!(sums["rows"][0]["settled_micro_usd"], 1200);
+        assert_eq!(sums["rows"][0]["billed_micro_usd"], 1200);
+        let report: serde_json::Value =
+            serde_json::from_str(&ledger(&env, "verify").await.unwrap()).unwrap();
+        assert_eq!(report["difference_count"], 0);
+    }
+
+    #[tokio::test]
+    async fn a_write_goes_through_the_running_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut env = env(dir.path(), true);
+        env.running = Some(Arc::new(|write| {
+            Box::pin(async move {
+                assert!(matches!(write, LedgerWrite::Settle { .. }));
+                Ok(())
+            })
+        }));
+        let settle = format!("settle --peer {} --amount $1.5", buyer());
+        ledger(&env, &settle).await.unwrap();
+    }
+}
