@@ -48,13 +48,33 @@ impl Api {
     /// # Errors
     /// When the node cannot be reached or refuses; its own message is passed on.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let url = format!("{}{path}", self.info.url.trim_end_matches('/'));
+        let url = self.url(path);
+        self.send(self.client.get(&url), &url).await
+    }
+
+    /// Posts a JSON value with the control token and fetches the answer.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = self.url(path);
+        let request = self
+            .client
+            .post(&url)
+            .header("content-type", "application/json");
+        self.send(request.body(body.to_string()), &url).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.info.url.trim_end_matches('/'))
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, url: &str) -> anyhow::Result<Value> {
         let unreachable = |error: reqwest::Error| {
             let reason = anyhow::Error::new(error.without_url());
             let message = format!("{url} does not answer: {reason:#}");
             CliError::new(FailureKind::Network, message).retryable()
         };
-        let request = self.client.get(&url);
         let mut answer = request
             .bearer_auth(self.info.token().expose())
             .send()
@@ -71,7 +91,7 @@ impl Api {
         let value: Option<Value> = serde_json::from_slice(&body).ok();
         match value {
             Some(value) if answer.status().is_success() => Ok(value),
-            other => Err(refused(&url, answer.status().as_u16(), other.as_ref()).into()),
+            other => Err(refused(url, answer.status().as_u16(), other.as_ref()).into()),
         }
     }
 }

@@ -7,6 +7,9 @@ mod api;
 mod args;
 mod config;
 pub mod keygen;
+pub mod ledger;
+mod ledger_env;
+mod ledger_view;
 mod models;
 mod output;
 mod roles;
@@ -87,20 +90,12 @@ enum Command {
     Models,
     /// Show the running node on one screen
     Status(status::StatusArgs),
-    // MERGE: `Ledger(ledger::LedgerArgs)` from cli/ledger.rs.
     /// Report what was earned and spent
-    Ledger(StubArgs),
+    Ledger(Box<ledger::LedgerArgs>),
     /// Run a bare node for others to start from
     Bootstrap,
     /// Check or show the configuration
     Config(config::ConfigArgs),
-}
-
-/// MERGE: stands for the arguments of commands that another file defines.
-#[derive(Debug, Args)]
-struct StubArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<OsString>,
 }
 
 impl Cli {
@@ -167,7 +162,10 @@ impl Cli {
                 let dir = global.data_dir()?;
                 keygen::run(&args, dir.path(), out.json).map_err(keygen_failure)
             }
-            Command::Ledger(args) => not_merged("ledger", &args),
+            Command::Ledger(args) => {
+                let env = ledger_env::of(&global, out.json)?;
+                ledger::run(*args, &env).await
+            }
             Command::Sell(args) => roles::sell(&global, &args).await,
             Command::Buy(args) => roles::buy(&global, &args).await,
             Command::Run(args) => roles::run(&global, &args).await,
@@ -186,15 +184,6 @@ const RUNTIME_STOP: std::time::Duration = std::time::Duration::from_secs(2);
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     Ok(builder.enable_all().thread_name("souk").build()?)
-}
-
-/// MERGE: goes away with [`StubArgs`].
-fn not_merged(command: &str, args: &StubArgs) -> anyhow::Result<()> {
-    let message = format!(
-        "`{command}` is not built in ({} arguments)",
-        args.rest.len()
-    );
-    Err(CliError::new(FailureKind::Failure, message).into())
 }
 
 impl GlobalArgs {
