@@ -4,12 +4,14 @@
 //! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
 //!
 //! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
-//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt.
+//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt,
+//! [`control`] answers the owner's own HTTP port.
 //! A buyer that cancels or vanishes stops the upstream at once.
 
 mod account;
 pub mod admission;
 pub mod catalogue;
+pub mod control;
 pub mod replay;
 mod reply;
 pub mod upstream;
