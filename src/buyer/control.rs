@@ -1,1 +1,368 @@
-//! The rest of the HTTP surface; see below.
+//! What the buyer's port answers besides model requests: probes, `/metrics`, and `/api` for the
+//! command line and the dashboard.
+//!
+//! Invariants: reads are from memory or from the ledger's readers and never wait for a peer;
+//! `POST /api/budget`, which changes something, needs the control token and is durable when it is
+//! answered. The JSON names are part of the interface. `node` makes it and gives it to the buyer.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::{Html, Response as RouterResponse};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response, Uri};
+use hyper::body::Incoming;
+use serde_json::{Map, Value, json};
+
+use super::budget::{Budget, Limits};
+use super::sellers::{self, Sources};
+use crate::discovery::OfferBook;
+use crate::http::body::Body;
+use crate::http::control::{self, ControlError, ControlResult};
+use crate::http::guard::Guard;
+use crate::http::server;
+use crate::ledger::report::{self, Filter, GroupBy, RequestRecord};
+use crate::ledger::{BudgetRow, Ledger, LedgerError, Role, Row};
+use crate::network::Handle;
+use crate::payment::payer::{PairSnapshot, PayerHub};
+use crate::telemetry::Metrics;
+use crate::types::day::month_before;
+use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+
+/// Requests that `/api/status` shows.
+const STATUS_REQUESTS: u32 = 10;
+/// Attempts that a seller's speed and quality are taken from, all sellers together.
+const SPEED_REQUESTS: u32 = 500;
+
+/// What the control API shows and changes.
+pub struct ControlParts {
+    /// This node.
+    pub peer: PeerId,
+    /// Its payment address, as people write it.
+    pub evm_address: String,
+    /// Who is connected.
+    pub network: Handle,
+    /// Who sells what.
+    pub book: OfferBook,
+    /// What is owed to whom.
+    pub payer: PayerHub,
+    /// The record.
+    pub ledger: Ledger,
+    /// What may be spent.
+    pub budget: Budget,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// When the node started.
+    pub started_ms: UnixMs,
+    /// Knows the control token.
+    pub guard: Guard,
+    /// The process' metrics, if they are collected.
+    pub metrics: Option<Metrics>,
+}
+
+/// The control API as a handler. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    router: Router,
+}
+
+type Parts = State<Arc<ControlParts>>;
+
+impl Control {
+    /// Puts the API together.
+    #[must_use]
+    pub fn new(parts: ControlParts) -> Self {
+        let router = Router::new()
+            .route("/", get(index))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .route("/api/status", get(status))
+            .route("/api/sellers", get(list_sellers))
+            .route("/api/requests", get(requests))
+            .route("/api/ledger", get(sums))
+            .route("/api/channels", get(channels))
+            .route("/api/budget", post(set_budget).get(show_budget))
+            .method_not_allowed_fallback(control::method_not_allowed)
+            .fallback(control::fallback)
+            .with_state(Arc::new(parts));
+        Self { router }
+    }
+}
+
+impl server::Handler for Control {
+    fn handle(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
+        control::answer(self.router.clone(), request).boxed()
+    }
+}
+
+async fn index(State(parts): Parts) -> Html<String> {
+    let paths = [
+        "/v1/models",
+        "/api/status",
+        "/api/sellers",
+        "/api/requests?limit=50",
+        "/api/ledger?by=model",
+        "/api/channels",
+        "/api/budget",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+    ];
+    control::index_page("souk: buyer", &parts.peer.to_base58(), &paths)
+}
+
+async fn healthz(State(parts): Parts) -> RouterResponse {
+    let runs = parts.ledger.stop_reason().is_none();
+    control::probe(runs, "ok", "the ledger has stopped")
+}
+
+async fn readyz(State(parts): Parts) -> RouterResponse {
+    control::probe(parts.book.is_ready(), "ready", "no peer has answered yet")
+}
+
+async fn metrics(State(parts): Parts) -> RouterResponse {
+    let all = parts.snapshots();
+    let (spent, reserved) = parts.budget.totals();
+    let peers = parts.network.connected_peers().len();
+    metrics::gauge!("souk_peers").set(control::gauge_of(peers));
+    metrics::gauge!("souk_offers").set(control::gauge_of(parts.book.len()));
+    metrics::gauge!("souk_buyer_attempts_in_flight").set(control::gauge_of(live(&all)));
+    metrics::gauge!("souk_buyer_attempts_in_doubt").set(control::gauge_of(in_doubt(&all)));
+    metrics::gauge!("souk_buyer_spent_today_usd").set(control::gauge_usd(spent));
+    metrics::gauge!("souk_buyer_reserved_usd").set(control::gauge_usd(reserved));
+    metrics::gauge!("souk_buyer_owed_usd").set(control::gauge_usd(owed(&all)));
+    control::metrics_text(parts.metrics.as_ref())
+}
+
+async fn status(State(parts): Parts) -> ControlResult {
+    let all = parts.snapshots();
+    let (spent, reserved) = parts.budget.totals();
+    let reserved = reserved.saturating_add(prepaid(&all));
+    let now_ms = parts.clock.now_ms();
+    let recent = parts.recent(STATUS_REQUESTS).await?;
+    let state = match parts.ledger.stop_reason() {
+        Some(reason) => format!("stopped: {reason}"),
+        None if parts.book.is_ready() => "ready".to_owned(),
+        None => "looking for peers".to_owned(),
+    };
+    Ok(Json(json!({
+        "role": "buy",
+        "version": env!("CARGO_PKG_VERSION"),
+        "peer": parts.peer.to_base58(),
+        "evm_address": parts.evm_address,
+        "mode": "credit (unsecured)",
+        "state": state,
+        "peers": parts.network.connected_peers().len(),
+        "offers": parts.book.len(),
+        "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
+        "in_flight": live(&all),
+        "in_doubt": in_doubt(&all),
+        // No wallet in credit mode: not reported.
+        "money": {
+            "wallet_micro_usd": null,
+            "reserved_micro_usd": reserved.0,
+            "spent_today_micro_usd": spent.0,
+            "owed_micro_usd": owed(&all).0,
+        },
+        "budget": budget_json(parts.budget.limits()),
+        "requests": recent,
+    })))
+}
+
+async fn list_sellers(State(parts): Parts) -> ControlResult {
+    let recent = parts.recent(SPEED_REQUESTS).await?;
+    let list = sellers::list(&Sources {
+        book: &parts.book,
+        payer: &parts.payer,
+        network: &parts.network,
+        recent: &recent,
+        now_ms: parts.clock.now_ms(),
+    });
+    Ok(Json(json!({ "sellers": list })))
+}
+
+async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {
+    let recent = parts.recent(control::limit(&uri)?).await?;
+    Ok(Json(json!({ "requests": recent })))
+}
+
+async fn sums(State(parts): Parts, uri: Uri) -> ControlResult {
+    let by = match control::query(&uri, "by") {
+        None | Some("model") => GroupBy::Model,
+        Some("day") => GroupBy::Day,
+        Some("month") => GroupBy::Month,
+        Some("seller") => GroupBy::Seller,
+        Some("client") => GroupBy::Client,
+        Some(_) => {
+            let message = "`by` is one of model, day, month, seller, client";
+            return Err(ControlError::BadRequest(message.to_owned()));
+        }
+    };
+    let zone = jiff::tz::TimeZone::system();
+    let summary = report::summary(parts.ledger.reader(), by, &bought(), &zone).await;
+    Ok(Json(json!(summary.map_err(ledger_failed)?)))
+}
+
+async fn channels(State(parts): Parts) -> ControlResult {
+    let list: Vec<Value> = parts
+        .payer
+        .pairs()
+        .iter()
+        .map(|pair| {
+            let money = pair.snapshot();
+            json!({
+                "channel": pair.channel().map(|id| id.to_string()),
+                "peer": pair.seller().to_base58(),
+                "seller": pair.seller().to_base58(),
+                "mode": "credit",
+                "state": if money.up { "open" } else { "disconnected" },
+                "deposit_micro_usd": pair.terms().map(|_| money.deposit.0),
+                "signed_micro_usd": money.signed.0,
+                "received_micro_usd": money.received.0,
+                "accepted_micro_usd": money.settled.0,
+                "settlements_micro_usd": money.settlements.0,
+                "owed_micro_usd": money.received.saturating_sub(money.settlements).0,
+                "credit_micro_usd": pair.headroom().map(|left| left.0),
+                "live": money.live,
+                "in_doubt": money.in_doubt,
+            })
+        })
+        .collect();
+    Ok(Json(json!({ "channels": list })))
+}
+
+async fn show_budget(State(parts): Parts) -> ControlResult {
+    let (spent, reserved) = parts.budget.totals();
+    let mut shown = budget_json(parts.budget.limits());
+    shown.insert("spent_today_micro_usd".to_owned(), json!(spent.0));
+    shown.insert("reserved_micro_usd".to_owned(), json!(reserved.0));
+    Ok(Json(Value::Object(shown)))
+}
+
+/// Sets the limits that are named; `null` lifts one. They hold from now on and after a restart.
+async fn set_budget(State(parts): Parts, headers: HeaderMap, body: Bytes) -> ControlResult {
+    control::require_control(&parts.guard, &headers)?;
+    let fields = control::object(&body)?;
+    let limits = limits_of(&fields, parts.budget.limits())?;
+    let now_ms = parts.clock.now_ms();
+    let row = BudgetRow {
+        at_ms: now_ms,
+        model: None,
+        daily: limits.daily,
+        monthly: limits.monthly,
+    };
+    let commit = parts.ledger.commit(vec![Row::BudgetSet(row)]).await;
+    commit.map_err(ledger_failed)?;
+    let spent = parts.ledger.spent_since(month_before(now_ms), Role::Buy);
+    let spent = spent.await.map_err(ledger_failed)?;
+    parts.budget.set_limits(limits, spent);
+    Ok(Json(Value::Object(budget_json(limits))))
+}
+
+fn limits_of(fields: &Map<String, Value>, before: Limits) -> Result<Limits, ControlError> {
+    let known = |name: &&String| matches!(name.as_str(), "daily_usd" | "monthly_usd" | "model");
+    if let Some(other) = fields.keys().find(|name| !known(name)) {
+        let message = format!("`{other}` is unknown; send `daily_usd`, `monthly_usd` or both");
+        return Err(ControlError::BadRequest(message));
+    }
+    if fields.get("model").is_some_and(|model| !model.is_null()) {
+        let message = "this version limits all models together; leave `model` out";
+        return Err(ControlError::BadRequest(message.to_owned()));
+    }
+    let limit = |name: &str, before: Option<MicroUsd>| match fields.get(name) {
+        None => Ok(before),
+        Some(Value::Null) => Ok(None),
+        Some(value) => control::amount(name, value).map(Some),
+    };
+    if !fields.contains_key("daily_usd") && !fields.contains_key("monthly_usd") {
+        let message = "send `daily_usd`, `monthly_usd` or both";
+        return Err(ControlError::BadRequest(message.to_owned()));
+    }
+    Ok(Limits {
+        daily: limit("daily_usd", before.daily)?,
+        monthly: limit("monthly_usd", before.monthly)?,
+    })
+}
+
+fn budget_json(limits: Limits) -> Map<String, Value> {
+    let micro = |limit: Option<MicroUsd>| json!(limit.map(|limit| limit.0));
+    Map::from_iter([
+        ("daily_micro_usd".to_owned(), micro(limits.daily)),
+        ("monthly_micro_usd".to_owned(), micro(limits.monthly)),
+    ])
+}
+
+impl ControlParts {
+    async fn recent(&self, limit: u32) -> Result<Vec<RequestRecord>, ControlError> {
+        let reader = self.ledger.reader();
+        let records = report::requests(reader, &bought(), Some(self.peer), limit).await;
+        records.map_err(ledger_failed)
+    }
+    fn snapshots(&self) -> Vec<PairSnapshot> {
+        let pairs = self.payer.pairs();
+        pairs.iter().map(|pair| pair.snapshot()).collect()
+    }
+}
+
+fn bought() -> Filter {
+    Filter {
+        role: Some(Role::Buy),
+        ..Filter::default()
+    }
+}
+
+fn live(all: &[PairSnapshot]) -> usize {
+    all.iter().map(|pair| pair.live).sum()
+}
+
+fn in_doubt(all: &[PairSnapshot]) -> usize {
+    all.iter().map(|pair| pair.in_doubt).sum()
+}
+
+/// Received and not paid for outside.
+fn owed(all: &[PairSnapshot]) -> MicroUsd {
+    let one = |pair: &PairSnapshot| pair.received.saturating_sub(pair.settlements);
+    all.iter().map(one).sum()
+}
+
+/// Signed and not used, where no attempt runs (running ones have their reservation).
+fn prepaid(all: &[PairSnapshot]) -> MicroUsd {
+    let idle = all.iter().filter(|pair| pair.live == 0);
+    idle.map(|pair| pair.signed.saturating_sub(pair.received))
+        .sum()
+}
+
+fn ledger_failed(error: LedgerError) -> ControlError {
+    if error.is_refusal() {
+        ControlError::BadRequest(error.to_string())
+    } else {
+        ControlError::Internal(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_changes_only_what_is_named_and_null_lifts_it() {
+        let before = Limits {
+            daily: Some(MicroUsd(5)),
+            monthly: Some(MicroUsd(50)),
+        };
+        let of = |value: Value| limits_of(value.as_object().unwrap(), before);
+        let set = of(json!({"daily_usd": "0.25"})).unwrap();
+        assert_eq!(set.daily, Some(MicroUsd(250_000)));
+        assert_eq!(set.monthly, before.monthly);
+        let set = of(json!({"daily_usd": null, "monthly_usd": 1})).unwrap();
+        assert_eq!((set.daily, set.monthly), (None, Some(MicroUsd(1_000_000))));
+        assert!(of(json!({})).is_err());
+        assert!(of(json!({"daily": 1})).is_err());
+        assert!(of(json!({"daily_usd": 1, "model": "m"})).is_err());
+    }
+}

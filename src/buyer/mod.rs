@@ -21,6 +21,7 @@ mod nonces;
 mod refusal;
 mod relay;
 pub mod route;
+mod sellers;
 mod sink;
 mod wire;
 
@@ -288,8 +289,7 @@ impl Buyer {
         for (index, candidate) in route.candidates.iter().take(count).enumerate() {
             let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
             let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
-                let (reset, seconds) = shared.budget.reset();
-                return Refusal::budget_exceeded(&reset, seconds)
+                return Refusal::budget_exceeded(&shared.budget.reset())
                     .send(sink, asked.dialect)
                     .await;
             };

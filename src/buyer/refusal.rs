@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
+use super::budget::Reset;
 use super::sink::ClientSink;
 use crate::llm_api::{self, Dialect};
 use crate::types::{ModelId, PeerId};
@@ -74,10 +75,13 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "credit_exhausted", message)
             .retry(RETRY_CREDIT_S)
     }
-    pub fn budget_exceeded(reset: &str, seconds: u64) -> Self {
-        let message = format!("daily spending limit reached, resets {reset}");
+    pub fn budget_exceeded(reset: &Reset) -> Self {
+        let message = format!(
+            "{} spending limit reached, resets {}",
+            reset.period, reset.at
+        );
         Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_exceeded", message)
-            .retry(&seconds.max(61).to_string())
+            .retry(&reset.seconds.max(61).to_string())
     }
     pub fn context_too_long(tokens: u64) -> Self {
         let message = format!(

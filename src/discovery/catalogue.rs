@@ -167,6 +167,13 @@ impl Catalogue {
         list.sort_by(|a, b| a.model.cmp(&b.model));
         list
     }
+    /// Every live offer.
+    pub(super) fn live(&self, now: UnixMs) -> Vec<Arc<SignedOffer>> {
+        let all = self.hashes.values();
+        all.filter(|signed| signed.offer.is_live(now))
+            .cloned()
+            .collect()
+    }
     /// Number of offers.
     pub(super) fn len(&self) -> usize {
         self.hashes.len()

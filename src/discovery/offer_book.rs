@@ -291,6 +291,11 @@ impl OfferBook {
     pub fn peers(&self) -> &PeerBook {
         &self.inner.peers
     }
+    /// Every live offer, also of sellers that are set aside, in no order. For reports.
+    #[must_use]
+    pub fn live(&self) -> Vec<Arc<SignedOffer>> {
+        self.inner.catalogue.read().live(self.inner.clock.now_ms())
+    }
     /// Number of offers known.
     #[must_use]
     pub fn len(&self) -> usize {

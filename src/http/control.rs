@@ -158,14 +158,25 @@ pub fn amount(name: &str, value: &Value) -> Result<MicroUsd, ControlError> {
     amount.map_err(|error| ControlError::BadRequest(format!("`{name}`: {error}")))
 }
 
+/// A field of the query string, as it is written there (nothing here needs escapes).
+#[must_use]
+pub fn query<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
+    let pairs = uri
+        .query()?
+        .split('&')
+        .filter_map(|pair| pair.split_once('='));
+    pairs
+        .filter(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+        .next()
+}
+
 /// The `limit` of a query string, within bounds.
 ///
 /// # Errors
 /// [`ControlError::BadRequest`] when it is no number.
 pub fn limit(uri: &Uri) -> Result<u32, ControlError> {
-    let pairs = uri.query().unwrap_or_default().split('&');
-    let given = pairs.filter_map(|pair| pair.strip_prefix("limit=")).next();
-    let Some(text) = given else {
+    let Some(text) = query(uri, "limit") else {
         return Ok(REQUESTS_LISTED);
     };
     let number: u32 = text.parse().map_err(|_| {
@@ -209,7 +220,6 @@ pub fn probe(is_well: bool, well: &'static str, unwell: &'static str) -> RouterR
 }
 
 /// A page that names the endpoints.
-#[must_use]
 pub fn index_page(title: &str, peer: &str, paths: &[&str]) -> axum::response::Html<String> {
     let line = |path: &&str| {
         let link = path.split([' ', '?']).next().unwrap_or(path);
@@ -255,6 +265,16 @@ pub async fn fallback(method: Method, uri: Uri) -> RouterResponse {
     let allow = HeaderValue::from_static(wanted);
     response.headers_mut().insert(ALLOW, allow);
     response
+}
+
+/// As [`fallback`], on a port that takes no model requests.
+pub async fn owner_fallback(uri: Uri) -> RouterResponse {
+    let path = uri.path();
+    let message = format!(
+        "nothing is at {path}; this node sells, its port shows GET /api/status; send model \
+         requests to the port of `node buy`"
+    );
+    error(path, StatusCode::NOT_FOUND, "not_found", &message)
 }
 
 /// An own path with another method; axum adds `Allow`.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::base::{Base, CachedOffers};
 use crate::buyer::budget::{Budget, midnight_before};
+use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
 use crate::config::Config;
@@ -67,8 +68,19 @@ pub(super) async fn start(
         .await?;
     let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
     let (server, guard, run_info) = bind(config, role).await?;
-    let control = super::no_control::NoControl;
-    drop(metrics);
+    let control = Control::new(ControlParts {
+        peer: base.keys.identity.peer_id(),
+        evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
+        network: base.network.clone(),
+        book: book.clone(),
+        payer: payer.clone(),
+        ledger: base.ledger.clone(),
+        budget: budget.clone(),
+        clock: Arc::clone(&base.clock),
+        started_ms: base.clock.now_ms(),
+        guard: guard.clone(),
+        metrics,
+    });
     let parts = Parts {
         book: book.clone(),
         payer,

@@ -7,7 +7,6 @@
 mod base;
 mod buy;
 mod demo;
-mod no_control;
 mod sell;
 
 use base::Base;

@@ -18,6 +18,7 @@ use crate::payment::payee::{self, PayeeHub};
 use crate::protocol::{SignedTerms, Terms};
 use crate::seller::admission::{BuyerPolicy, Gate};
 use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
+use crate::seller::control::{Control, ControlParts};
 use crate::seller::demo_upstream::{self, DemoSettings};
 use crate::seller::presets::{self, Source};
 use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
@@ -433,8 +434,19 @@ async fn control(
         token: None,
         control: Some(run_info.token()),
     });
-    let control = super::no_control::NoControl;
-    let _ = (role, seller, payee, catalogue, metrics);
+    let control = Control::new(ControlParts {
+        peer: base.keys.identity.peer_id(),
+        evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
+        network: base.network.clone(),
+        seller: seller.clone(),
+        payee: payee.clone(),
+        catalogue: Arc::clone(catalogue),
+        ledger: base.ledger.clone(),
+        clock: Arc::clone(&base.clock),
+        started_ms: base.clock.now_ms(),
+        guard: guard.clone(),
+        metrics,
+    });
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());
     base.front.spawn("http", async move {
         server.run(guard, Arc::new(control), &tasks, stop).await;

@@ -4,7 +4,8 @@
 //! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
 //!
 //! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
-//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt.
+//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt,
+//! [`control`] answers the owner's own HTTP port.
 //! A buyer that cancels or vanishes stops the upstream at once.
 //!
 //! Before that: [`presets`] says which upstream a name means, [`pricing`] what each model costs,
@@ -13,6 +14,7 @@
 mod account;
 pub mod admission;
 pub mod catalogue;
+pub mod control;
 mod demo_answer;
 pub mod demo_plan;
 pub mod demo_upstream;

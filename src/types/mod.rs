@@ -5,6 +5,7 @@
 //! tests can move. Identifiers are newtypes so that a request can never be taken for an attempt.
 
 mod clock;
+pub mod day;
 mod ids;
 mod money;
 mod price;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use pair::Pair;
+pub use pair::{Pair, PairSnapshot};
 
 use super::PaymentError;
 use super::window::WindowSettings;
