@@ -10,11 +10,13 @@ mod announce;
 mod catalogue;
 mod look_up;
 mod offer_book;
+mod offer_cache;
 mod peer_book;
 
 pub use announce::{Announcer, AnnouncerRunner, Published};
 pub use catalogue::{ModelSummary, OfferList};
-pub use offer_book::{Found, NoCache, OfferBook, OfferBookRunner, OfferCache};
+pub use offer_book::{Found, OfferBook, OfferBookRunner};
+pub use offer_cache::{NoCache, OfferCache};
 pub use peer_book::PeerBook;
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -23,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::catalogue::{Catalogue, ModelSummary, OfferList};
+use super::offer_cache::OfferCache;
 use super::peer_book::PeerBook;
 use crate::network::{Handle, NetworkEvent};
 use crate::protocol::offer::SignedOffer;
@@ -62,27 +62,6 @@ const HOUSEKEEPING_TICKS: u64 = 5;
 const UNSAVED_MAX: usize = 8_192;
 /// Time for the last save.
 const LAST_SAVE: Duration = Duration::from_secs(2);
-
-/// Where offers survive a restart (the node implements it with the rebuildable cache database).
-pub trait OfferCache: Send + Sync + 'static {
-    /// All saved offers that have not expired, newest first.
-    fn load(&self) -> BoxFuture<'_, Vec<Bytes>>;
-    /// Saves new offers, replacing the older one of the same seller and model.
-    fn save(&self, offers: Vec<Arc<SignedOffer>>) -> BoxFuture<'_, ()>;
-}
-
-/// Remembers nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoCache;
-
-impl OfferCache for NoCache {
-    fn load(&self) -> BoxFuture<'_, Vec<Bytes>> {
-        async { Vec::new() }.boxed()
-    }
-    fn save(&self, _: Vec<Arc<SignedOffer>>) -> BoxFuture<'_, ()> {
-        async {}.boxed()
-    }
-}
 
 /// What a search for a model gave.
 #[derive(Clone, Debug)]
