@@ -366,3 +366,7 @@ mod tests {
         assert!(of(json!({"daily_usd": 1, "model": "m"})).is_err());
     }
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod port_tests;
