@@ -138,6 +138,7 @@ impl Cli {
         if let Some(complaint) = complaint {
             output::message(&format!("warning: {complaint}"));
         }
+        crate::failpoint::arm(env("FAILPOINT_SOUK"));
         let result = runtime().and_then(|runtime| {
             let result = runtime.block_on(self.dispatch(&out));
             runtime.shutdown_timeout(RUNTIME_STOP);

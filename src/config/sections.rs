@@ -242,7 +242,7 @@ impl Default for SellSection {
             http_port: 5006,
             context: 0,
             max_output: 0,
-            max_concurrent: 64,
+            max_concurrent: 256,
             credit_limit: None,
             credit_total: None,
         }

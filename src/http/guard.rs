@@ -51,8 +51,8 @@ pub enum Refusal {
     /// Called by a web page of another site.
     #[error("requests from other web pages are refused")]
     Origin,
-    /// A browser sends something that is not JSON.
-    #[error("a browser must send Content-Type: application/json")]
+    /// The body is not called JSON.
+    #[error("send Content-Type: application/json")]
     ContentType,
     /// No token, or a wrong one.
     #[error("the proxy's token is missing or wrong; send it as Authorization: Bearer or x-api-key")]
@@ -324,7 +324,8 @@ fn check_content_type(method: &Method, headers: &HeaderMap) -> Result<(), Refusa
         || [SEC_FETCH_SITE, SEC_FETCH_MODE, SEC_FETCH_DEST]
             .iter()
             .any(|name| headers.contains_key(name));
-    if is_read(method) || !is_browser {
+    // Without a type nobody's form sent it; with one it must be JSON, whoever calls.
+    if is_read(method) || (!is_browser && !headers.contains_key(CONTENT_TYPE)) {
         return Ok(());
     }
     let kind = single(headers, &CONTENT_TYPE)

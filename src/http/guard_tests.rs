@@ -176,7 +176,7 @@ fn another_site_may_only_link_to_a_page() {
 }
 
 #[test]
-fn browsers_must_send_json_and_curl_need_not() {
+fn what_is_sent_must_be_called_json_and_browsers_must_say_so() {
     let guard = guard(|_| ());
     let post = |headers: &[(&str, &str)]| {
         let mut all = vec![("host", "localhost:5005")];
@@ -186,7 +186,7 @@ fn browsers_must_send_json_and_curl_need_not() {
     let form = ("content-type", "application/x-www-form-urlencoded");
     let json = ("content-type", "Application/JSON; charset=utf-8");
     let origin = ("origin", "http://localhost:5005");
-    assert_eq!(post(&[form]), Ok(()));
+    assert_eq!(post(&[form]), Err(Refusal::ContentType));
     assert_eq!(post(&[]), Ok(()));
     assert_eq!(post(&[form, origin]), Err(Refusal::ContentType));
     assert_eq!(post(&[origin]), Err(Refusal::ContentType));

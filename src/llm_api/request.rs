@@ -122,7 +122,8 @@ impl RequestView {
             return Err(RequestError::NoModel);
         }
         view.max_tokens = limit.best(dialect);
-        view.image_count = scan.images;
+        // What is left out as an image is priced as one, whatever its part calls itself.
+        view.image_count = scan.images.max(scan.base64_strings);
         view.base64_bytes = scan.base64_bytes;
         Ok(view)
     }
@@ -231,6 +232,7 @@ struct ContentScan {
     content: bool,
     elements: u64,
     images: u64,
+    base64_strings: u64,
     base64_bytes: u64,
 }
 
@@ -254,6 +256,7 @@ impl Observe for ContentScan {
         match key {
             b"type" if matches!(raw, b"image" | b"image_url" | b"input_image") => self.images += 1,
             b"url" | b"image_url" | b"data" | b"file_data" if is_base64_image(raw) => {
+                self.base64_strings += 1;
                 self.base64_bytes += len64(raw.len());
             }
             _ => {}
@@ -266,10 +269,18 @@ impl Observe for ContentScan {
 pub(crate) fn is_base64_image(raw: &[u8]) -> bool {
     if raw.starts_with(b"data:image") {
         let head = raw.get(..DATA_URI_HEAD_BYTES).unwrap_or(raw);
-        return memchr::memmem::find(head, b";base64,").is_some();
+        return memchr::memmem::find(head, b";base64,")
+            .and_then(|at| raw.get(at + b";base64,".len()..))
+            .is_some_and(is_base64_text);
     }
     const MAGIC: [&[u8]; 5] = [b"iVBORw0", b"/9j/", b"\\/9j\\/", b"R0lGOD", b"UklGR"];
-    MAGIC.iter().any(|m| raw.starts_with(m))
+    MAGIC.iter().any(|m| raw.starts_with(m)) && is_base64_text(raw)
+}
+
+/// True when nothing but base64 (and JSON's `\\/`) is in it: prose cannot pass as an image.
+fn is_base64_text(raw: &[u8]) -> bool {
+    raw.iter()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'\\'))
 }
 
 /// The key with escapes decoded, so that `mod\u0065l` cannot hide from one of two parsers.

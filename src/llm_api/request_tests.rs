@@ -178,3 +178,20 @@ fn measure_parse_of_100_kib() {
     }
     println!("parse of {} bytes: {:?}", body.len(), start.elapsed() / N);
 }
+
+#[test]
+fn prose_cannot_hide_from_the_prefill_as_an_image() {
+    let prose = "please read all of this ".repeat(4_000);
+    for text in [format!("data:image;base64,{prose}"), format!("/9j/{prose}")] {
+        let body = serde_json::json!({"model": "m", "messages": [{"role": "assistant", "content": [
+            {"type": "tool_use", "id": "1", "name": "n", "input": {"url": text}}]}]});
+        let body = body.to_string();
+        let view = RequestView::parse(body.as_bytes(), Dialect::Messages).unwrap();
+        assert_eq!(view.base64_bytes, 0);
+    }
+    let image = format!("data:image/png;base64,{}", "iVBORw0KGgo".repeat(1_000));
+    let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": [
+        {"type": "weird", "url": image}]}]});
+    let view = RequestView::parse(body.to_string().as_bytes(), Dialect::Chat).unwrap();
+    assert_eq!(view.image_count, 1);
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::base::{Base, CachedOffers};
-use crate::buyer::budget::{Budget, midnight_before};
+use crate::buyer::budget::{Budget, Limits};
 use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
@@ -64,9 +64,13 @@ pub(super) async fn start(
     .await?;
     let spent = base
         .ledger
-        .spent_since(midnight_before(base.clock.now_ms()), Role::Buy)
+        .spent_since(
+            crate::types::day::midnight_before(base.clock.now_ms()),
+            Role::Buy,
+        )
         .await?;
     let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
+    restore_limits(base, &budget).await?;
     let (server, guard, run_info) = bind(config, role).await?;
     let control = Control::new(ControlParts {
         peer: base.keys.identity.peer_id(),
@@ -104,6 +108,26 @@ pub(super) async fn start(
         run_info,
         book,
     })
+}
+
+/// Limits set with `node ledger budget set` hold until they are set again; a daily one from the
+/// config (or its flag) wins.
+async fn restore_limits(base: &Base, budget: &Budget) -> anyhow::Result<()> {
+    let rows = base.ledger.budgets().await?;
+    let Some(row) = rows.into_iter().find(|row| row.model.is_none()) else {
+        return Ok(());
+    };
+    let since = crate::types::day::month_before(base.clock.now_ms());
+    let month = base.ledger.spent_since(since, Role::Buy).await?;
+    let daily = base.config.buy.budget_daily.or(row.daily);
+    budget.set_limits(
+        Limits {
+            daily,
+            monthly: row.monthly,
+        },
+        month,
+    );
+    Ok(())
 }
 
 async fn bind(config: &Config, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {

@@ -262,7 +262,7 @@ impl<'a> Pages<'a> {
             buyer,
             outcome,
             status: c.count()?,
-            billed_micro_usd: c.count()?.filter(|_| accepted),
+            billed_micro_usd: c.count()?,
             model_served: c.text()?,
             input_tokens: c.count()?,
             cached_tokens: c.count()?,

@@ -157,7 +157,7 @@ async fn what_was_not_reported_is_null_and_an_open_attempt_has_no_bill() {
     assert_eq!(running_one.status, None);
     assert_eq!(running_one.billed_micro_usd, None);
     assert_eq!(running_one.settled, None);
-    assert_eq!(failed.billed_micro_usd, None);
+    assert_eq!(failed.billed_micro_usd, Some(0));
     assert_eq!(failed.outcome.as_deref(), Some("failed"));
     assert_eq!(silent.input_tokens, None);
     assert_eq!(silent.ttft_ms, None);
