@@ -79,6 +79,18 @@ async fn a_row_costs_little_cpu() {
         let began = Instant::now();
         let states = reader.load(Role::Buy).await.unwrap();
         eprintln!("  load: {:?}", began.elapsed());
+        let (began, zone) = (Instant::now(), jiff::tz::TimeZone::UTC);
+        let all = report::Filter::default();
+        let by = report::GroupBy::Model;
+        report::summary(&reader, by, &all, &zone).await.unwrap();
+        eprintln!("  report: {:?}", began.elapsed());
+        let began = Instant::now();
+        start(&path).await.stop().await;
+        eprintln!("  open: {:?}", began.elapsed());
+        let began = Instant::now();
+        let found = audit::verify(&reader, &audit::AuditOptions::default()).await;
+        assert_eq!(found.unwrap().differences, []);
+        eprintln!("  verify: {:?}", began.elapsed());
         let booked: u64 = states.iter().map(|s| s.accepted_sum.0).sum();
         assert_eq!(booked, done * 5000);
     }
