@@ -32,6 +32,7 @@ pub mod audit;
 mod batch;
 mod cache;
 mod chain;
+mod decode;
 mod encode;
 mod error;
 mod handle;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sqlx::sqlite::SqlitePool;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::encode::{
+use super::decode::{
     BadColumn, to_budget, to_channel, to_delivered, to_final, to_offer, to_open, to_settlement,
     to_voucher,
 };

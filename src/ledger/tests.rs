@@ -270,6 +270,55 @@ async fn sixty_four_writers_at_once_lose_nothing() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "tests have no task tracker")]
+async fn a_full_disk_stops_the_writer_and_everybody_waiting_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.db");
+    let clock = Arc::new(ManualClock::new(T0));
+    let (ledger, mut writer) = Ledger::open(&path, clock, Settings::default())
+        .await
+        .unwrap();
+    sqlx::query("pragma max_page_count = 60")
+        .execute(&mut writer.batches.conn)
+        .await
+        .unwrap();
+    let task = tokio::spawn(writer.run(tokio_util::sync::CancellationToken::new()));
+    let row = Row::Channel(channel(Role::Buy, 1, T0));
+    ledger.commit(vec![row]).await.unwrap();
+    let mut good = 0;
+    let stopped = loop {
+        let rows = request(Role::Buy, good, 1, T0, good * 5000);
+        let (one, other) = tokio::join!(
+            ledger.commit(rows),
+            ledger.commit(vec![Row::Open(open(Role::Buy, good + 5000, 1, T0))]),
+        );
+        if let Err(error) = one {
+            assert!(other.is_err());
+            break error;
+        }
+        good += 1;
+    };
+    assert!(
+        matches!(&stopped, LedgerError::Stopped(why) if why.contains("full")),
+        "{stopped}"
+    );
+    assert!(good > 0);
+    assert!(ledger.stop_reason().is_some());
+    let later = ledger
+        .submit(vec![Row::Open(open(Role::Buy, 9999, 1, T0))])
+        .await;
+    assert!(matches!(later, Err(LedgerError::Stopped(_))));
+    assert!(task.await.unwrap().is_err());
+    let states = Reader::open(&path)
+        .await
+        .unwrap()
+        .load(Role::Buy)
+        .await
+        .unwrap();
+    assert_eq!(states[0].accepted_sum, MicroUsd(good * 5000));
+}
+
+#[tokio::test]
 async fn a_second_writer_is_told_that_the_ledger_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.db");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::super::batch::ChainEnd;
-use super::super::encode::{
+use super::super::decode::{
     BadColumn, Fields, open_seq, to_budget, to_channel, to_delivered, to_final, to_offer, to_open,
     to_settlement, to_voucher,
 };
@@ -16,6 +16,7 @@ use super::super::sums::{
 };
 use super::super::table::{ChainHash, Stored, Table, Value, genesis};
 use super::super::writer::checkpoint_message;
+use super::rules::{final_counts, judge, limit_of};
 use super::{AuditOptions, AuditReport, SignatureCheck};
 use crate::types::{AttemptId, ChannelId, MicroUsd, RequestId, UnixMs};
 
@@ -445,61 +446,4 @@ impl<'a> Books<'a> {
         };
         self.rollups.entry(key).or_insert([0; COUNTS])
     }
-}
-
-/// What vouchers may add up to: the newest deposit and what was settled since it was agreed.
-fn limit_of(row: &ChannelRow, settled_since: i64) -> MicroUsd {
-    row.deposit
-        .saturating_add(MicroUsd::from_i64(settled_since))
-}
-
-fn judge(open: &OpenRow, booked: &FinalRow, has_receipt: bool) -> Check {
-    let id = open.attempt_id;
-    let billed = booked.billed;
-    if booked.outcome != Outcome::Accepted || billed == MicroUsd::ZERO {
-        return Ok(());
-    }
-    if billed > open.max_cost {
-        let most = open.max_cost;
-        return Err(format!(
-            "attempt {id} billed {billed} USD, above its limit of {most} USD"
-        ));
-    }
-    if let Some(usage) = &booked.usage {
-        let cost = open.price.cost(usage);
-        if billed > cost {
-            return Err(format!(
-                "attempt {id} billed {billed} USD, but its usage costs {cost} USD (I8)"
-            ));
-        }
-    }
-    if !has_receipt && booked.error.is_none() {
-        return Err(format!(
-            "attempt {id} billed {billed} USD without a receipt"
-        ));
-    }
-    Ok(())
-}
-
-fn final_counts(booked: &FinalRow) -> Counts {
-    let one = |yes: bool| i64::from(yes);
-    let usage = booked.usage.unwrap_or_default();
-    let int = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let billed = booked.billed.to_i64();
-    let is = |outcome| booked.outcome == outcome;
-    [
-        one(is(Outcome::Accepted)),
-        one(is(Outcome::Failed)),
-        one(is(Outcome::WrittenOff)),
-        one(booked.usage.is_some()),
-        int(usage.input),
-        int(usage.cache_read),
-        int(usage.cache_write),
-        int(usage.output),
-        int(usage.reasoning),
-        if is(Outcome::Accepted) { billed } else { 0 },
-        if is(Outcome::WrittenOff) { billed } else { 0 },
-        0,
-        one(booked.disputed),
-    ]
 }

@@ -6,6 +6,7 @@
 //! difference is reported by row; one changed byte in any row is one.
 
 mod books;
+mod rules;
 
 use std::sync::Arc;
 
