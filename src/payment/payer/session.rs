@@ -15,7 +15,7 @@ use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{Hello, MODE_CREDIT, Open, SyncBuyer, SyncSeller};
 use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
-    ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, WIRE_VERSION,
+    ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
 };
 use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
 
@@ -83,7 +83,7 @@ async fn handshake(
     };
     let terms = SignedTerms::decode_and_verify(&Bytes::from(bytes), pair.seller())
         .map_err(|e| PaymentError::Refused(e.to_string()))?;
-    let channel = open_channel(shared, pair, terms).await?;
+    let channel = open_channel(shared, pair, &terms.terms).await?;
     let SessionMessage::OpenAck {
         channel: acked,
         deposit,
@@ -96,7 +96,12 @@ async fn handshake(
             "the seller acknowledged another channel".into(),
         ));
     }
-    pair.state.lock().machine.set_deposit(deposit);
+    {
+        // Together: who sees terms may trust the deposit.
+        let mut state = pair.state.lock();
+        state.machine.set_deposit(deposit);
+        state.terms = Some(terms.terms);
+    }
     let sync = {
         let state = pair.state.lock();
         let open = state
@@ -122,7 +127,7 @@ async fn handshake(
 async fn open_channel(
     shared: &Shared,
     pair: &Pair,
-    terms: SignedTerms,
+    terms: &Terms,
 ) -> Result<ChannelId, PaymentError> {
     let us = CreditParty {
         peer: shared.keys.identity.peer_id(),
@@ -131,8 +136,8 @@ async fn open_channel(
     };
     let them = CreditParty {
         peer: *pair.seller(),
-        payment: terms.terms.payment_address,
-        voucher_signer: terms.terms.payment_address,
+        payment: terms.payment_address,
+        voucher_signer: terms.payment_address,
     };
     let (known, epoch) = {
         let state = pair.state.lock();
@@ -155,16 +160,12 @@ async fn open_channel(
             mode: "credit".to_owned(),
             descriptor: descriptor.to_bytes(),
             epoch,
-            deposit: terms.terms.credit_limit,
+            deposit: terms.credit_limit,
             open_signature: open.signature.0,
         };
         shared.ledger.commit(vec![Row::Channel(row)]).await?;
     }
-    {
-        let mut state = pair.state.lock();
-        state.channel = Some(channel);
-        state.terms = Some(terms.terms);
-    }
+    pair.state.lock().channel = Some(channel);
     send(pair, &[SessionMessage::Open(open)]).await;
     Ok(channel)
 }
