@@ -5,7 +5,7 @@ use http::{HeaderMap, Uri};
 
 use crate::llm_api::{self, Dialect, RequestError, RequestView, headers};
 use crate::protocol::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
-use crate::types::{MicroUsd, ModelId, PeerId, RequestId};
+use crate::types::{MicroUsd, ModelId, PeerId, RequestId, UnixMs};
 
 /// Longest label of a client kept in the ledger, characters.
 const CLIENT_CHARS_MAX: usize = 40;
@@ -38,6 +38,7 @@ impl Asked {
         dialect: Dialect,
         client_headers: &HeaderMap,
         body: Bytes,
+        now_ms: UnixMs,
     ) -> Result<Self, RequestError> {
         let view = RequestView::parse(&body, dialect)?;
         let wants_usage = view.include_usage;
@@ -51,7 +52,7 @@ impl Asked {
         let max_cost = souk_header(client_headers, "x-souk-max-cost-usd")?;
         let seller = souk_header(client_headers, "x-souk-seller")?;
         Ok(Self {
-            id: RequestId(rand::random()),
+            id: RequestId::generate(now_ms),
             dialect,
             model: ModelId::new(&view.model),
             stream: view.stream,

@@ -157,6 +157,7 @@ async fn serve(
     let mut called = false;
     match first_answer(shared, asked, pair, &mut wire, deadline, &mut called, sink).await {
         Opened::Head(response) => {
+            shared.book.mark_alive(&seller);
             crate::failpoint::hit("buyer_resp_head");
             Ok(relay::answer(
                 shared, asked, seller, wire, *response, books, deadline, sink,

@@ -194,7 +194,8 @@ impl Buyer {
         let buyer = self.clone();
         self.shared.tasks.spawn("request", async move {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
-            match Asked::parse(dialect, &parts.headers, body) {
+            let now_ms = buyer.shared.clock.now_ms();
+            match Asked::parse(dialect, &parts.headers, body, now_ms) {
                 Ok(asked) => buyer.serve(Arc::new(asked), &mut sink).await,
                 Err(error) => {
                     Refusal::bad_request(error.to_string())
@@ -230,6 +231,7 @@ impl Buyer {
     /// The candidates, cheapest first; waits a little when the model is not known yet.
     async fn find(&self, asked: &Asked) -> Result<Route, Refusal> {
         let shared = &*self.shared;
+        shared.book.want(&asked.model);
         match shared.book.find(&asked.model, DISCOVERY_WAIT).await {
             Found::Offers(_) => {}
             Found::Unknown => {

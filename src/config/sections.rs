@@ -97,6 +97,11 @@ pub struct BuySection {
     pub allow: Vec<String>,
     /// Never these sellers (peer ids).
     pub deny: Vec<String>,
+    /// Wallets that may call with `SIGN-IN-WITH-X`, besides the node's own.
+    pub wallets: Vec<String>,
+    /// A wallet's signed permission for this node, sent with every request.
+    #[serde(with = "opt_path")]
+    pub delegation_file: Option<PathBuf>,
     /// How long the buyer waits for what.
     pub timeouts: BuyTimeouts,
 }
@@ -117,6 +122,8 @@ impl Default for BuySection {
             seller: None,
             allow: Vec::new(),
             deny: Vec::new(),
+            wallets: Vec::new(),
+            delegation_file: None,
             timeouts: BuyTimeouts::default(),
         }
     }

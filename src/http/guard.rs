@@ -6,6 +6,7 @@
 //! [`super::server`] for every request.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, WWW_AUTHENTICATE};
@@ -38,9 +39,26 @@ pub struct Settings {
     pub hosts: Vec<String>,
     /// What every client must send; `None` lets all in.
     pub token: Option<Secret<String>>,
+    /// Checks the SIGN-IN-WITH-X header of a caller without the token; called with the header's
+    /// value and the host it names.
+    pub sign_in: Option<SignInCheck>,
     /// What calls that change anything must send (`run.json`); it also lets in.
     pub control: Option<Secret<String>>,
 }
+
+/// Says whether a SIGN-IN-WITH-X header (value, host) lets its caller in. It uses nonces up, so it
+/// is asked last.
+#[derive(Clone)]
+pub struct SignInCheck(pub Arc<dyn Fn(&str, &str) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for SignInCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SignInCheck")
+    }
+}
+
+/// The header in which a wallet signs in.
+const SIGN_IN_HEADER: &str = "sign-in-with-x";
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -130,6 +148,7 @@ pub struct Guard {
     any_address: bool,
     port: u16,
     token: Option<[u8; 32]>,
+    sign_in: Option<SignInCheck>,
     control: Option<[u8; 32]>,
 }
 
@@ -175,6 +194,7 @@ impl Guard {
             any_address,
             port: settings.port,
             token: digest(&settings.token),
+            sign_in: settings.sign_in.clone(),
             control: digest(&settings.control),
         }
     }
@@ -191,7 +211,8 @@ impl Guard {
         let allowed = OPEN_PATHS.contains(&uri.path())
             || self.token.is_none()
             || self.has_token(headers, self.token)
-            || self.is_control(headers);
+            || self.is_control(headers)
+            || self.signs_in(headers);
         if !allowed {
             return Err(Refusal::Token);
         }
@@ -206,6 +227,15 @@ impl Guard {
     #[must_use]
     pub fn is_control(&self, headers: &HeaderMap) -> bool {
         self.control.is_some() && self.has_token(headers, self.control)
+    }
+
+    fn signs_in(&self, headers: &HeaderMap) -> bool {
+        let text = |name: &HeaderName| single(headers, name).ok().flatten();
+        let header = HeaderName::from_static(SIGN_IN_HEADER);
+        match (&self.sign_in, text(&header), text(&HOST)) {
+            (Some(check), Some(proof), Some(host)) => (check.0)(proof, host),
+            _ => false,
+        }
     }
 
     /// The host that the request names, if it is one of ours.

@@ -7,14 +7,15 @@ use crate::buyer::budget::{Budget, Limits};
 use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
-use crate::config::Config;
 use crate::data_dir::RunInfo;
 use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
-use crate::http::guard::{self, Guard};
+use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
 use crate::ledger::Role;
 use crate::payment::payer::{self, PayerHub};
+use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
+use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
 use crate::types::PeerId;
 
@@ -71,7 +72,7 @@ pub(super) async fn start(
         .await?;
     let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
     restore_limits(base, &budget).await?;
-    let (server, guard, run_info) = bind(config, role).await?;
+    let (server, guard, run_info) = bind(base, role).await?;
     let control = Control::new(ControlParts {
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
@@ -130,8 +131,8 @@ async fn restore_limits(base: &Base, budget: &Budget) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(config: &Config, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
-    let buy = &config.buy;
+async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
+    let buy = &base.config.buy;
     let token = buy.token.read()?;
     let loopback = matches!(buy.host.as_str(), "127.0.0.1" | "localhost" | "::1");
     if !loopback && token.is_none() {
@@ -160,6 +161,7 @@ async fn bind(config: &Config, role: &str) -> anyhow::Result<(Server, Guard, Run
         port,
         hosts: buy.hosts.clone(),
         token,
+        sign_in: Some(sign_in(base)),
         control: Some(run_info.token()),
     });
     Ok((server, guard, run_info))
@@ -188,8 +190,56 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
             idle: buy.timeouts.idle,
             total: buy.timeouts.total,
         },
-        delegation: None,
+        delegation: delegation(base)?,
     })
+}
+
+/// Lets in the node's own wallets and those the config names.
+fn sign_in(base: &Base) -> SignInCheck {
+    let mut allowed = base.config.buy.wallets.clone();
+    allowed.push(crate::keys::to_checksum(&base.keys.payment.address()));
+    allowed.push(base.keys.identity.solana_address());
+    let clock = Arc::clone(&base.clock);
+    let nonces = NonceSet::new(clock.now_ms());
+    SignInCheck(Arc::new(move |header, host| {
+        let proof = SignInProof::from_header(header);
+        let signed_in =
+            proof.and_then(|proof| verify_sign_in(&proof, host, clock.now_ms(), &allowed, &nonces));
+        if let Err(error) = &signed_in {
+            tracing::info!(%error, "sign-in refused");
+        }
+        signed_in.is_ok()
+    }))
+}
+
+/// The wallet's permission for this node, checked before it is sent to anybody.
+fn delegation(base: &Base) -> anyhow::Result<Option<DelegationProof>> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        text: String,
+        signature: String,
+    }
+    let Some(path) = &base.config.buy.delegation_file else {
+        return Ok(None);
+    };
+    let bad = |what: String| {
+        let message = format!("{}: {what}", path.display());
+        let hint =
+            "a JSON file {\"text\": CAIP-122 text, \"signature\": hex} for this node's peer id";
+        Failure::new(FailureKind::BadConfig, message).hint(hint)
+    };
+    let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+    let hex_text = file.signature.strip_prefix("0x").unwrap_or(&file.signature);
+    let signature = hex::decode(hex_text).map_err(|_| bad("the signature is no hex".into()))?;
+    let me = base.keys.identity.peer_id();
+    crate::protocol::delegation::verify(&file.text, &signature, base.clock.now_ms(), &me)
+        .map_err(|e| bad(e.to_string()))?;
+    Ok(Some(DelegationProof {
+        text: file.text,
+        signature,
+    }))
 }
 
 fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {

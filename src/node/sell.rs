@@ -432,6 +432,7 @@ async fn control(
         port,
         hosts: Vec::new(),
         token: None,
+        sign_in: None,
         control: Some(run_info.token()),
     });
     let control = Control::new(ControlParts {

@@ -4,6 +4,9 @@
 //! input only when the buyer stopped by its own wish, output as far as it was delivered. Errors
 //! and empty answers cost 0 and are booked at once; anything else waits for the buyer's ACCEPT.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 
 use super::wire::InferWire;
@@ -211,6 +214,10 @@ fn sign(
     SignedReceipt::sign(receipt, &shared.keys.identity)
 }
 
+/// An ACCEPT that comes within this saves the delivered row; a crash in between is settled by the
+/// buyer's final row at the next SYNC.
+const DELIVERED_LINGER: Duration = Duration::from_millis(50);
+
 /// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT.
 async fn book(
     shared: &Shared,
@@ -235,24 +242,33 @@ async fn book(
         total_ms: job.elapsed_ms(),
         error: finish.error.map(str::to_owned),
     };
-    let row = if cost == MicroUsd::ZERO {
+    if cost == MicroUsd::ZERO {
         job.pair.drop_attempt(&job.attempt);
-        Row::Final(ended.into_final(job.attempt, MicroUsd::ZERO, now_ms))
-    } else {
-        let row = DeliveredRow {
-            at_ms: now_ms,
-            attempt_id: job.attempt,
-            status: delivered.status,
-            usage: Some(receipt.receipt.usage),
-            own_input: own.input,
-            own_output: Some(own.output),
-            cost,
-            receipt: Some(receipt.bytes.to_vec()),
-        };
-        job.pair.end(job.attempt, ended);
-        Row::Delivered(row)
-    };
-    if let Err(error) = shared.ledger.submit(vec![row]).await {
-        tracing::error!(%error, "ledger write failed");
+        let row = Row::Final(ended.into_final(job.attempt, MicroUsd::ZERO, now_ms));
+        if let Err(error) = shared.ledger.submit(vec![row]).await {
+            tracing::error!(%error, "ledger write failed");
+        }
+        return;
     }
+    let row = DeliveredRow {
+        at_ms: now_ms,
+        attempt_id: job.attempt,
+        status: delivered.status,
+        usage: Some(receipt.receipt.usage),
+        own_input: own.input,
+        own_output: Some(own.output),
+        cost,
+        receipt: Some(receipt.bytes.to_vec()),
+    };
+    job.pair.end(job.attempt, ended);
+    let (pair, ledger) = (Arc::clone(&job.pair), shared.ledger.clone());
+    shared.tasks.spawn("delivered", async move {
+        tokio::time::sleep(DELIVERED_LINGER).await;
+        // The usual ACCEPT was quicker, and its final row says it all.
+        if pair.awaits(&row.attempt_id)
+            && let Err(error) = ledger.submit(vec![Row::Delivered(row)]).await
+        {
+            tracing::error!(%error, "ledger write failed");
+        }
+    });
 }

@@ -25,11 +25,13 @@ mod reply;
 pub mod upstream;
 mod wire;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -44,7 +46,7 @@ use crate::llm_api::{self, Dialect, RequestView, TokenCounter};
 use crate::network::Stream;
 use crate::payment::WindowSettings;
 use crate::payment::payee::{AdmitError, PayeeHub, PayeePair};
-use crate::protocol::limits::STREAMS_PER_NODE_MAX;
+use crate::protocol::limits::{STREAMS_PER_NODE_MAX, STREAMS_PER_PEER_MAX};
 use crate::protocol::{Ending, PeerErrorCode};
 use crate::tasks::Tasks;
 use crate::types::{AttemptId, Clock, MicroUsd, PeerId};
@@ -80,6 +82,7 @@ struct Shared {
     counter: TokenCounter,
     settings: Settings,
     slots: Arc<Semaphore>,
+    per_buyer: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
     stats: Stats,
 }
 
@@ -112,6 +115,18 @@ pub struct Parts {
     pub tasks: Tasks,
     /// Counts tokens.
     pub counter: TokenCounter,
+}
+
+impl Shared {
+    /// The places that one buyer's streams share; those of absent buyers are forgotten.
+    fn place(&self, buyer: PeerId) -> Arc<Semaphore> {
+        let mut places = self.per_buyer.lock();
+        if places.len() >= STREAMS_PER_NODE_MAX {
+            places.retain(|_, place| place.available_permits() < STREAMS_PER_PEER_MAX);
+        }
+        let new = || Arc::new(Semaphore::new(STREAMS_PER_PEER_MAX));
+        Arc::clone(places.entry(buyer).or_insert_with(new))
+    }
 }
 
 /// One admitted request.
@@ -154,6 +169,7 @@ impl Seller {
             counter,
             settings,
             slots,
+            per_buyer: Mutex::default(),
             stats,
         };
         Self {
@@ -192,6 +208,11 @@ impl Seller {
     async fn serve(&self, buyer: PeerId, stream: Stream) {
         let mut wire = InferWire::new(stream);
         let shared = &*self.shared;
+        let Ok(_place) = shared.place(buyer).try_acquire_owned() else {
+            return wire
+                .refuse(PeerErrorCode::Overloaded, "streams", shared.clock.now_ms())
+                .await;
+        };
         match self.take_order(&mut wire, buyer).await {
             Ok((job, _slot)) => {
                 shared.stats.served.fetch_add(1, Ordering::Relaxed);
@@ -269,6 +290,7 @@ impl Seller {
                     AdmitError::UnknownChannel => PeerErrorCode::UnknownChannel,
                     AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
                     AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
+                    AdmitError::Unaccepted => PeerErrorCode::Overloaded,
                 })
             })?;
         let row = job.open_row(shared.clock.now_ms());

@@ -81,6 +81,22 @@ byte_id!(
     EvmAddress, 20
 );
 
+impl RequestId {
+    /// A fresh id: 6 bytes of milliseconds, then 10 random bytes. Ids of one node rise with time,
+    /// which keeps the ledger's index pages few and warm.
+    #[must_use]
+    pub fn generate(now_ms: super::UnixMs) -> Self {
+        let mut id: [u8; 16] = rand::random();
+        if let (Some(slot), Some(time)) = (
+            id.first_chunk_mut::<6>(),
+            now_ms.to_be_bytes().last_chunk::<6>(),
+        ) {
+            *slot = *time;
+        }
+        Self(id)
+    }
+}
+
 /// A model's name on the network: trimmed, NFC, lower case, ASCII `[a-z0-9._:/@-]`, at most 96
 /// bytes; names that do not fit are kept verbatim (trimmed).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

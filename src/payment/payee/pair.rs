@@ -100,7 +100,13 @@ pub enum AdmitError {
     CreditExhausted,
     /// The voucher that pays the prefill did not come in time.
     VoucherLate,
+    /// Too many receipts wait for this buyer's ACCEPT.
+    Unaccepted,
 }
+
+/// Receipts that may wait for one buyer's ACCEPT: a buyer that never accepts costs us this much
+/// memory (about 1 KiB each) and no more.
+const UNACCEPTED_MAX: usize = 4_096;
 
 impl PayeePair {
     pub(super) fn new(
@@ -238,6 +244,9 @@ impl PayeePair {
             arrived.as_mut().enable();
             {
                 let mut state = self.state.lock();
+                if state.ended.len() >= UNACCEPTED_MAX {
+                    return Err(AdmitError::Unaccepted);
+                }
                 match state.machine.admit(attempt, prefill, window) {
                     Ok(()) => {
                         state.running.insert(attempt);
@@ -302,6 +311,11 @@ impl PayeePair {
         let mut state = self.state.lock();
         state.running.remove(&attempt);
         state.ended.insert(attempt, ended);
+    }
+    /// True while the buyer's ACCEPT for an ended attempt is missing.
+    #[must_use]
+    pub fn awaits(&self, attempt: &AttemptId) -> bool {
+        self.state.lock().ended.contains_key(attempt)
     }
     /// The buyer's ACCEPT is durable.
     pub(super) fn accepted(&self, attempt: &AttemptId, billed: MicroUsd) {
