@@ -23,6 +23,8 @@ mod relay;
 pub mod route;
 mod sellers;
 mod sink;
+mod upstream_error;
+mod whole;
 mod wire;
 
 use std::sync::Arc;

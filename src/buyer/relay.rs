@@ -2,7 +2,8 @@
 //!
 //! The same dialect passes as bytes. Only two things change: the chat usage chunk gets
 //! `usage.cost` (or is hidden from a client that did not ask for usage), and an answer that ends
-//! without usage gets one counted here. A whole answer is held complete, checked, then sent.
+//! without usage gets one counted here. Whole answers are in [`super::whole`], error answers in
+//! [`super::upstream_error`]. Called by [`super::attempt`].
 
 use std::sync::Arc;
 
@@ -10,22 +11,19 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use super::Shared;
 use super::asked::Asked;
 use super::attempt::{Attempted, fail};
 use super::books::{Books, Tally};
-use super::refusal::{self, FailureKind, short};
+use super::refusal::FailureKind;
 use super::sink::ClientSink;
 use super::wire::{OrderWire, Silence};
+use super::{Shared, upstream_error, whole};
 use crate::llm_api::{
     self, AnswerMeter, Dialect, EventSplitter, StreamIdentity, UsageTracker, headers, sse,
     stream_end,
 };
 use crate::payment::RunningMeter;
-use crate::payment::running::slice_worth;
 use crate::protocol::frame::Frame;
-use crate::protocol::infer::WholeAnswer;
-use crate::protocol::limits::BODY_BYTES_MAX;
 use crate::protocol::{CancelReason, FrameKind, PeerError, ResponseHead};
 use crate::types::{MicroUsd, PeerId, Usage};
 
@@ -47,17 +45,17 @@ pub(super) async fn answer(
     sink.header("x-souk-seller", &seller.to_string());
     let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
     if !status.is_success() {
-        return error_answer(asked, seller, wire, &head, status, books, sink).await;
+        return upstream_error::relay(asked, seller, wire, &head, status, books, sink).await;
     }
-    if let Some(whole) = head.whole {
-        return whole_answer(asked, seller, wire, &head, whole, books, deadline, sink).await;
+    if let Some(promised) = head.whole {
+        return whole::relay(asked, seller, wire, &head, promised, books, deadline, sink).await;
     }
     let relay = Relay::new(shared, asked, seller, &head, books);
     relay.run(wire, deadline, sink).await
 }
 
 /// Allow-listed headers of the seller's answer.
-fn client_headers(head: &ResponseHead) -> HeaderMap {
+pub(super) fn client_headers(head: &ResponseHead) -> HeaderMap {
     let mut out = HeaderMap::new();
     for (name, value) in &head.headers {
         if headers::answer_header_allowed(name)
@@ -69,185 +67,6 @@ fn client_headers(head: &ResponseHead) -> HeaderMap {
     }
     out
 }
-
-// ---- errors of the upstream -------------------------------------------------------------------
-
-/// 400, 413 and 422 are the request's fault and pass; everything else is this seller's failure.
-async fn error_answer(
-    asked: &Asked,
-    seller: PeerId,
-    mut wire: OrderWire,
-    head: &ResponseHead,
-    status: StatusCode,
-    books: Books,
-    sink: &mut ClientSink,
-) -> Attempted {
-    let mut body = BytesMut::new();
-    let deadline = Instant::now() + std::time::Duration::from_secs(10);
-    while let Ok(frame) = wire.frame(deadline).await {
-        match frame.kind {
-            FrameKind::Body
-                if body.len() + frame.payload.len() <= refusal::ERROR_BODY_BYTES_MAX =>
-            {
-                body.extend_from_slice(&frame.payload);
-            }
-            FrameKind::Body | FrameKind::Nop | FrameKind::Need | FrameKind::End => {}
-            _ => break,
-        }
-    }
-    books.void(&format!("upstream_{}", status.as_u16()), status.as_u16());
-    let body = body.freeze();
-    let passes = matches!(status.as_u16(), 400 | 413 | 422) && llm_api::is_json_object(&body);
-    if passes && !sink.committed() {
-        sink.respond(status, client_headers(head), body);
-        return Attempted::Done;
-    }
-    if passes {
-        let message = format!("the upstream refused the request with {}", status.as_u16());
-        let _ = sink
-            .send(llm_api::error::error_event(
-                asked.dialect,
-                502,
-                "upstream_refused",
-                &message,
-            ))
-            .await;
-        sink.finish(None).await;
-        return Attempted::Done;
-    }
-    let kind = match status.as_u16() {
-        429 => FailureKind::RateLimited,
-        408 | 504 => FailureKind::Timeout,
-        503 | 529 => FailureKind::Busy,
-        _ => FailureKind::Broken,
-    };
-    fail(
-        seller,
-        kind,
-        &format!("upstream answered {}", status.as_u16()),
-    )
-}
-
-// ---- whole answers ----------------------------------------------------------------------------
-
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one flow, split only for its length"
-)]
-async fn whole_answer(
-    asked: &Asked,
-    seller: PeerId,
-    mut wire: OrderWire,
-    head: &ResponseHead,
-    whole: WholeAnswer,
-    mut books: Books,
-    deadline: Instant,
-    sink: &mut ClientSink,
-) -> Attempted {
-    let too_long = usize::try_from(whole.length).map_or(true, |len| len > BODY_BYTES_MAX);
-    if whole.cost > books.max_cost || too_long {
-        let _ = wire.cancel(CancelReason::Timeout, |_| {}).await;
-        books.void("above_max_cost", 502);
-        return fail(seller, FailureKind::Broken, "answer above max_cost");
-    }
-    books.start(MicroUsd::ZERO);
-    books.first_event();
-    let input_bound = books.prefill;
-    let mut body = BytesMut::new();
-    loop {
-        let frame = match sink.while_alive(wire.frame(deadline)).await {
-            Err(_gone) => {
-                books.client_gone(wire, true).await;
-                return Attempted::Done;
-            }
-            Ok(Ok(frame)) => frame,
-            Ok(Err(_)) => {
-                // Cut before it was complete: nothing usable was delivered.
-                books.void("cut", 502);
-                return fail(seller, FailureKind::Broken, "answer was cut");
-            }
-        };
-        match frame.kind {
-            FrameKind::Body if body.len() + frame.payload.len() <= BODY_BYTES_MAX => {
-                body.extend_from_slice(&frame.payload);
-                let sent = u64::try_from(body.len()).unwrap_or(u64::MAX);
-                let text_bound = books.price.cost_in_out(0, (sent * 2).div_ceil(3));
-                let bound = input_bound.saturating_add(text_bound);
-                books.receive(slice_worth(whole.cost, sent, whole.length).min(bound));
-                crate::failpoint::hit("buyer_half_body");
-            }
-            FrameKind::Need => books.urge(),
-            FrameKind::Nop => {}
-            FrameKind::End if u64::try_from(body.len()).ok() == Some(whole.length) => break,
-            _ => {
-                books.void("malformed_answer", 502);
-                return fail(seller, FailureKind::Broken, "malformed answer");
-            }
-        }
-    }
-    finish_whole(asked, seller, wire, head, body.freeze(), books, sink).await
-}
-
-async fn finish_whole(
-    asked: &Asked,
-    seller: PeerId,
-    mut wire: OrderWire,
-    head: &ResponseHead,
-    body: Bytes,
-    books: Books,
-    sink: &mut ClientSink,
-) -> Attempted {
-    if !llm_api::is_json_object(&body) {
-        books.void("not_json", 502);
-        return fail(
-            seller,
-            FailureKind::Broken,
-            "the upstream's answer is no JSON",
-        );
-    }
-    let output = books.count_whole(&body);
-    let reported = llm_api::usage::extract(asked.dialect, &body);
-    let usage = match reported {
-        Some(usage) => usage,
-        None => books.own_usage(output).await,
-    };
-    let priced = books.price(&usage, output).await;
-    let cost = if usage.output == 0 {
-        MicroUsd::ZERO
-    } else {
-        priced.cost
-    };
-    let sent = match (asked.dialect, reported) {
-        (Dialect::Chat, Some(_)) => llm_api::splice_cost(&body, cost),
-        (_, Some(_)) => body,
-        (dialect, None) => {
-            let shown = (dialect == Dialect::Chat).then_some(cost);
-            llm_api::insert_usage(&body, dialect, &usage, shown)
-        }
-    };
-    sink.header("x-souk-cost-usd", &cost.to_json_number());
-    let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::OK);
-    sink.respond(status, client_headers(head), sent);
-    let receipt = wire
-        .receipt_soon()
-        .await
-        .and_then(|bytes| books.verify(&bytes));
-    crate::failpoint::hit("buyer_usage");
-    let tally = Tally {
-        status: head.status,
-        model_served: head.model_served.clone(),
-        usage: Some(usage),
-        own_output: Some(priced.own_output),
-        cost,
-        disputed: priced.disputed,
-        error: None,
-    };
-    tracing::debug!(seller = %short(&seller), "whole answer relayed");
-    books.settle(tally, receipt).await;
-    Attempted::Done
-}
-
-// ---- streamed answers -------------------------------------------------------------------------
 
 /// A stream on its way to the client.
 struct Relay<'a> {

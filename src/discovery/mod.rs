@@ -12,12 +12,14 @@ mod catalogue;
 mod look_up;
 mod offer_book;
 mod peer_book;
+mod refresh;
 
 pub use announce::{Announcer, AnnouncerRunner, Published};
 pub use cache::{NoCache, OfferCache};
 pub use catalogue::{ModelSummary, OfferList};
-pub use offer_book::{Found, OfferBook, OfferBookRunner};
+pub use offer_book::{Found, OfferBook};
 pub use peer_book::PeerBook;
+pub use refresh::OfferBookRunner;
 
 #[cfg(test)]
 mod tests;

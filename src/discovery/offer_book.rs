@@ -2,66 +2,42 @@
 //!
 //! Sources: the cache of the last run, a catalogue pull from every peer that connects, look-ups of wanted models and
 //! a slow walk over the catalogue keys. Everything is verified again, also what the cache returns. Invariants: the
-//! request path never waits for a walk except in [`OfferBook::find`], which has a deadline; work in the background is
-//! bounded ([`WORK_MAX`] at a time, queues bounded). Called by buyer (read, want, mark) and node (runner).
+//! request path never waits for a walk except in [`OfferBook::find`], which has a deadline. The work in the background
+//! is [`super::refresh`]. Called by buyer (read, want, mark).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
-use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
-use tokio::sync::{broadcast, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::cache::OfferCache;
-use super::catalogue::{Catalogue, ModelSummary, OFFERS_MAX, OfferList};
+use super::catalogue::{Catalogue, ModelSummary, OfferList};
 use super::peer_book::PeerBook;
-use crate::network::{Handle, NetworkEvent};
+use super::refresh::OfferBookRunner;
+use crate::network::Handle;
 use crate::protocol::offer::{OfferError, SignedOffer};
 use crate::types::{Clock, Hash32, ModelId, PeerId, UnixMs};
 
-/// Background work at a time.
-const WORK_MAX: usize = 16;
 /// Background work waiting.
-const QUEUE_MAX: usize = 512;
+pub(super) const QUEUE_MAX: usize = 512;
 /// Models whose look-up is remembered.
 const MODELS_REMEMBERED_MAX: usize = 1_024;
-/// Peers whose last pull is remembered.
-const PULLS_REMEMBERED_MAX: usize = 4_096;
 /// A look-up that found nothing is not repeated before, in ms.
 const UNKNOWN_MS: u64 = 10 * 1_000;
 /// A look-up that could not ask anybody is repeated after, in ms.
 const AGAIN_MS: u64 = 500;
-/// A wanted model with few offers is looked up again after, in ms.
-const FEW_OFFERS_MS: u64 = 30 * 1_000;
 /// Below this many offers a model has few.
-const FEW_OFFERS: usize = 3;
+pub(super) const FEW_OFFERS: usize = 3;
 /// A wanted model is looked up again after, in ms.
-const INTEREST_MS: u64 = 5 * 60 * 1_000;
-/// Interest in a model lasts after its last request, in ms.
-const INTEREST_LASTS_MS: u64 = 60 * 60 * 1_000;
-/// A peer's catalogue is pulled again after, in ms.
-const PULL_MS: u64 = 60 * 1_000;
-/// Peers pulled in one refresh.
-const PULLS_PER_REFRESH: usize = 4;
-/// The catalogue keys are walked again after, in ms.
-const WALK_MS: u64 = 10 * 60 * 1_000;
-/// How often the runner looks around.
-const TICK: Duration = Duration::from_secs(1);
-/// Sweep and save every so many ticks.
-const HOUSEKEEPING_TICKS: u64 = 5;
+pub(super) const INTEREST_MS: u64 = 5 * 60 * 1_000;
 /// Offers waiting to be saved; a full list loses the oldest (they will be pulled again).
 const UNSAVED_MAX: usize = 8_192;
-/// Time for the last save.
-const LAST_SAVE: Duration = Duration::from_secs(2);
 
 /// What a search for a model gave.
 #[derive(Clone, Debug)]
@@ -88,11 +64,11 @@ pub(super) enum Absorbed {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Interest {
-    wanted: UnixMs,
-    started: UnixMs,
+pub(super) struct Interest {
+    pub(super) wanted: UnixMs,
+    pub(super) started: UnixMs,
     done: UnixMs,
-    running: bool,
+    pub(super) running: bool,
 }
 
 pub(super) struct Inner {
@@ -100,14 +76,14 @@ pub(super) struct Inner {
     pub(super) handle: Handle,
     pub(super) ready: watch::Sender<bool>,
     pub(super) server: watch::Sender<bool>,
-    clock: Arc<dyn Clock>,
-    cache: Arc<dyn OfferCache>,
-    catalogue: RwLock<Catalogue>,
-    peers: PeerBook,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) cache: Arc<dyn OfferCache>,
+    pub(super) catalogue: RwLock<Catalogue>,
+    pub(super) peers: PeerBook,
     version: watch::Sender<u64>,
-    interest: Mutex<LruCache<ModelId, Interest>>,
+    pub(super) interest: Mutex<LruCache<ModelId, Interest>>,
     wants: mpsc::Sender<ModelId>,
-    unsaved: Mutex<VecDeque<Arc<SignedOffer>>>,
+    pub(super) unsaved: Mutex<VecDeque<Arc<SignedOffer>>>,
 }
 
 impl Inner {
@@ -124,7 +100,7 @@ impl Inner {
         unsaved.push_back(signed);
         Absorbed::New
     }
-    fn take(&self, raw: &[u8]) -> Result<Arc<SignedOffer>, Absorbed> {
+    pub(super) fn take(&self, raw: &[u8]) -> Result<Arc<SignedOffer>, Absorbed> {
         let hash = Hash32(Sha256::digest(raw).into());
         if self.catalogue.read().knows(&hash) {
             return Err(Absorbed::Known);
@@ -174,9 +150,7 @@ impl OfferBook {
         cache: Arc<dyn OfferCache>,
     ) -> (Self, OfferBookRunner) {
         let size = NonZeroUsize::new(MODELS_REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
-        let pulls = NonZeroUsize::new(PULLS_REMEMBERED_MAX).unwrap_or(NonZeroUsize::MIN);
         let (wants, wanted) = mpsc::channel(QUEUE_MAX);
-        let events = handle.subscribe();
         let inner = Arc::new(Inner {
             network: network.to_owned(),
             handle,
@@ -191,15 +165,7 @@ impl OfferBook {
             wants,
             unsaved: Mutex::default(),
         });
-        let runner = OfferBookRunner {
-            inner: inner.clone(),
-            wanted,
-            events,
-            queue: VecDeque::new(),
-            pulled: LruCache::new(pulls),
-            walked: 0,
-            ticks: 0,
-        };
+        let runner = OfferBookRunner::new(inner.clone(), wanted);
         (Self { inner }, runner)
     }
     /// The live offers of a model. Never waits.
@@ -324,181 +290,4 @@ fn is_due(entry: &Interest, few: bool, now: UnixMs) -> bool {
         (_, false) => INTEREST_MS,
     };
     !entry.running && now >= entry.started.saturating_add(pause)
-}
-
-enum Work {
-    Pull(PeerId),
-    LookUp(ModelId),
-    Walk,
-}
-
-/// Fills the book until cancelled.
-pub struct OfferBookRunner {
-    inner: Arc<Inner>,
-    wanted: mpsc::Receiver<ModelId>,
-    events: broadcast::Receiver<NetworkEvent>,
-    queue: VecDeque<Work>,
-    pulled: LruCache<PeerId, UnixMs>,
-    walked: UnixMs,
-    ticks: u64,
-}
-
-impl OfferBookRunner {
-    /// Runs until cancelled; saves what is new at the end.
-    pub async fn run(mut self, cancel: CancellationToken) {
-        let inner = self.inner.clone();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut work: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-        work.push(inner.load().boxed());
-        for peer in inner.handle.connected_peers() {
-            self.queue_pull(peer);
-        }
-        loop {
-            while work.len() < WORK_MAX
-                && let Some(next) = self.queue.pop_front()
-            {
-                work.push(inner.perform(next).boxed());
-            }
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                Some(model) = self.wanted.recv() => self.queue_work(Work::LookUp(model)),
-                event = self.events.recv() => self.event(event),
-                Some(()) = work.next() => {}
-                _ = tick.tick() => {
-                    if self.tick() {
-                        inner.save().await;
-                    }
-                }
-            }
-        }
-        let _ = tokio::time::timeout(LAST_SAVE, inner.save()).await;
-    }
-    fn queue_work(&mut self, work: Work) {
-        if self.queue.len() < QUEUE_MAX {
-            self.queue.push_back(work);
-        } else if let Work::LookUp(model) = work {
-            self.inner.looked_up(&model, false);
-        }
-    }
-    fn queue_pull(&mut self, peer: PeerId) {
-        let now = self.inner.clock.now_ms();
-        let last = self.pulled.get(&peer).copied().unwrap_or(0);
-        if last == 0 || now >= last.saturating_add(PULL_MS) {
-            self.pulled.put(peer, now);
-            self.queue_work(Work::Pull(peer));
-        }
-    }
-    fn event(&mut self, event: Result<NetworkEvent, broadcast::error::RecvError>) {
-        match event {
-            Ok(NetworkEvent::Connected(peer)) => {
-                self.inner.peers.mark_alive(&peer);
-                self.queue_pull(peer);
-            }
-            Ok(NetworkEvent::Disconnected(peer)) => {
-                // What it offers may have changed when it comes back.
-                self.pulled.pop(&peer);
-            }
-            Ok(NetworkEvent::DialFailed(peer)) => self.inner.peers.mark_dead(&peer),
-            Ok(NetworkEvent::Server(_)) => {
-                self.inner.server.send_replace(true);
-                let now = self.inner.clock.now_ms();
-                if self.walked == 0 {
-                    self.walked = now;
-                    self.queue_work(Work::Walk);
-                }
-            }
-            Ok(NetworkEvent::Listening(_)) => {}
-            Err(_) => {
-                for peer in self.inner.handle.connected_peers() {
-                    self.queue_pull(peer);
-                }
-            }
-        }
-    }
-    /// Queues what is due; true when it is time to sweep and save.
-    fn tick(&mut self) -> bool {
-        self.ticks = self.ticks.wrapping_add(1);
-        if !self.ticks.is_multiple_of(HOUSEKEEPING_TICKS) {
-            return false;
-        }
-        let now = self.inner.clock.now_ms();
-        self.inner.catalogue.write().sweep(now);
-        if self.walked > 0 && now >= self.walked.saturating_add(WALK_MS) {
-            self.walked = now;
-            self.queue_work(Work::Walk);
-        }
-        let mut peers = self.inner.handle.connected_peers();
-        peers.shuffle(&mut rand::rng());
-        let due = |peer: &PeerId| self.pulled.peek(peer).is_none_or(|at| now >= at + PULL_MS);
-        let due: Vec<PeerId> = peers
-            .into_iter()
-            .filter(due)
-            .take(PULLS_PER_REFRESH)
-            .collect();
-        for peer in due {
-            self.queue_pull(peer);
-        }
-        for model in self.inner.due_models(now) {
-            self.queue_work(Work::LookUp(model));
-        }
-        true
-    }
-}
-
-impl Inner {
-    async fn perform(&self, work: Work) {
-        match work {
-            Work::Pull(peer) => self.pull(peer).await,
-            Work::LookUp(model) => self.look_up(&model).await,
-            Work::Walk => self.walk_catalogue().await,
-        }
-    }
-    async fn load(&self) {
-        let saved = self.cache.load().await;
-        let mut taken = 0;
-        for raw in saved.iter().take(OFFERS_MAX) {
-            taken += usize::from(self.take(raw).is_ok());
-            if taken % 16 == 15 {
-                self.progressed();
-                tokio::task::yield_now().await;
-            }
-        }
-        tracing::debug!(saved = saved.len(), taken, "offers of the last run");
-        self.progressed();
-    }
-    async fn save(&self) {
-        let new: Vec<_> = self.unsaved.lock().drain(..).collect();
-        if new.is_empty() {
-            return;
-        }
-        // Only the newest of each seller and model.
-        let mut seen = HashSet::new();
-        let newest: Vec<_> = new
-            .into_iter()
-            .rev()
-            .filter(|s| seen.insert((s.offer.seller, s.offer.model.clone())))
-            .collect();
-        self.cache.save(newest).await;
-    }
-    /// Models of lasting interest whose offers should be refreshed.
-    fn due_models(&self, now: UnixMs) -> Vec<ModelId> {
-        let catalogue = self.catalogue.read();
-        let mut interest = self.interest.lock();
-        let mut due = Vec::new();
-        for (model, entry) in interest.iter_mut() {
-            let few = catalogue.offers(model, now).len() < FEW_OFFERS;
-            let pause = if few { FEW_OFFERS_MS } else { INTEREST_MS };
-            let lasts = entry.wanted.saturating_add(INTEREST_LASTS_MS) > now;
-            if lasts && !entry.running && now >= entry.started.saturating_add(pause) {
-                entry.running = true;
-                entry.started = now;
-                due.push(model.clone());
-            }
-            if due.len() >= WORK_MAX {
-                break;
-            }
-        }
-        due
-    }
 }

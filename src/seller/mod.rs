@@ -22,7 +22,9 @@ pub mod presets;
 pub mod pricing;
 pub mod replay;
 mod reply;
+mod stream;
 pub mod upstream;
+mod whole;
 mod wire;
 
 use std::collections::HashMap;

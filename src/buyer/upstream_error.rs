@@ -1,0 +1,74 @@
+//! An answer of the upstream that is an error: the request's fault passes, the rest fails over.
+//!
+//! Nothing is owed for it. Called by [`super::relay`].
+
+use bytes::BytesMut;
+use http::StatusCode;
+use tokio::time::Instant;
+
+use super::asked::Asked;
+use super::attempt::{Attempted, fail};
+use super::books::Books;
+use super::refusal::{self, FailureKind};
+use super::relay::client_headers;
+use super::sink::ClientSink;
+use super::wire::OrderWire;
+use crate::llm_api;
+use crate::protocol::{FrameKind, ResponseHead};
+use crate::types::PeerId;
+
+/// 400, 413 and 422 are the request's fault and pass; everything else is this seller's failure.
+pub(super) async fn relay(
+    asked: &Asked,
+    seller: PeerId,
+    mut wire: OrderWire,
+    head: &ResponseHead,
+    status: StatusCode,
+    books: Books,
+    sink: &mut ClientSink,
+) -> Attempted {
+    let mut body = BytesMut::new();
+    let deadline = Instant::now() + std::time::Duration::from_secs(10);
+    while let Ok(frame) = wire.frame(deadline).await {
+        match frame.kind {
+            FrameKind::Body
+                if body.len() + frame.payload.len() <= refusal::ERROR_BODY_BYTES_MAX =>
+            {
+                body.extend_from_slice(&frame.payload);
+            }
+            FrameKind::Body | FrameKind::Nop | FrameKind::Need | FrameKind::End => {}
+            _ => break,
+        }
+    }
+    books.void(&format!("upstream_{}", status.as_u16()), status.as_u16());
+    let body = body.freeze();
+    let passes = matches!(status.as_u16(), 400 | 413 | 422) && llm_api::is_json_object(&body);
+    if passes && !sink.committed() {
+        sink.respond(status, client_headers(head), body);
+        return Attempted::Done;
+    }
+    if passes {
+        let message = format!("the upstream refused the request with {}", status.as_u16());
+        let _ = sink
+            .send(llm_api::error::error_event(
+                asked.dialect,
+                502,
+                "upstream_refused",
+                &message,
+            ))
+            .await;
+        sink.finish(None).await;
+        return Attempted::Done;
+    }
+    let kind = match status.as_u16() {
+        429 => FailureKind::RateLimited,
+        408 | 504 => FailureKind::Timeout,
+        503 | 529 => FailureKind::Busy,
+        _ => FailureKind::Broken,
+    };
+    fail(
+        seller,
+        kind,
+        &format!("upstream answered {}", status.as_u16()),
+    )
+}
