@@ -177,7 +177,8 @@ async fn serve(
             Ok(fail(seller, kind, &reason))
         }
         Opened::ClientGone => {
-            books.client_gone(wire, called).await;
+            let nothing = books.count_whole(&[]);
+            books.client_gone(wire, called, nothing).await;
             Ok(Attempted::Done)
         }
     }

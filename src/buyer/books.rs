@@ -172,7 +172,7 @@ impl Books {
     }
 
     /// The client hung up before RESP_HEAD: cancel, and pay the input if the upstream was called.
-    pub async fn client_gone(self, mut wire: OrderWire, called: bool) {
+    pub async fn client_gone(self, mut wire: OrderWire, called: bool, delivered: TokenCount) {
         let receipt = wire.cancel(CancelReason::ClientGone, |_| {}).await;
         let receipt = receipt.and_then(|bytes| self.verify(&bytes));
         let gone = Tally {
@@ -182,8 +182,7 @@ impl Books {
         };
         match receipt {
             Some(signed) => {
-                let nothing = self.count_stream(&AnswerMeter::new());
-                let priced = self.price(&signed.receipt.usage, nothing).await;
+                let priced = self.price(&signed.receipt.usage, delivered).await;
                 let tally = Tally {
                     cost: priced.cost,
                     usage: Some(signed.receipt.usage),
@@ -192,11 +191,7 @@ impl Books {
                 self.settle(tally, Some(signed)).await;
             }
             None if called => {
-                let input = self.own_input().await.tokens;
-                let usage = Usage {
-                    input,
-                    ..Usage::default()
-                };
+                let usage = self.own_usage(delivered).await;
                 let cost = self.price.cost(&usage).min(self.max_cost);
                 self.settle(Tally { cost, ..gone }, None).await;
             }

@@ -268,13 +268,12 @@ impl Buyer {
         if route.all_barred_for(Barred::Context) {
             return Refusal::context_too_long(asked.prefill_tokens(256, 0));
         }
-        let open = |barred: &&Barred| **barred != Barred::Dialect;
-        if route
+        let mut fitting = route
             .barred
             .iter()
-            .filter(open)
-            .all(|barred| *barred == Barred::Credit)
-        {
+            .filter(|b| **b != Barred::Dialect)
+            .peekable();
+        if fitting.peek().is_some() && fitting.all(|barred| *barred == Barred::Credit) {
             return Refusal::credit_exhausted();
         }
         Refusal::no_seller(format!(

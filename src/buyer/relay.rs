@@ -24,7 +24,7 @@ use crate::llm_api::{
 };
 use crate::payment::RunningMeter;
 use crate::protocol::frame::Frame;
-use crate::protocol::{CancelReason, FrameKind, PeerError, ResponseHead};
+use crate::protocol::{CancelReason, FrameKind, PeerError, ResponseHead, SignedReceipt};
 use crate::types::{MicroUsd, PeerId, Usage};
 
 /// Passes the answer on, to its books.
@@ -46,6 +46,13 @@ pub(super) async fn answer(
     let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::BAD_GATEWAY);
     if !status.is_success() {
         return upstream_error::relay(asked, seller, wire, &head, status, books, sink).await;
+    }
+    if head.whole.is_some() && sink.committed() {
+        // The client was promised events; a JSON answer cannot follow a heartbeat.
+        let mut wire = wire;
+        let _ = wire.cancel(CancelReason::Timeout, |_| {}).await;
+        books.void("not_a_stream", 502);
+        return fail(seller, FailureKind::Broken, "the upstream did not stream");
     }
     if let Some(promised) = head.whole {
         return whole::relay(asked, seller, wire, &head, promised, books, deadline, sink).await;
@@ -86,6 +93,8 @@ struct Relay<'a> {
     begun: bool,
     /// Nothing but comments came so far.
     only_heartbeats: bool,
+    /// A receipt that came with a cancel.
+    receipt: Option<SignedReceipt>,
     shown: Option<(Usage, MicroUsd, bool)>,
 }
 
@@ -93,6 +102,8 @@ struct Relay<'a> {
 enum Over {
     Ended,
     SellerFailed(String),
+    /// Our own patience ended.
+    Late,
     ClientGone,
 }
 
@@ -119,6 +130,7 @@ impl<'a> Relay<'a> {
             out: BytesMut::new(),
             begun: false,
             only_heartbeats: true,
+            receipt: None,
             shown: None,
             books,
         }
@@ -135,7 +147,7 @@ impl<'a> Relay<'a> {
             let first = match sink.while_alive(wire.frame(limit)).await {
                 Err(_gone) => break Over::ClientGone,
                 Ok(Ok(frame)) => frame,
-                Ok(Err(Silence::Late)) => break Over::SellerFailed("silent for too long".into()),
+                Ok(Err(Silence::Late)) => break Over::Late,
                 Ok(Err(Silence::Broken(reason))) => break Over::SellerFailed(reason),
             };
             match self.burst(first, &mut wire).await {
@@ -156,6 +168,11 @@ impl<'a> Relay<'a> {
         match over {
             Over::Ended => self.ended(wire, sink).await,
             Over::SellerFailed(reason) => self.seller_failed(wire, sink, reason).await,
+            Over::Late => {
+                self.stop(&mut wire, CancelReason::Timeout).await;
+                self.seller_failed(wire, sink, "silent for too long".to_owned())
+                    .await
+            }
             Over::ClientGone => self.client_gone(wire).await,
         }
     }
@@ -194,7 +211,8 @@ impl<'a> Relay<'a> {
                 Err(Silence::Late) => None,
             };
         }
-        self.books.receive(self.meter.running());
+        let most = self.books.max_cost.mul_div_ceil(2, 1);
+        self.books.receive(self.meter.running().min(most));
         Ok(None)
     }
 
@@ -329,7 +347,7 @@ impl<'a> Relay<'a> {
     /// Before the first event: the next seller. After it: the dialect's error event, and only what
     /// was delivered is owed.
     async fn seller_failed(
-        self,
+        mut self,
         mut wire: OrderWire,
         sink: &mut ClientSink,
         reason: String,
@@ -341,10 +359,13 @@ impl<'a> Relay<'a> {
             let _ = sink.send(event).await;
             sink.finish(None).await;
         }
-        let receipt = wire
-            .receipt_soon()
-            .await
-            .and_then(|bytes| self.books.verify(&bytes));
+        let receipt = match self.receipt.take() {
+            Some(receipt) => Some(receipt),
+            None => wire
+                .receipt_soon()
+                .await
+                .and_then(|bytes| self.books.verify(&bytes)),
+        };
         self.books.receive(self.meter.running());
         let output = self.books.count_stream(&self.text);
         let delivered = Usage {
@@ -376,24 +397,35 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// Cancels, and meters what was on its way; gives the receipt's bytes.
+    async fn stop(&mut self, wire: &mut OrderWire, reason: CancelReason) -> Option<Bytes> {
+        let Self {
+            meter,
+            splitter,
+            text,
+            tracker,
+            ..
+        } = self;
+        let receipt = wire.cancel(reason, |frame| {
+            if frame.kind == FrameKind::Body {
+                meter.push(&frame.payload);
+                for event in splitter.push(frame.payload.clone()).flatten() {
+                    text.push(&event);
+                    tracker.push(&event);
+                }
+            }
+        });
+        let receipt = receipt.await;
+        self.books.receive(self.meter.running());
+        if let Some(bytes) = &receipt {
+            self.receipt = self.books.verify(bytes);
+        }
+        receipt
+    }
+
     /// The client hung up: the upstream stops, input and what arrived are owed.
     async fn client_gone(mut self, mut wire: OrderWire) -> Attempted {
-        let mut late = Vec::new();
-        let receipt = wire
-            .cancel(CancelReason::ClientGone, |frame| {
-                if frame.kind == FrameKind::Body {
-                    late.push(frame.payload.clone());
-                }
-            })
-            .await;
-        for chunk in late {
-            self.meter.push(&chunk);
-            for event in self.splitter.push(chunk).flatten() {
-                self.text.push(&event);
-                self.tracker.push(&event);
-            }
-        }
-        self.books.receive(self.meter.running());
+        let receipt = self.stop(&mut wire, CancelReason::ClientGone).await;
         let receipt = receipt.and_then(|bytes| self.books.verify(&bytes));
         let output = self.books.count_stream(&self.text);
         let claimed = match &receipt {

@@ -136,7 +136,7 @@ fn candidate(
         return Err(Barred::Price);
     }
     if prefill > policy.prepay_max {
-        return Err(Barred::Credit);
+        return Err(Barred::Price);
     }
     let headroom = payer.known(&offer.seller).and_then(|pair| pair.headroom());
     if !offer.price.is_free() && headroom.is_some_and(|left| left <= prefill) {

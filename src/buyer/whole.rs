@@ -49,7 +49,8 @@ pub(super) async fn relay(
     loop {
         let frame = match sink.while_alive(wire.frame(deadline)).await {
             Err(_gone) => {
-                books.client_gone(wire, true).await;
+                let delivered = books.count_whole(&body);
+                books.client_gone(wire, true, delivered).await;
                 return Attempted::Done;
             }
             Ok(Ok(frame)) => frame,

@@ -79,6 +79,10 @@ impl PartialUsage {
     /// The disjoint parts.
     #[must_use]
     pub fn to_usage(&self, dialect: Dialect) -> Usage {
+        self.parts(dialect).clamped()
+    }
+
+    fn parts(&self, dialect: Dialect) -> Usage {
         let input = self.input.unwrap_or(0);
         let (cached, written) = (self.cached.unwrap_or(0), self.written.unwrap_or(0));
         let mut output = self.output.unwrap_or(0);

@@ -26,7 +26,7 @@ use crate::tasks::Tasks;
 use crate::types::{Clock, SystemClock};
 
 /// Streams get this long to end after SIGTERM.
-const FRONT_DEADLINE: Duration = Duration::from_secs(10);
+const FRONT_DEADLINE: Duration = Duration::from_secs(15);
 /// Sessions and the network get this long.
 const BASE_DEADLINE: Duration = Duration::from_secs(3);
 /// The last commit gets this long.

@@ -9,6 +9,9 @@ use super::{DecodeError, decode, domain, encode};
 use crate::keys::{self, Identity};
 use crate::types::{AttemptId, Hash32, MicroUsd, PeerId, RequestId, Usage};
 
+/// No request costs more than a million USD; a receipt that says so is refused.
+const COST_MICRO_USD_MAX: u64 = 1_000_000_000_000;
+
 /// How an attempt ended, as the seller saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
@@ -88,6 +91,9 @@ impl SignedReceipt {
             .ok_or(DecodeError::Malformed("receipt"))?;
         let receipt: Receipt = decode("receipt", encoded, HEAD_BYTES_MAX)?;
         let signature = IdentitySignature(*signature);
+        if receipt.usage.clamped() != receipt.usage || receipt.cost.0 > COST_MICRO_USD_MAX {
+            return Err(DecodeError::Malformed("receipt"));
+        }
         if receipt.seller != *seller {
             return Err(DecodeError::BadSignature("receipt"));
         }

@@ -90,7 +90,12 @@ pub(super) async fn close(
     book(shared, &job, &delivered, &receipt, finish, own).await;
     if let Some(code) = finish.error {
         let error = PeerError {
-            code: PeerErrorCode::UpstreamFailed,
+            code: match code {
+                "credit_exhausted" => PeerErrorCode::CreditExhausted,
+                "voucher_missing" => PeerErrorCode::VoucherLate,
+                "draining" => PeerErrorCode::Draining,
+                _ => PeerErrorCode::UpstreamFailed,
+            },
             message: code.to_owned(),
             retry_after_ms: 0,
             now_ms: shared.clock.now_ms(),
@@ -102,7 +107,7 @@ pub(super) async fn close(
     if delivered.committed {
         wire.writer.put(FrameKind::Usage, &receipt.bytes);
     }
-    let _ = wire.writer.close().await;
+    wire.close().await;
     tracing::info!(
         request = %receipt.receipt.request_id,
         buyer = %receipt.receipt.buyer,
@@ -214,6 +219,15 @@ fn sign(
     SignedReceipt::sign(receipt, &shared.keys.identity)
 }
 
+/// The status as the ledger shows it: 499 for a client that left, 502 for a cut.
+const fn row_status(delivered: &Delivered, finish: Finish) -> u16 {
+    match finish.ending {
+        Ending::BuyerStopped => 499,
+        Ending::SellerFailed if delivered.status < 400 => 502,
+        Ending::SellerFailed | Ending::Complete => delivered.status,
+    }
+}
+
 /// An ACCEPT that comes within this saves the delivered row; a crash in between is settled by the
 /// buyer's final row at the next SYNC.
 const DELIVERED_LINGER: Duration = Duration::from_millis(50);
@@ -233,7 +247,7 @@ async fn book(
         signed_head: job.order.signed.bytes.to_vec(),
         receipt: Some(receipt.bytes.to_vec()),
         cost,
-        status: delivered.status,
+        status: row_status(delivered, finish),
         usage: Some(receipt.receipt.usage),
         own_input: own.input,
         own_output: Some(own.output),
@@ -253,7 +267,7 @@ async fn book(
     let row = DeliveredRow {
         at_ms: now_ms,
         attempt_id: job.attempt,
-        status: delivered.status,
+        status: row_status(delivered, finish),
         usage: Some(receipt.receipt.usage),
         own_input: own.input,
         own_output: Some(own.output),

@@ -28,8 +28,8 @@ mod whole;
 mod wire;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +55,9 @@ use crate::types::{AttemptId, Clock, MicroUsd, PeerId};
 
 /// How long a request waits for the voucher that pays its prefill.
 const VOUCHER_WAIT: Duration = Duration::from_secs(2);
+
+/// Streams that still run this long after a shutdown began are ended, with a receipt.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(6);
 
 /// What a seller needs to know.
 #[derive(Clone, Debug)]
@@ -86,6 +89,7 @@ struct Shared {
     slots: Arc<Semaphore>,
     per_buyer: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
     stats: Stats,
+    drain_at: OnceLock<Instant>,
 }
 
 /// Counters for `status` and `/metrics`.
@@ -120,6 +124,13 @@ pub struct Parts {
 }
 
 impl Shared {
+    /// Resolves when a shutdown has waited long enough for streams to end by themselves.
+    async fn drained(&self) {
+        self.tasks.cancelled().cancelled().await;
+        let since = *self.drain_at.get_or_init(Instant::now);
+        tokio::time::sleep_until(since + DRAIN_PATIENCE).await;
+    }
+
     /// The places that one buyer's streams share; those of absent buyers are forgotten.
     fn place(&self, buyer: PeerId) -> Arc<Semaphore> {
         let mut places = self.per_buyer.lock();
@@ -173,6 +184,7 @@ impl Seller {
             slots,
             per_buyer: Mutex::default(),
             stats,
+            drain_at: OnceLock::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -260,6 +272,9 @@ impl Seller {
             return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
         }
         let (body, prefill) = prepare(&order, &body, dialect)?;
+        if prefill > order.signed.head.max_cost {
+            return Err(NoOrder::Refuse(PeerErrorCode::AboveMaxCost));
+        }
         let attempt = order.signed.attempt_id();
         let started = Instant::now();
         let job = Job {

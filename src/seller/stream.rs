@@ -18,6 +18,7 @@ use crate::llm_api::{self, AnswerMeter, EventSplitter, UsageTracker};
 use crate::network::framed::FLUSH_BYTES;
 use crate::payment::{Hold, RunningMeter};
 use crate::protocol::{Ending, FrameKind};
+use crate::types::MicroUsd;
 
 /// A stream without a voucher for this long ends.
 const VOUCHER_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,7 +31,12 @@ struct Passing<'a> {
     usage: UsageTracker,
     text: AnswerMeter,
     rename: bool,
+    /// The stream ends when its meter passes this.
+    most: MicroUsd,
 }
+
+/// The meter estimates, the receipt counts: a stream may run this much past its `max_cost`.
+const METER_SLACK: u64 = 2;
 
 /// Sends the head, then the answer as it comes.
 pub(super) async fn relay(
@@ -57,6 +63,7 @@ pub(super) async fn relay(
         splitter: EventSplitter::new(),
         usage: UsageTracker::new(job.dialect),
         text: AnswerMeter::with_text(job.dialect),
+        most: job.order.signed.head.max_cost.mul_div_ceil(METER_SLACK, 1),
         rename: job.order.sold.upstream_id != job.order.signed.head.model,
     };
     let finish = loop {
@@ -87,15 +94,15 @@ async fn next_chunk(
     response: &mut reqwest::Response,
 ) -> Result<Option<Bytes>, Finish> {
     let silent_since = Instant::now();
-    wire.writer
-        .flush()
+    wire.flush()
         .await
-        .map_err(|_| stopped_finish(shared, Stopped::Gone))?;
+        .map_err(|stopped| stopped_finish(shared, stopped))?;
     loop {
         tokio::select! {
             biased;
             stopped = wire.stopped() => return Err(stopped_finish(shared, stopped)),
             chunk = response.chunk() => return chunk.map_err(|_| upstream_cut("upstream_cut")),
+            () = shared.drained() => return Err(upstream_cut("draining")),
             () = tokio::time::sleep(NOP_INTERVAL) => {
                 if silent_since.elapsed() >= shared.settings.idle_timeout {
                     return Err(upstream_cut("upstream_idle"));
@@ -142,10 +149,9 @@ impl Passing<'_> {
                 Some(Ok(None) | Err(_)) | None => None,
             };
         }
-        wire.writer
-            .flush()
+        wire.flush()
             .await
-            .map_err(|_| stopped_finish(shared, Stopped::Gone))
+            .map_err(|stopped| stopped_finish(shared, stopped))
     }
 
     /// Reads usage and text from a chunk; gives the bytes to send (renamed events, if need be).
@@ -195,6 +201,9 @@ impl Passing<'_> {
         loop {
             let mut tried = self.meter.clone();
             tried.push(rest.get(..len).unwrap_or(rest));
+            if tried.running() > self.most {
+                return Err(Hold::CreditExhausted);
+            }
             match self.job.pair.deliver(&self.job.attempt, tried.running()) {
                 Ok(()) => {
                     self.meter = tried;
@@ -216,7 +225,9 @@ pub(super) async fn await_voucher(
 ) -> Result<(), Finish> {
     let gone = |_| stopped_finish(shared, Stopped::Gone);
     let Hold::NeedVoucher(cumulative) = hold else {
-        wire.writer.flush().await.map_err(gone)?;
+        wire.flush()
+            .await
+            .map_err(|stopped| stopped_finish(shared, stopped))?;
         return Err(Finish {
             ending: Ending::BuyerStopped,
             error: Some("credit_exhausted"),

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::account::Delivered;
 use super::reply::{response_head, stopped_finish, upstream_cut, watch};
 use super::stream::await_voucher;
-use super::wire::{InferWire, Stopped};
+use super::wire::InferWire;
 use super::{Finish, Job, Shared};
 use crate::llm_api::{self, RequestView, usage};
 use crate::network::framed::FLUSH_BYTES;
@@ -68,7 +68,15 @@ pub(super) async fn relay(
     delivered.head_sent = true;
     job.pair.start(&job.attempt, MicroUsd::ZERO);
     crate::failpoint::hit("seller_resp_head");
-    release(shared, wire, job, &body, cost, delivered).await
+    let finish = release(shared, wire, job, &body, cost, delivered).await;
+    if finish.ending != Ending::Complete
+        && let Some(output) = &mut delivered.output
+    {
+        // Cut in the middle: only the delivered share of the output is owed.
+        let share = u128::from(output.tokens) * u128::from(delivered.sent);
+        output.tokens = u64::try_from(share.div_ceil(u128::from(length.max(1)))).unwrap_or(0);
+    }
+    finish
 }
 
 /// The complete body, or `None` when it broke or grew beyond the limit.
@@ -140,8 +148,10 @@ async fn release(
                 wire.writer.put(FrameKind::Body, piece);
                 delivered.record(piece);
                 rest = tail;
-                if wire.writer.pending() >= FLUSH_BYTES && wire.writer.flush().await.is_err() {
-                    return stopped_finish(shared, Stopped::Gone);
+                if wire.writer.pending() >= FLUSH_BYTES
+                    && let Err(stopped) = wire.flush().await
+                {
+                    return stopped_finish(shared, stopped);
                 }
                 crate::failpoint::hit("seller_half_body");
             }

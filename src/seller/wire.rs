@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter, WireError};
+use crate::protocol::frame::Frame;
 use crate::protocol::{CancelReason, FrameKind, Need, PeerError, PeerErrorCode, Progress};
 use crate::types::{MicroUsd, UnixMs};
 
@@ -14,6 +16,15 @@ use crate::types::{MicroUsd, UnixMs};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A body must keep coming: at most this between two frames.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A whole body gets this, and a second more for each [`BODY_BYTES_PER_S`]: a slot is not held by
+/// a trickle.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The slowest body that is waited for.
+const BODY_BYTES_PER_S: usize = 64 * 1024;
+/// A buyer that takes nothing for this long has gone.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+/// The last frames get this.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One infer stream, split, so that CANCEL is seen while the answer is written.
 pub(super) struct InferWire {
@@ -28,6 +39,16 @@ pub(super) enum Stopped {
     Cancelled(CancelReason),
     /// The stream broke.
     Gone,
+}
+
+/// What a frame after the order means: only CANCEL may come.
+fn stop_of(frame: Result<Option<Frame>, WireError>) -> Stopped {
+    match frame {
+        Ok(Some(frame)) if frame.kind == FrameKind::Cancel => {
+            CancelReason::decode(&frame.payload).map_or(Stopped::Gone, Stopped::Cancelled)
+        }
+        _ => Stopped::Gone,
+    }
 }
 
 /// Why there is no order to work on.
@@ -62,8 +83,11 @@ impl InferWire {
     /// The body of exactly `len` bytes, then END.
     pub async fn body(&mut self, len: usize) -> Result<Bytes, NoOrder> {
         let mut body = BytesMut::new();
+        let seconds = u64::try_from(len / BODY_BYTES_PER_S).unwrap_or(u64::MAX);
+        let deadline = Instant::now() + BODY_TIMEOUT + Duration::from_secs(seconds);
         loop {
-            let frame = match tokio::time::timeout(BODY_IDLE_TIMEOUT, self.reader.read()).await {
+            let limit = deadline.min(Instant::now() + BODY_IDLE_TIMEOUT);
+            let frame = match tokio::time::timeout_at(limit, self.reader.read()).await {
                 Ok(Ok(Some(frame))) => frame,
                 Ok(Err(WireError::Frame(_))) => {
                     return Err(NoOrder::Refuse(PeerErrorCode::Malformed));
@@ -85,14 +109,28 @@ impl InferWire {
         }
     }
 
+    /// Sends what is gathered, unless the buyer stops or takes nothing for [`FLUSH_TIMEOUT`].
+    pub async fn flush(&mut self) -> Result<(), Stopped> {
+        if self.writer.pending() == 0 {
+            return Ok(());
+        }
+        let Self { reader, writer } = self;
+        tokio::select! {
+            biased;
+            sent = writer.flush() => sent.map_err(|_| Stopped::Gone),
+            frame = reader.read() => Err(stop_of(frame)),
+            () = tokio::time::sleep(FLUSH_TIMEOUT) => Err(Stopped::Gone),
+        }
+    }
+
+    /// Sends the last frames and closes, as far as the buyer takes them.
+    pub async fn close(&mut self) {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.close()).await;
+    }
+
     /// Resolves when the buyer stops; cancel safe. A buyer only ever sends CANCEL after its END.
     pub async fn stopped(&mut self) -> Stopped {
-        match self.reader.read().await {
-            Ok(Some(frame)) if frame.kind == FrameKind::Cancel => {
-                CancelReason::decode(&frame.payload).map_or(Stopped::Gone, Stopped::Cancelled)
-            }
-            _ => Stopped::Gone,
-        }
+        stop_of(self.reader.read().await)
     }
 
     /// Says that the seller is alive; the buyer owes its input once the upstream was called.
@@ -121,7 +159,7 @@ impl InferWire {
             retry_after_ms,
             now_ms,
         };
-        let _ = self.writer.send(FrameKind::Error, &error.encode()).await;
-        let _ = self.writer.close().await;
+        self.writer.put(FrameKind::Error, &error.encode());
+        self.close().await;
     }
 }

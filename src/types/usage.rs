@@ -20,7 +20,21 @@ pub struct Usage {
     pub reasoning: u64,
 }
 
+/// More tokens than any request has; larger claims are cut, so that sums and stores stay sound.
+pub const TOKENS_MAX: u64 = 1 << 40;
+
 impl Usage {
+    /// The same with every part at most [`TOKENS_MAX`]: what anybody else reports is cut to it.
+    #[must_use]
+    pub fn clamped(self) -> Self {
+        Self {
+            input: self.input.min(TOKENS_MAX),
+            cache_read: self.cache_read.min(TOKENS_MAX),
+            cache_write: self.cache_write.min(TOKENS_MAX),
+            output: self.output.min(TOKENS_MAX),
+            reasoning: self.reasoning.min(TOKENS_MAX),
+        }
+    }
     /// All input tokens: fresh, cache read and cache write.
     #[must_use]
     pub const fn input_total(&self) -> u64 {
