@@ -60,6 +60,8 @@ impl Default for Settings {
 /// Rows that are written together or not at all.
 pub(super) struct Submission {
     pub(super) rows: Vec<Encoded>,
+    /// Whether somebody is held up by it: no lingering then.
+    pub(super) is_urgent: bool,
     /// Told when the rows are durable; `None`: nobody waits.
     pub(super) done: Option<oneshot::Sender<Result<(), LedgerError>>>,
 }
@@ -124,7 +126,7 @@ impl Writer {
     /// Gathers what waits; lingers only while nobody waits for durability.
     async fn collect(&mut self, first: Submission, cancel: &CancellationToken) -> Vec<Submission> {
         let mut rows = first.rows.len();
-        let mut urgent = first.done.is_some() || self.queue.is_closed();
+        let mut urgent = first.is_urgent || self.queue.is_closed();
         let mut batch = vec![first];
         let until = Instant::now() + LINGER;
         while rows < BATCH_ROWS_MAX {
@@ -142,7 +144,7 @@ impl Writer {
                 },
             };
             rows += next.rows.len();
-            urgent |= next.done.is_some();
+            urgent |= next.is_urgent;
             batch.push(next);
         }
         batch

@@ -4,8 +4,6 @@
 //! input only when the buyer stopped by its own wish, output as far as it was delivered. Errors
 //! and empty answers cost 0 and are booked at once; anything else waits for the buyer's ACCEPT.
 
-use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -87,7 +85,6 @@ pub(super) async fn close(
         own,
     );
     crate::failpoint::hit("seller_before_usage");
-    book(shared, &job, &delivered, &receipt, finish, own).await;
     if let Some(code) = finish.error {
         let error = PeerError {
             code: match code {
@@ -104,6 +101,9 @@ pub(super) async fn close(
     } else if delivered.head_sent {
         wire.writer.put(FrameKind::End, &[]);
     }
+    // The buyer has its whole answer; the receipt follows when this node cannot forget it any more.
+    let _ = wire.writer.flush().await;
+    book(shared, &job, &delivered, &receipt, finish, own).await;
     if delivered.committed {
         wire.writer.put(FrameKind::Usage, &receipt.bytes);
     }
@@ -228,11 +228,8 @@ const fn row_status(delivered: &Delivered, finish: Finish) -> u16 {
     }
 }
 
-/// An ACCEPT that comes within this saves the delivered row; a crash in between is settled by the
-/// buyer's final row at the next SYNC.
-const DELIVERED_LINGER: Duration = Duration::from_millis(50);
-
-/// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT.
+/// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT, and then
+/// durable on return: an ACCEPT for an attempt that a crash forgot could not be booked here.
 async fn book(
     shared: &Shared,
     job: &Job,
@@ -256,33 +253,26 @@ async fn book(
         total_ms: job.elapsed_ms(),
         error: finish.error.map(str::to_owned),
     };
-    if cost == MicroUsd::ZERO {
+    let written = if cost == MicroUsd::ZERO {
         job.pair.drop_attempt(&job.attempt);
-        let row = Row::Final(ended.into_final(job.attempt, MicroUsd::ZERO, now_ms));
-        if let Err(error) = shared.ledger.submit(vec![row]).await {
-            tracing::error!(%error, "ledger write failed");
-        }
-        return;
-    }
-    let row = DeliveredRow {
-        at_ms: now_ms,
-        attempt_id: job.attempt,
-        status: row_status(delivered, finish),
-        usage: Some(receipt.receipt.usage),
-        own_input: own.input,
-        own_output: Some(own.output),
-        cost,
-        receipt: Some(receipt.bytes.to_vec()),
+        let row = ended.into_final(job.attempt, MicroUsd::ZERO, now_ms);
+        shared.ledger.submit(vec![Row::Final(row)]).await
+    } else {
+        let row = DeliveredRow {
+            at_ms: now_ms,
+            attempt_id: job.attempt,
+            status: row_status(delivered, finish),
+            usage: Some(receipt.receipt.usage),
+            own_input: own.input,
+            own_output: Some(own.output),
+            cost,
+            receipt: Some(receipt.bytes.to_vec()),
+        };
+        let written = shared.ledger.commit_soon(vec![Row::Delivered(row)]).await;
+        job.pair.end(job.attempt, ended);
+        written
     };
-    job.pair.end(job.attempt, ended);
-    let (pair, ledger) = (Arc::clone(&job.pair), shared.ledger.clone());
-    shared.tasks.spawn("delivered", async move {
-        tokio::time::sleep(DELIVERED_LINGER).await;
-        // The usual ACCEPT was quicker, and its final row says it all.
-        if pair.awaits(&row.attempt_id)
-            && let Err(error) = ledger.submit(vec![Row::Delivered(row)]).await
-        {
-            tracing::error!(%error, "ledger write failed");
-        }
-    });
+    if let Err(error) = written {
+        tracing::error!(%error, "ledger write failed");
+    }
 }
