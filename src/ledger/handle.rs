@@ -152,7 +152,11 @@ impl Ledger {
         is_urgent: bool,
         done: Option<oneshot::Sender<Result<(), LedgerError>>>,
     ) -> Result<(), LedgerError> {
-        let submission = Submission { rows, is_urgent, done };
+        let submission = Submission {
+            rows,
+            is_urgent,
+            done,
+        };
         self.queue
             .send(submission)
             .await

@@ -221,7 +221,7 @@ impl Payee {
         let free = self.book.settings.pair_cap(self.book.settled);
         let risk = self.book.windows.saturating_add(window).min(free);
         let paid_for = prefill > MicroUsd::ZERO || window > MicroUsd::ZERO;
-        if paid_for && owed > self.deposit {
+        if paid_for && (owed > self.deposit || self.deposit == MicroUsd::ZERO) {
             return Err(Hold::CreditExhausted);
         }
         if owed > self.held.saturating_add(risk) {
@@ -279,6 +279,16 @@ impl Payee {
     /// The attempt's cost is agreed (0: failed or written off). Says whether it was live.
     pub fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
         self.book.settle(attempt, cost)
+    }
+    /// What a buyer may leave unaccepted before new requests are refused: one window and 2 % of
+    /// what it accepted.
+    #[must_use]
+    pub fn write_off_limit(&self) -> MicroUsd {
+        let settled = self.book.settled;
+        self.book
+            .settings
+            .pair_cap(settled)
+            .saturating_add(settled.mul_div_ceil(2, 100))
     }
     /// What the buyer owes beyond its vouchers.
     #[must_use]
@@ -383,6 +393,21 @@ impl Payer {
         let target = received.saturating_add(ahead).min(self.deposit);
         let behind = self.signed < received.saturating_add(due) || self.signed < received;
         (behind && target > self.signed).then_some(target)
+    }
+    /// True when a due voucher must not wait for company: half of the window is used up, or a
+    /// prefill waits for it.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        let window = self.book.window();
+        let half = MicroUsd(window.0 / 2);
+        self.book.pending() > window || self.signed < self.book.total().saturating_add(half)
+    }
+    /// The seller showed a voucher of ours that this ledger lost: what it promised counts as
+    /// received and settled, or nothing could be signed before R caught up with it.
+    pub fn adopt(&mut self, cumulative: MicroUsd) {
+        self.signed = self.signed.max(cumulative);
+        let lost = cumulative.saturating_sub(self.book.running);
+        self.book.settled = self.book.settled.max(lost);
     }
     /// A voucher of `cumulative` is durable and about to be sent; V never decreases.
     pub fn signed_up_to(&mut self, cumulative: MicroUsd) {

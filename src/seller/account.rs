@@ -4,7 +4,6 @@
 //! input only when the buyer stopped by its own wish, output as far as it was delivered. Errors
 //! and empty answers cost 0 and are booked at once; anything else waits for the buyer's ACCEPT.
 
-
 use sha2::{Digest, Sha256};
 
 use super::wire::InferWire;

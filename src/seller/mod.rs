@@ -308,6 +308,7 @@ impl Seller {
                     AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
                     AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
                     AdmitError::Unaccepted => PeerErrorCode::Overloaded,
+                    AdmitError::WrittenOff => PeerErrorCode::CreditExhausted,
                 })
             })?;
         let row = job.open_row(shared.clock.now_ms());

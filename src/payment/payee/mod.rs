@@ -69,7 +69,11 @@ impl CreditPool {
         self.owed.load(Ordering::Relaxed) >= self.total
     }
     fn add(&self, amount: MicroUsd) {
-        self.owed.fetch_add(amount.0, Ordering::Relaxed);
+        let _ = self
+            .owed
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owed| {
+                Some(owed.saturating_add(amount.0))
+            });
     }
     fn pay(&self, amount: MicroUsd) {
         let _ = self
@@ -170,7 +174,7 @@ impl PayeeHub {
             .ledger
             .commit(vec![Row::Settlement(row)])
             .await?;
-        self.shared.pool.pay(amount);
+        self.shared.pool.pay(amount.min(pair.owed()));
         let deposit = pair.add_settlement(amount);
         session::tell_deposit(&self.shared, &pair).await;
         Ok(deposit)

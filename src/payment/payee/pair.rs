@@ -35,6 +35,8 @@ pub(super) struct State {
     pub last_voucher: Option<(MicroUsd, EvmSignature)>,
     pub running: HashSet<AttemptId>,
     pub ended: HashMap<AttemptId, Ended>,
+    /// Claimed by receipts and not accepted.
+    pub written_off: MicroUsd,
 }
 
 /// An attempt that ended here and whose cost the buyer has not accepted yet.
@@ -65,6 +67,17 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// The most that an ACCEPT can book: the receipt's cost, or after a crash without one what the
+    /// buyer's order allowed.
+    #[must_use]
+    pub fn most(&self) -> MicroUsd {
+        if self.receipt.is_some() {
+            return self.cost;
+        }
+        let head = crate::protocol::SignedHead::decode(&self.signed_head.clone().into());
+        head.map_or(self.cost, |signed| signed.head.max_cost)
+    }
+
     /// The final row once `billed` is agreed.
     #[must_use]
     pub fn into_final(self, attempt: AttemptId, billed: MicroUsd, at_ms: UnixMs) -> FinalRow {
@@ -102,6 +115,8 @@ pub enum AdmitError {
     VoucherLate,
     /// Too many receipts wait for this buyer's ACCEPT.
     Unaccepted,
+    /// This buyer refuses to accept more than honest counting differs.
+    WrittenOff,
 }
 
 /// Receipts that may wait for one buyer's ACCEPT: a buyer that never accepts costs us this much
@@ -139,6 +154,7 @@ impl PayeePair {
                 last_voucher: None,
                 running: HashSet::new(),
                 ended: HashMap::new(),
+                written_off: MicroUsd::ZERO,
             }),
             voucher_arrived: Notify::new(),
             session: tokio::sync::Mutex::new(None),
@@ -184,6 +200,7 @@ impl PayeePair {
                     total_ms: 0,
                     error: Some("settled_after_interruption".to_owned()),
                 };
+                pair.pool.add(ended.cost);
                 state.ended.insert(attempt.open.attempt_id, ended);
             }
         }
@@ -246,6 +263,9 @@ impl PayeePair {
                 let mut state = self.state.lock();
                 if state.ended.len() >= UNACCEPTED_MAX {
                     return Err(AdmitError::Unaccepted);
+                }
+                if state.written_off > state.machine.write_off_limit() {
+                    return Err(AdmitError::WrittenOff);
                 }
                 match state.machine.admit(attempt, prefill, window) {
                     Ok(()) => {
@@ -310,6 +330,7 @@ impl PayeePair {
     pub fn end(&self, attempt: AttemptId, ended: Ended) {
         let mut state = self.state.lock();
         state.running.remove(&attempt);
+        self.pool.add(ended.cost);
         state.ended.insert(attempt, ended);
     }
     /// True while the buyer's ACCEPT for an ended attempt is missing.
@@ -320,12 +341,25 @@ impl PayeePair {
     /// The buyer's ACCEPT is durable.
     pub(super) fn accepted(&self, attempt: &AttemptId, billed: MicroUsd) {
         let mut state = self.state.lock();
-        state.ended.remove(attempt);
+        if let Some(ended) = state.ended.remove(attempt) {
+            self.pool.pay(ended.cost);
+            let refused = ended.cost.saturating_sub(billed);
+            state.written_off = state.written_off.saturating_add(refused);
+        }
         if state.machine.settle(attempt, billed) {
             self.pool.add(billed);
         }
         drop(state);
         self.voucher_arrived.notify_waiters();
+    }
+    /// Accepted cost that no settlement covers yet.
+    pub(super) fn owed(&self) -> MicroUsd {
+        let state = self.state.lock();
+        state
+            .machine
+            .book()
+            .settled()
+            .saturating_sub(state.settlements)
     }
     pub(super) fn add_settlement(&self, amount: MicroUsd) -> MicroUsd {
         let mut state = self.state.lock();

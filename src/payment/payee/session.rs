@@ -4,6 +4,7 @@
 //! Whatever is ready on the stream is taken in one turn: only the highest voucher is stored, and
 //! all ACCEPTs of the turn share its commit.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const SYNC_BYTES_MAX: usize = 48 * 1024;
 /// Messages taken in one turn; bounds how long an ACK waits.
 const TURN_MESSAGES_MAX: usize = 256;
+/// A buyer that takes nothing for this long has no session any more.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Reader = FrameReader<ReadHalf<Stream>>;
 
@@ -383,9 +386,11 @@ async fn book_accepts(
     let waiting: Vec<(AttemptId, MicroUsd, Ended)> = {
         let state = pair.state.lock();
         let ended = |attempt: &AttemptId| state.ended.get(attempt).cloned();
+        let mut seen = HashSet::new();
         items
             .iter()
-            .filter_map(|(a, cost)| ended(a).map(|e| (*a, *cost, e)))
+            .filter(|(attempt, _)| seen.insert(*attempt))
+            .filter_map(|(a, cost)| ended(a).map(|e| (*a, e.most().min(*cost), e)))
             .collect()
     };
     let rows: Vec<FinalRow> = waiting
@@ -398,7 +403,7 @@ async fn book_accepts(
         if commit_follows {
             shared.ledger.submit(rows).await?;
         } else {
-            shared.ledger.commit(rows).await?;
+            shared.ledger.commit_soon(rows).await?;
             crate::failpoint::hit("seller_accept_durable");
         }
     }
@@ -449,7 +454,8 @@ async fn send(pair: &PayeePair, messages: &[SessionMessage]) {
         for message in messages {
             writer.put(FrameKind::Session, &message.encode());
         }
-        if writer.flush().await.is_err() {
+        let sent = tokio::time::timeout(SEND_TIMEOUT, writer.flush()).await;
+        if !matches!(sent, Ok(Ok(()))) {
             *session = None;
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::pair::Pair;
-use crate::ledger::{FinalRow, Role, Row, VoucherRow};
+use crate::ledger::{FinalRow, LedgerError, Role, Row, VoucherRow};
 use crate::payment::PaymentError;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::Accept;
@@ -17,7 +17,7 @@ use crate::protocol::{EvmSignature, SessionMessage, Voucher};
 use crate::types::{AttemptId, MicroUsd};
 
 /// How long ACCEPTs wait for company: short against any client's patience, long against a commit.
-const ACCEPT_LINGER: Duration = Duration::from_millis(4);
+const ACCEPT_LINGER: Duration = Duration::from_millis(8);
 
 /// Runs until shutdown; then makes durable what is queued.
 pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) -> Result<(), PaymentError> {
@@ -98,13 +98,11 @@ async fn make_durable(
     };
     let rows: Vec<Row> = finals.into_iter().map(Row::Final).collect();
     let (Some(cumulative), Some(channel)) = (due, channel) else {
-        if !rows.is_empty() {
-            shared.ledger.commit(rows).await?;
-        }
-        return Ok(());
+        return book_finals(shared, rows).await;
     };
     if !rows.is_empty() {
-        shared.ledger.submit(rows).await?;
+        // Behind the voucher's commit at the latest.
+        refusal_is_no_end(shared.ledger.submit(rows).await)?;
     }
     let signature = Voucher {
         channel,
@@ -127,4 +125,31 @@ async fn make_durable(
     drop(state);
     crate::failpoint::hit("buyer_voucher_durable");
     Ok(())
+}
+
+/// Makes finals durable, each for itself when one of them is refused: a row that the ledger cannot
+/// take must neither stop the node nor lose its neighbours.
+async fn book_finals(shared: &Shared, rows: Vec<Row>) -> Result<(), PaymentError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    match shared.ledger.commit_soon(rows.clone()).await {
+        Err(error) if error.is_refusal() && rows.len() > 1 => {
+            for row in rows {
+                refusal_is_no_end(shared.ledger.commit_soon(vec![row]).await)?;
+            }
+            Ok(())
+        }
+        written => refusal_is_no_end(written),
+    }
+}
+
+fn refusal_is_no_end(written: Result<(), LedgerError>) -> Result<(), PaymentError> {
+    match written {
+        Err(error) if error.is_refusal() => {
+            tracing::error!(%error, "the ledger refused a final row");
+            Ok(())
+        }
+        written => Ok(written?),
+    }
 }

@@ -234,7 +234,9 @@ impl Pair {
     #[must_use]
     pub fn in_doubt(&self) -> bool {
         let state = self.state.lock();
-        state.unsynced || !state.doubtful.is_empty() || !state.unacked.is_empty()
+        let waits = !state.doubtful.is_empty() || !state.unacked.is_empty();
+        // A running stream needs vouchers, so it needs a session too.
+        state.unsynced || waits || (!state.up && !state.live.is_empty())
     }
     /// What the buyer tells in SYNC: its highest voucher, and the attempts it asks for.
     pub(super) fn sync(&self, channel: ChannelId) -> SyncBuyer {
@@ -341,7 +343,9 @@ impl Pair {
     }
     /// The seller asked for a voucher: sign what is due at once.
     pub fn urge(&self) {
-        self.wake_if_due(&mut self.state.lock());
+        let mut state = self.state.lock();
+        state.urgent = true;
+        self.wake_if_due(&mut state);
     }
     /// Books the cost of an attempt. `accept` says that the seller waits for an ACCEPT: it showed a
     /// receipt above 0, even when 0 is what the buyer books.
@@ -428,7 +432,7 @@ impl Pair {
 
     fn wake_if_due(&self, state: &mut State) {
         if state.machine.wanted().is_some() {
-            state.urgent = true;
+            state.urgent |= state.machine.is_pressed();
             self.changed.notify_one();
         }
     }

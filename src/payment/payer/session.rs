@@ -1,6 +1,7 @@
 //! The buyer's end of the session stream: handshake, SYNC, and what the seller says afterwards.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{ReadHalf, WriteHalf};
@@ -18,6 +19,9 @@ use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
 };
 use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
+
+/// A seller that takes nothing for this long has no session any more; books go on without it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) type SessionWriter = FrameWriter<WriteHalf<Stream>>;
 type SessionReader = FrameReader<ReadHalf<Stream>>;
@@ -195,7 +199,7 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
         {
             let mut state = pair.state.lock();
             if cumulative > state.machine.signed() {
-                state.machine.signed_up_to(cumulative);
+                state.machine.adopt(cumulative);
                 state.last_voucher = Some((cumulative, signature));
             }
         }
@@ -311,8 +315,9 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
         for message in messages {
             writer.put(FrameKind::Session, &message.encode());
         }
-        if let Err(error) = writer.flush().await {
-            tracing::debug!(seller = %pair.seller(), %error, "session write failed");
+        let sent = tokio::time::timeout(SEND_TIMEOUT, writer.flush()).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            tracing::debug!(seller = %pair.seller(), "session write failed");
             *session = None;
             let mut state = pair.state.lock();
             state.up = false;
