@@ -1,11 +1,11 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fmt lint clients bench install clean
+.PHONY: help setup build demo test fmt lint clients bench bench-parts install clean
 
 CARGO ?= cargo
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Check what building needs, and say what is missing
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: https://rustup.rs, then open a new shell"; exit 1; }
@@ -37,6 +37,9 @@ clients: setup ## Drive a market with the real SDKs and OpenClaw (downloads them
 
 bench: build ## What a request costs over calling the upstream directly, one table
 	$(CARGO) bench --locked --bench market -- --node "$$(tests/target-dir)/release/node"
+
+bench-parts: setup ## What parsing, metering, the ledger and a link cost, each alone
+	$(CARGO) bench --locked --bench parts
 
 install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most machines)
 	install -d "$$HOME/.local/bin"

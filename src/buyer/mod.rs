@@ -1,13 +1,13 @@
 //! L4: local HTTP in, a seller's answer out.
 //!
-//! One request, top to bottom ([`Buyer::serve`]):
+//! One request, top to bottom (`Buyer::serve`):
 //! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
 //! alongside) → record`.
 //!
-//! [`crate::http`] stands at the door, [`asked`] is the parsed request, [`route`] orders
-//! the sellers, [`attempt`] tries one, [`relay`] passes its answer, [`books`] keeps the account,
-//! [`refusal`] says what went wrong in the client's own dialect, [`market`] answers the model list,
-//! [`control`] everything else.
+//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
+//! the sellers, `attempt` tries one, `relay` passes its answer (`whole` one that is not streamed,
+//! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
+//! in the client's own dialect, `market` answers the model list, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 

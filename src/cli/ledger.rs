@@ -2,7 +2,7 @@
 //!
 //! Reading needs no lock and works beside a running node. Writing goes through the running node
 //! when [`Env::running`] is given, else opens the ledger itself, which its lock allows only when no
-//! node runs. Printing is in [`super::ledger_view`].
+//! node runs. Printing is in `ledger_view`.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

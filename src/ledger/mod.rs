@@ -57,7 +57,7 @@ pub use rows::{
 pub use writer::{CheckpointSigner, Settings, Writer};
 
 #[cfg(test)]
-mod cost_test;
+mod model_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -156,29 +156,6 @@ proptest! {
     }
 }
 
-/// 100 KiB of chat like a coding agent's; run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn measure_parse_of_100_kib() {
-    let line = "fn main() { let s = \"quoted\"; }\n\tprintln!(\"{}\", s);\n".repeat(20);
-    let messages: Vec<_> = (0..70)
-        .map(|i| serde_json::json!({"role": if i % 2 == 0 {"user"} else {"assistant"}, "content": line}))
-        .collect();
-    let tools: Vec<_> = (0..12).map(|i| serde_json::json!({"type":"function","function":{"name":format!("tool{i}"),"description":"does a thing ".repeat(20),"parameters":{"type":"object","properties":{"path":{"type":"string","description":"where"},"n":{"type":"integer"}},"required":["path"]}}})).collect();
-    let body = serde_json::to_vec(
-        &serde_json::json!({"model":"m","messages":messages,"tools":tools,"stream":true}),
-    )
-    .unwrap();
-    let start = std::time::Instant::now();
-    const N: u32 = 2_000;
-    for _ in 0..N {
-        std::hint::black_box(
-            RequestView::parse(std::hint::black_box(&body), Dialect::Chat).unwrap(),
-        );
-    }
-    println!("parse of {} bytes: {:?}", body.len(), start.elapsed() / N);
-}
-
 #[test]
 fn prose_cannot_hide_from_the_prefill_as_an_image() {
     let prose = "please read all of this ".repeat(4_000);

@@ -351,37 +351,3 @@ async fn an_offer_carries_outside_addresses_first_and_quic_before_tcp() {
         "{list:?}"
     );
 }
-
-/// Not a promise, a figure: `cargo test --lib -- --ignored --nocapture warm_round_trip`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "prints figures"]
-async fn warm_round_trip_times() {
-    for listen in [QUIC, TCP] {
-        let mut seller = run(settings(17, &[listen], &[]));
-        echo(&mut seller);
-        let buyer = run(settings(18, &[listen], &[]));
-        let peer = seller.handle.local_peer();
-        buyer
-            .handle
-            .dial(&peer, seller.handle.listeners().await)
-            .await
-            .unwrap();
-        let (mut opens, mut trips) = (Vec::new(), Vec::new());
-        for _ in 0..2_000 {
-            let start = Instant::now();
-            let mut stream = buyer.handle.open(&peer, Protocol::Infer).await.unwrap();
-            opens.push(start.elapsed());
-            round_trip(&mut stream, &[7; 1_024]).await.unwrap();
-            stream.shutdown().await.unwrap();
-            let mut rest = Vec::new();
-            stream.read_to_end(&mut rest).await.unwrap();
-            trips.push(start.elapsed());
-        }
-        opens.sort();
-        trips.sort();
-        println!(
-            "{listen}: open p50 {:?} p99 {:?}, whole p50 {:?} p99 {:?}",
-            opens[1_000], opens[1_980], trips[1_000], trips[1_980]
-        );
-    }
-}

@@ -117,10 +117,13 @@ fn a_good_head_passes_once_and_its_replay_is_refused() {
     assert_eq!(world.check(world.head(2), NOW), Ok(()));
 }
 
+/// Puts one thing wrong in a head; the peer is a stranger.
+type Change = fn(&mut RequestHead, PeerId);
+
 #[test]
 fn each_wrong_field_has_its_own_code() {
     let stranger = PeerId::random();
-    let cases: [(PeerErrorCode, fn(&mut RequestHead, PeerId)); 9] = [
+    let cases: [(PeerErrorCode, Change); 9] = [
         (PeerErrorCode::WrongNetwork, |h, _| h.version = 9),
         (PeerErrorCode::WrongNetwork, |h, _| {
             h.network = "other".into()

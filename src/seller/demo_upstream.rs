@@ -1,7 +1,7 @@
 //! An upstream without a provider: a small HTTP/1.1 server on loopback that speaks OpenAI Chat
 //! Completions and Anthropic Messages, for `node sell --upstream demo` and `node demo`.
 //!
-//! What it says is in [`super::demo_answer`]; here is when it says it: the first word after the
+//! What it says is in `demo_answer`; here is when it says it: the first word after the
 //! time to the first token, then so many tokens a second. A stream is a body that hyper pulls, so
 //! a client that goes away stops it at once and no task or queue is left behind. Bodies and
 //! connections are bounded. It wants no key and never leaves 127.0.0.1.

@@ -1,11 +1,11 @@
 //! L4: infer streams to an upstream, and what they earn.
 //!
-//! One stream, top to bottom ([`Seller::serve`]):
+//! One stream, top to bottom (`Seller::serve`):
 //! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
 //!
 //! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
-//! HTTP client, [`reply`] relays and meters, [`account`] turns what was delivered into a receipt,
-//! [`control`] answers the owner's own HTTP port.
+//! HTTP client, `reply` relays and meters (`stream` or `whole`), `account` turns what was delivered
+//! into a receipt, [`control`] answers the owner's own HTTP port.
 //! A buyer that cancels or vanishes stops the upstream at once.
 //!
 //! Before that: [`presets`] says which upstream a name means, [`pricing`] what each model costs,

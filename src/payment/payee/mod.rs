@@ -1,9 +1,9 @@
 //! The seller's side of money: one [`PayeePair`] per buyer that opened a channel.
 //!
-//! [`PayeeHub::serve_session`] answers a buyer's session stream ([`session`]). A request asks its
+//! [`PayeeHub::serve_session`] answers a buyer's session stream (`session`). A request asks its
 //! pair to [`PayeePair::admit`] it, to [`PayeePair::deliver`] more of the answer, and to
 //! [`PayeePair::end`] it with a receipt that is repeated until the buyer's ACCEPT is durable. All
-//! buyers together share one [`CreditPool`]: keys are free, so the sum is what bounds the gift.
+//! buyers together share one `CreditPool`: keys are free, so the sum is what bounds the gift.
 
 mod pair;
 mod session;

@@ -182,7 +182,7 @@ pub struct NonceSet {
 
 impl NonceSet {
     /// An empty set. The one from before a restart is gone, so only messages that cannot have been
-    /// used then count: issued [`AHEAD_MS`] after `now_ms` or later.
+    /// used then count: issued `AHEAD_MS` after `now_ms` or later.
     #[must_use]
     pub fn new(now_ms: UnixMs) -> Self {
         Self::with_capacity(now_ms, NONCES_MAX)
