@@ -105,6 +105,7 @@ async fn once(
         books.void(&error.to_string(), 0);
         return Ok(fail(seller, FailureKind::Broken, "ledger"));
     }
+    pair.opened(&books.attempt);
     crate::failpoint::hit("buyer_open_row");
     serve(shared, asked, seller, &pair, head, books, deadline, sink).await
 }

@@ -84,7 +84,6 @@ pub(super) async fn close(
         own,
     );
     crate::failpoint::hit("seller_before_usage");
-    book(shared, &job, &delivered, &receipt, finish, own).await;
     if let Some(code) = finish.error {
         let error = PeerError {
             code: PeerErrorCode::UpstreamFailed,
@@ -96,6 +95,9 @@ pub(super) async fn close(
     } else if delivered.head_sent {
         wire.writer.put(FrameKind::End, &[]);
     }
+    // The buyer has its whole answer; the receipt follows when this node cannot forget it any more.
+    let _ = wire.writer.flush().await;
+    book(shared, &job, &delivered, &receipt, finish, own).await;
     if delivered.committed {
         wire.writer.put(FrameKind::Usage, &receipt.bytes);
     }
@@ -211,7 +213,8 @@ fn sign(
     SignedReceipt::sign(receipt, &shared.keys.identity)
 }
 
-/// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT.
+/// The attempt's row: final at once when nothing is owed, else delivered until the ACCEPT, and then
+/// durable on return: an ACCEPT for an attempt that a crash forgot could not be booked here.
 async fn book(
     shared: &Shared,
     job: &Job,
@@ -235,9 +238,10 @@ async fn book(
         total_ms: job.elapsed_ms(),
         error: finish.error.map(str::to_owned),
     };
-    let row = if cost == MicroUsd::ZERO {
+    let written = if cost == MicroUsd::ZERO {
         job.pair.drop_attempt(&job.attempt);
-        Row::Final(ended.into_final(job.attempt, MicroUsd::ZERO, now_ms))
+        let row = ended.into_final(job.attempt, MicroUsd::ZERO, now_ms);
+        shared.ledger.submit(vec![Row::Final(row)]).await
     } else {
         let row = DeliveredRow {
             at_ms: now_ms,
@@ -249,10 +253,11 @@ async fn book(
             cost,
             receipt: Some(receipt.bytes.to_vec()),
         };
+        let written = shared.ledger.commit(vec![Row::Delivered(row)]).await;
         job.pair.end(job.attempt, ended);
-        Row::Delivered(row)
+        written
     };
-    if let Err(error) = shared.ledger.submit(vec![row]).await {
+    if let Err(error) = written {
         tracing::error!(%error, "ledger write failed");
     }
 }

@@ -14,6 +14,7 @@ mod architecture;
 mod harness;
 
 mod concurrency;
+mod crash;
 mod discovery;
 mod failover;
 mod guard;

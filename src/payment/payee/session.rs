@@ -79,7 +79,7 @@ pub(super) async fn serve(
                 let frame = frame.map_err(broken)?.ok_or_else(closed)?;
                 turn(shared, &pair, frame, &mut reader).await?;
             }
-            _ = repeat.tick() => repeat_receipts(&pair).await,
+            _ = repeat.tick() => repeat_ended(&pair).await,
             _ = replaced.changed() => return Ok(()),
             () = cancelled.cancelled() => return Ok(()),
         }
@@ -271,6 +271,7 @@ async fn turn(
 ) -> Result<(), PaymentError> {
     let mut best: Option<(MicroUsd, EvmSignature)> = None;
     let mut accepted: Vec<(AttemptId, MicroUsd)> = Vec::new();
+    let mut asked: Option<SyncBuyer> = None;
     let mut next_frame = Some(first);
     let mut taken = 0;
     while let Some(frame) = next_frame {
@@ -286,6 +287,10 @@ async fn turn(
                 }
             }
             SessionMessage::Accept(accept) => accepted.extend(check_accept(pair, accept)?),
+            SessionMessage::SyncBuyer(theirs) => {
+                check_channel(pair, theirs.channel)?;
+                asked = Some(theirs);
+            }
             SessionMessage::Close { .. } => {
                 return Err(PaymentError::Refused(
                     "closing is for settled channels".into(),
@@ -314,6 +319,9 @@ async fn turn(
             channel,
             cumulative: pair.held(),
         });
+    }
+    if let Some(theirs) = asked {
+        answers.extend(sync_messages(shared, pair, &theirs).await?);
     }
     send(pair, &answers).await;
     Ok(())
@@ -359,6 +367,7 @@ async fn store_voucher(
         attempt: None,
     };
     let durable = shared.ledger.persist_voucher(row).await?;
+    crate::failpoint::hit("seller_voucher_durable");
     pair.credit(durable.cumulative, signature)
         .map_err(|e| PaymentError::Refused(e.to_string()))
 }
@@ -390,6 +399,7 @@ async fn book_accepts(
             shared.ledger.submit(rows).await?;
         } else {
             shared.ledger.commit(rows).await?;
+            crate::failpoint::hit("seller_accept_durable");
         }
     }
     for (attempt, cost, _) in waiting {
@@ -401,17 +411,26 @@ async fn book_accepts(
         .collect())
 }
 
-async fn repeat_receipts(pair: &PayeePair) {
-    let receipts: Vec<_> = {
+/// Shows again what waits for an ACCEPT: receipts, and attempts that a crash left without one.
+async fn repeat_ended(pair: &PayeePair) {
+    let mut messages = Vec::new();
+    let mut lost = Vec::new();
+    {
         let state = pair.state.lock();
-        state
-            .ended
-            .values()
-            .filter_map(|e| e.receipt.clone())
-            .take(ATTEMPTS_PER_MESSAGE_MAX)
-            .collect()
-    };
-    let messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
+        for (attempt, ended) in state.ended.iter().take(ATTEMPTS_PER_MESSAGE_MAX) {
+            match &ended.receipt {
+                Some(receipt) => messages.push(SessionMessage::Receipt(receipt.clone())),
+                None => lost.push(SyncAttempt {
+                    attempt: *attempt,
+                    receipt: None,
+                    signed_head: Vec::new(),
+                }),
+            }
+        }
+    }
+    if !lost.is_empty() {
+        messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
+    }
     send(pair, &messages).await;
 }
 

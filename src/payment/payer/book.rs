@@ -45,25 +45,34 @@ pub(super) async fn keep(shared: Arc<Shared>, pair: Arc<Pair>) -> Result<(), Pay
 
 /// One turn: everything queued, one voucher at most, one flush.
 async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
-    let finals = std::mem::take(&mut pair.state.lock().finals);
+    let finals = pair.state.lock().take_finals();
     let accepts: Vec<(AttemptId, MicroUsd)> = finals
         .iter()
         .filter(|(_, accept)| *accept)
         .map(|(row, _)| (row.attempt_id, row.billed))
         .collect();
     let rows: Vec<FinalRow> = finals.into_iter().map(|(row, _)| row).collect();
-    let voucher = make_durable(shared, pair, rows).await?;
-    let accepts = {
+    make_durable(shared, pair, rows).await?;
+    let (accepts, voucher) = {
         let mut state = pair.state.lock();
+        state.booking.clear();
         for (attempt, cost) in accepts {
             state.accept(attempt, cost);
         }
+        // Before SYNC nothing may be said; what waits is said right after it.
         if state.up {
-            std::mem::take(&mut state.to_accept)
+            (
+                std::mem::take(&mut state.to_accept),
+                state.unshown_voucher(),
+            )
         } else {
-            Vec::new()
+            (Vec::new(), None)
         }
     };
+    let accepts_sent = !accepts.is_empty();
+    if accepts_sent {
+        crate::failpoint::hit("buyer_before_accept");
+    }
     let mut messages = Vec::new();
     for batch in accepts.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
         let accept = Accept::sign(batch.to_vec(), &shared.keys.identity);
@@ -71,15 +80,18 @@ async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
     }
     messages.extend(voucher);
     super::session::send(pair, &messages).await;
+    if accepts_sent {
+        crate::failpoint::hit("buyer_after_accept");
+    }
     Ok(())
 }
 
-/// Commits finals and, when one is due, the next voucher; gives the voucher to send.
+/// Commits finals and, when one is due, the next voucher.
 async fn make_durable(
     shared: &Shared,
     pair: &Pair,
     finals: Vec<FinalRow>,
-) -> Result<Option<SessionMessage>, PaymentError> {
+) -> Result<(), PaymentError> {
     let (due, channel, newest) = {
         let state = pair.state.lock();
         (state.machine.wanted(), state.channel, state.newest)
@@ -89,7 +101,7 @@ async fn make_durable(
         if !rows.is_empty() {
             shared.ledger.commit(rows).await?;
         }
-        return Ok(None);
+        return Ok(());
     };
     if !rows.is_empty() {
         shared.ledger.submit(rows).await?;
@@ -112,10 +124,7 @@ async fn make_durable(
     let mut state = pair.state.lock();
     state.machine.signed_up_to(durable.cumulative);
     state.last_voucher = Some((durable.cumulative, signature));
-    let cumulative = durable.cumulative;
-    Ok(Some(SessionMessage::Voucher {
-        channel: durable.channel,
-        cumulative,
-        signature,
-    }))
+    drop(state);
+    crate::failpoint::hit("buyer_voucher_durable");
+    Ok(())
 }

@@ -22,21 +22,32 @@ pub enum Known {
     },
 }
 
-/// The accepted cost; `receipt` is the seller's verified claim, if it has one.
+/// What the seller shows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A verified receipt over this cost.
+    Receipt(MicroUsd),
+    /// It knows the attempt, but died before it had a receipt.
+    Lost,
+    /// It never heard of the attempt, or forgot it: it could not book a cost either.
+    Unknown,
+}
+
+/// The accepted cost.
 #[must_use]
-pub fn accepted_cost(known: Known, receipt: Option<MicroUsd>) -> MicroUsd {
-    match (known, receipt) {
-        (Known::Counted(own), Some(claim)) => claim.min(own),
-        (Known::Counted(own), None) => own,
+pub fn accepted_cost(known: Known, shown: Shown) -> MicroUsd {
+    match (known, shown) {
+        (Known::Counted(own), Shown::Receipt(claim)) => claim.min(own),
+        (Known::Counted(own), Shown::Lost) => own,
         (
             Known::Begun {
                 promised,
                 window,
                 max_cost,
             },
-            Some(claim),
+            Shown::Receipt(claim),
         ) => claim.min(promised.saturating_add(window)).min(max_cost),
-        (Known::Begun { .. }, None) => MicroUsd::ZERO,
+        (Known::Begun { .. }, Shown::Lost) | (_, Shown::Unknown) => MicroUsd::ZERO,
     }
 }
 
@@ -47,16 +58,20 @@ mod tests {
     #[test]
     fn doubt_is_settled_by_the_rules() {
         let m = MicroUsd;
-        assert_eq!(accepted_cost(Known::Counted(m(10)), Some(m(12))), m(10));
-        assert_eq!(accepted_cost(Known::Counted(m(10)), Some(m(8))), m(8));
-        assert_eq!(accepted_cost(Known::Counted(m(10)), None), m(10));
+        let receipt = |claim| Shown::Receipt(m(claim));
+        let counted = Known::Counted(m(10));
+        assert_eq!(accepted_cost(counted, receipt(12)), m(10));
+        assert_eq!(accepted_cost(counted, receipt(8)), m(8));
+        assert_eq!(accepted_cost(counted, Shown::Lost), m(10));
+        assert_eq!(accepted_cost(counted, Shown::Unknown), m(0));
         let begun = Known::Begun {
             promised: m(100),
             window: m(50),
             max_cost: m(120),
         };
-        assert_eq!(accepted_cost(begun, Some(m(500))), m(120));
-        assert_eq!(accepted_cost(begun, Some(m(70))), m(70));
-        assert_eq!(accepted_cost(begun, None), m(0));
+        assert_eq!(accepted_cost(begun, receipt(500)), m(120));
+        assert_eq!(accepted_cost(begun, receipt(70)), m(70));
+        assert_eq!(accepted_cost(begun, Shown::Lost), m(0));
+        assert_eq!(accepted_cost(begun, Shown::Unknown), m(0));
     }
 }

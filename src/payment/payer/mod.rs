@@ -2,7 +2,7 @@
 //!
 //! A pair owns the channel machine, a bookkeeper task ([`book`]: makes finals and vouchers durable,
 //! then sends ACCEPT and VOUCHER) and, while connected, a session ([`session`]: handshake, SYNC,
-//! receipts). Attempts call [`Pair::begin`], [`Pair::start`], [`Pair::receive`] and one of
+//! receipts). Attempts call [`Pair::begin`], [`Pair::opened`], [`Pair::start`], [`Pair::receive`] and one of
 //! [`Pair::finish`] (cost known) or [`Pair::park`] (in doubt, settled by the next SYNC).
 
 mod book;
@@ -14,7 +14,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 pub use pair::{Pair, PairSnapshot};
 
@@ -26,8 +28,12 @@ use crate::network::Handle;
 use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 
-/// Pairs with something in doubt are reconnected this often.
+/// Pairs with something in doubt are looked at this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// A seller that cannot be reached is tried again after twice the time, up to this.
+const RECONCILE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Sellers reconnected at once; one that does not answer holds up no other.
+const RECONCILE_AT_ONCE: usize = 8;
 
 /// What the payer needs to know.
 #[derive(Clone, Debug)]
@@ -82,7 +88,7 @@ impl PayerHub {
         let hub = Self { shared };
         for state in channels {
             let pair = hub.get_or_make(state.row.peer);
-            pair.adopt(state);
+            pair.adopt(state, hub.shared.clock.now_ms());
         }
         let reconciler = hub.clone();
         hub.shared.tasks.spawn(
@@ -133,19 +139,51 @@ impl PayerHub {
 
     async fn reconcile(&self) {
         let cancelled = self.shared.tasks.cancelled();
+        let mut pauses: HashMap<PeerId, (Instant, Duration)> = HashMap::new();
         loop {
-            for pair in self.pairs() {
-                if pair.in_doubt()
-                    && !pair.is_up()
-                    && let Err(error) = session::connect(&self.shared, &pair).await
-                {
-                    tracing::debug!(seller = %pair.seller(), %error, "reconcile later");
+            let now = Instant::now();
+            let mut due = self.pairs();
+            due.retain(|pair| {
+                let rested = pauses
+                    .get(pair.seller())
+                    .is_none_or(|(until, _)| *until <= now);
+                pair.in_doubt() && rested
+            });
+            let tried: Vec<(PeerId, bool)> = tokio::select! {
+                tried = futures::stream::iter(due)
+                    .map(|pair| self.reconcile_one(pair))
+                    .buffer_unordered(RECONCILE_AT_ONCE)
+                    .collect() => tried,
+                () = cancelled.cancelled() => return,
+            };
+            for (seller, reached) in tried {
+                if reached {
+                    pauses.remove(&seller);
+                    continue;
                 }
+                let pause = pauses.get(&seller).map_or(RECONCILE_INTERVAL, |(_, last)| {
+                    last.saturating_mul(2).min(RECONCILE_PAUSE_MAX)
+                });
+                pauses.insert(seller, (Instant::now() + pause, pause));
             }
             tokio::select! {
                 () = tokio::time::sleep(RECONCILE_INTERVAL) => {}
                 () = cancelled.cancelled() => return,
             }
         }
+    }
+
+    /// Brings the session up, or asks again on the one that stands. Says whether it stands.
+    async fn reconcile_one(&self, pair: Arc<Pair>) -> (PeerId, bool) {
+        let seller = *pair.seller();
+        if pair.is_up() {
+            session::sync_again(&pair).await;
+            return (seller, true);
+        }
+        let connected = session::connect(&self.shared, &pair).await;
+        if let Err(error) = &connected {
+            tracing::debug!(%seller, %error, "reconcile later");
+        }
+        (seller, connected.is_ok())
     }
 }

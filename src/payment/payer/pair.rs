@@ -1,22 +1,27 @@
 //! One seller as the payer sees it: the channel machine, what is in doubt, and what waits to be
 //! booked or sent. Every method is short and takes the lock once; nothing here awaits a socket.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::doubt::{Known, accepted_cost};
+use super::doubt::{Known, Shown, accepted_cost};
 use crate::ledger::{ChannelState, DeliveredRow, FinalRow, OpenRow, Outcome};
 use crate::payment::PaymentError;
 use crate::payment::channel::Payer;
 use crate::payment::window::WindowSettings;
-use crate::protocol::{EvmSignature, Terms};
+use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
+use crate::protocol::session::SyncBuyer;
+use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId, UnixMs};
 
 /// Accepts remembered until the seller acknowledges them; older ones come back by SYNC.
 const UNACKED_MAX: usize = 4_096;
+
+/// After a restart the sellers paid within this time are told what was booked.
+const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// One seller and the money between us.
 pub struct Pair {
@@ -35,20 +40,28 @@ pub(super) struct State {
     pub terms: Option<Terms>,
     pub settlements: MicroUsd,
     pub up: bool,
+    /// Rises with every session, so that an old one's end does not end the next.
+    pub generation: u64,
+    /// The seller may wait for something since the last session: a SYNC is due.
+    pub unsynced: bool,
     /// Seller's clock minus ours, ms.
     pub clock_offset_ms: i64,
     pub last_voucher: Option<(MicroUsd, EvmSignature)>,
+    /// The highest voucher that this session has shown.
+    pub shown: MicroUsd,
     /// Attempts that run in this process.
     pub live: HashMap<AttemptId, Live>,
     /// Attempts without a final row that no longer run.
     pub doubtful: HashMap<AttemptId, Doubtful>,
     /// Finals to make durable, with whether an ACCEPT follows.
     pub finals: Vec<(FinalRow, bool)>,
+    /// Attempts whose finals are on their way to the disk.
+    pub booking: HashSet<AttemptId>,
     /// Accepts sent or to be sent again, until acknowledged.
     pub unacked: HashMap<AttemptId, MicroUsd>,
     /// Accepts to send in the next flush.
     pub to_accept: Vec<(AttemptId, MicroUsd)>,
-    /// The newest live attempt: the one a voucher is signed for.
+    /// The newest attempt whose open row is queued: the one a voucher is signed for.
     pub newest: Option<AttemptId>,
     /// The seller asked, or a stream started: do not linger.
     pub urgent: bool,
@@ -78,6 +91,34 @@ impl State {
         }
         self.to_accept.push((attempt, cost));
     }
+
+    /// Takes the queued finals; they stay known until [`State::booking`] is cleared.
+    pub fn take_finals(&mut self) -> Vec<(FinalRow, bool)> {
+        let finals = std::mem::take(&mut self.finals);
+        self.booking
+            .extend(finals.iter().map(|(row, _)| row.attempt_id));
+        finals
+    }
+
+    /// True while the attempt runs or its final row is not durable yet.
+    pub fn is_under_way(&self, attempt: &AttemptId) -> bool {
+        let queued = |(row, _): &(FinalRow, bool)| row.attempt_id == *attempt;
+        self.live.contains_key(attempt)
+            || self.booking.contains(attempt)
+            || self.finals.iter().any(queued)
+    }
+
+    /// The highest voucher, unless this session has shown it; it counts as shown then.
+    pub fn unshown_voucher(&mut self) -> Option<SessionMessage> {
+        let channel = self.channel?;
+        let (cumulative, signature) = self.last_voucher.filter(|(v, _)| *v > self.shown)?;
+        self.shown = cumulative;
+        Some(SessionMessage::Voucher {
+            channel,
+            cumulative,
+            signature,
+        })
+    }
 }
 
 impl Pair {
@@ -93,11 +134,15 @@ impl Pair {
                 terms: None,
                 settlements: zero,
                 up: false,
+                generation: 0,
+                unsynced: false,
                 clock_offset_ms: 0,
                 last_voucher: None,
+                shown: zero,
                 live: HashMap::new(),
                 doubtful: HashMap::new(),
                 finals: Vec::new(),
+                booking: HashSet::new(),
                 unacked: HashMap::new(),
                 to_accept: Vec::new(),
                 newest: None,
@@ -109,9 +154,14 @@ impl Pair {
         }
     }
 
-    /// Takes up what an earlier life left in the ledger.
-    pub(super) fn adopt(&self, channel: ChannelState) {
+    /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
+    /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
+    pub(super) fn adopt(&self, channel: ChannelState, now_ms: UnixMs) {
         let state = &mut *self.state.lock();
+        state.unsynced = channel
+            .voucher
+            .as_ref()
+            .is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
         let signed = channel
             .voucher
             .as_ref()
@@ -180,11 +230,30 @@ impl Pair {
     pub fn is_up(&self) -> bool {
         self.state.lock().up
     }
-    /// True when something waits for the seller: attempts in doubt, unacknowledged accepts.
+    /// True when something waits for a session: attempts in doubt, unacknowledged accepts, a SYNC.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
         let state = self.state.lock();
-        !state.doubtful.is_empty() || !state.unacked.is_empty()
+        state.unsynced || !state.doubtful.is_empty() || !state.unacked.is_empty()
+    }
+    /// What the buyer tells in SYNC: its highest voucher, and the attempts it asks for.
+    pub(super) fn sync(&self, channel: ChannelId) -> SyncBuyer {
+        let mut state = self.state.lock();
+        state.shown = state.last_voucher.map_or(MicroUsd::ZERO, |(v, _)| v);
+        let doubtful = state.doubtful.keys();
+        SyncBuyer {
+            channel,
+            voucher: state.last_voucher,
+            open: doubtful.take(ATTEMPTS_PER_MESSAGE_MAX).copied().collect(),
+        }
+    }
+    /// A SYNC for attempts that fell into doubt while the session stood.
+    pub(super) fn sync_again(&self) -> Option<SyncBuyer> {
+        let state = self.state.lock();
+        let due = state.up && !state.doubtful.is_empty();
+        let channel = state.channel.filter(|_| due)?;
+        drop(state);
+        Some(self.sync(channel))
     }
     /// `now_ms` on the seller's clock.
     #[must_use]
@@ -232,7 +301,7 @@ impl Pair {
         )
     }
 
-    /// Begins an attempt: its prefill counts as pending, a voucher is signed if one is due.
+    /// Begins an attempt: its prefill counts as pending. [`Self::opened`] must follow.
     ///
     /// # Errors
     /// When the credit with this seller does not cover it.
@@ -249,9 +318,14 @@ impl Pair {
             window,
         };
         state.live.insert(open.attempt_id, live);
-        state.newest = Some(open.attempt_id);
-        self.wake_if_due(&mut state);
         Ok(())
+    }
+    /// The attempt's open row is with the ledger: from now on a voucher may name it, and one is
+    /// signed if it is due. A voucher's row must never be durable before the row it names.
+    pub fn opened(&self, attempt: &AttemptId) {
+        let mut state = self.state.lock();
+        state.newest = Some(*attempt);
+        self.wake_if_due(&mut state);
     }
     /// RESP_HEAD: the meter stands at `running`.
     pub fn start(&self, attempt: &AttemptId, running: MicroUsd) {
@@ -301,7 +375,8 @@ impl Pair {
     pub(super) fn resolve(
         &self,
         attempt: &AttemptId,
-        receipt: Option<(&crate::protocol::Receipt, Vec<u8>)>,
+        shown: Shown,
+        receipt: Option<SignedReceipt>,
         now_ms: UnixMs,
     ) -> Option<FinalRow> {
         let mut state = self.state.lock();
@@ -320,8 +395,7 @@ impl Pair {
             },
             |row| Known::Counted(row.cost),
         );
-        let claim = receipt.as_ref().map(|(receipt, _)| receipt.cost);
-        let billed = accepted_cost(known, claim);
+        let billed = accepted_cost(known, shown);
         Some(FinalRow {
             at_ms: now_ms,
             attempt_id: *attempt,
@@ -332,16 +406,16 @@ impl Pair {
             },
             status: receipt
                 .as_ref()
-                .map_or(doubt.status, |(receipt, _)| receipt.status),
+                .map_or(doubt.status, |signed| signed.receipt.status),
             billed,
             model_served: doubt.model,
-            usage: receipt.as_ref().map(|(receipt, _)| receipt.usage),
+            usage: receipt.as_ref().map(|signed| signed.receipt.usage),
             own_input: doubt.counted.as_ref().and_then(|row| row.own_input),
             own_output: doubt.counted.as_ref().and_then(|row| row.own_output),
             ttft_ms: None,
             total_ms: 0,
-            disputed: claim.is_some_and(|claim| claim > billed),
-            receipt: receipt.map(|(_, bytes)| bytes),
+            disputed: matches!(shown, Shown::Receipt(claim) if claim > billed),
+            receipt: receipt.map(|signed| signed.bytes.to_vec()),
             error: Some("settled_after_interruption".to_owned()),
         })
     }

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use tokio::io::{ReadHalf, WriteHalf};
 
 use super::Shared;
+use super::doubt::Shown;
 use super::pair::Pair;
 use crate::ledger::{ChannelRow, Role, Row, SettlementRow};
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::network::{Protocol, Stream};
 use crate::payment::PaymentError;
-use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
-use crate::protocol::session::{Hello, MODE_CREDIT, Open, SyncBuyer, SyncSeller};
+use crate::protocol::session::{Hello, MODE_CREDIT, Open, SyncSeller};
 use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, WIRE_VERSION,
@@ -35,15 +35,15 @@ pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<()
     let (reader, sync) = tokio::time::timeout(deadline, handshake(shared, pair))
         .await
         .map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
-    pair.state.lock().up = true;
     on_sync(shared, pair, sync).await?;
-    resend_accepts(pair);
+    // No await from here on: whoever waits may stop waiting, a session without a reader must not be.
+    let generation = stand_up(pair);
     let (shared, pair) = (Arc::clone(shared), Arc::clone(pair));
     let tasks = shared.tasks.clone();
     tasks.spawn("payer-session", async move {
         let ended = listen(&shared, &pair, reader).await;
         tracing::debug!(seller = %pair.seller(), ?ended, "session ended");
-        close(&pair).await;
+        close(&pair, generation).await;
     });
     Ok(())
 }
@@ -97,21 +97,7 @@ async fn handshake(
         ));
     }
     pair.state.lock().machine.set_deposit(deposit);
-    let sync = {
-        let state = pair.state.lock();
-        let open = state
-            .doubtful
-            .keys()
-            .take(ATTEMPTS_PER_MESSAGE_MAX)
-            .copied()
-            .collect();
-        SessionMessage::SyncBuyer(SyncBuyer {
-            channel,
-            voucher: state.last_voucher,
-            open,
-        })
-    };
-    send(pair, &[sync]).await;
+    send(pair, &[SessionMessage::SyncBuyer(pair.sync(channel))]).await;
     match next(&mut reader).await? {
         SessionMessage::SyncSeller(sync) if sync.channel == channel => Ok((reader, sync)),
         _ => Err(out_of_order("SYNC")),
@@ -214,12 +200,12 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
         }
     }
     for attempt in sync.unknown {
-        settle_doubt(shared, pair, attempt, None, false).await?;
+        settle_doubt(shared, pair, attempt, Shown::Unknown, None).await?;
     }
     for attempt in sync.open {
         match attempt.receipt {
             Some(bytes) => on_receipt(shared, pair, bytes.into()).await?,
-            None => settle_doubt(shared, pair, attempt.attempt, None, true).await?,
+            None => settle_doubt(shared, pair, attempt.attempt, Shown::Lost, None).await?,
         }
     }
     Ok(())
@@ -257,37 +243,24 @@ async fn book_settlements(
 async fn on_receipt(shared: &Shared, pair: &Pair, bytes: Bytes) -> Result<(), PaymentError> {
     let receipt = SignedReceipt::decode_and_verify(&bytes, pair.seller())
         .map_err(|e| PaymentError::Refused(e.to_string()))?;
-    settle_doubt(
-        shared,
-        pair,
-        receipt.receipt.attempt_id,
-        Some(receipt),
-        true,
-    )
-    .await
+    let attempt = receipt.receipt.attempt_id;
+    let shown = Shown::Receipt(receipt.receipt.cost);
+    settle_doubt(shared, pair, attempt, shown, Some(receipt)).await
 }
 
 async fn settle_doubt(
     shared: &Shared,
     pair: &Pair,
     attempt: AttemptId,
+    shown: Shown,
     receipt: Option<SignedReceipt>,
-    accept: bool,
 ) -> Result<(), PaymentError> {
-    let shown = receipt.as_ref().map(|r| (&r.receipt, r.bytes.to_vec()));
-    if let Some(row) = pair.resolve(&attempt, shown, shared.clock.now_ms()) {
+    let accept = shown != Shown::Unknown;
+    if let Some(row) = pair.resolve(&attempt, shown, receipt, shared.clock.now_ms()) {
         pair.finish(row, accept);
         return Ok(());
     }
-    let running_or_queued = {
-        let state = pair.state.lock();
-        state.live.contains_key(&attempt)
-            || state
-                .finals
-                .iter()
-                .any(|(row, _)| row.attempt_id == attempt)
-    };
-    if !accept || running_or_queued {
+    if !accept || pair.state.lock().is_under_way(&attempt) {
         return Ok(());
     }
     match shared.ledger.attempt(&attempt).await? {
@@ -302,8 +275,13 @@ async fn settle_doubt(
     Ok(())
 }
 
-fn resend_accepts(pair: &Pair) {
+/// The session stands: what waited is said, again where no answer came.
+fn stand_up(pair: &Pair) -> u64 {
     let mut state = pair.state.lock();
+    state.up = true;
+    state.unsynced = false;
+    state.generation += 1;
+    let generation = state.generation;
     let again: Vec<_> = state
         .unacked
         .iter()
@@ -312,6 +290,14 @@ fn resend_accepts(pair: &Pair) {
     state.to_accept = again;
     drop(state);
     pair.changed.notify_one();
+    generation
+}
+
+/// Asks for attempts that fell into doubt while the session stood.
+pub(super) async fn sync_again(pair: &Pair) {
+    if let Some(sync) = pair.sync_again() {
+        send(pair, &[SessionMessage::SyncBuyer(sync)]).await;
+    }
 }
 
 /// Sends on the session if it stands; a broken one is noticed by its reader.
@@ -327,14 +313,22 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
         if let Err(error) = writer.flush().await {
             tracing::debug!(seller = %pair.seller(), %error, "session write failed");
             *session = None;
-            pair.state.lock().up = false;
+            let mut state = pair.state.lock();
+            state.up = false;
+            state.unsynced = true;
         }
     }
 }
 
-async fn close(pair: &Pair) {
-    pair.state.lock().up = false;
-    *pair.session.lock().await = None;
+/// The session ended; the seller may have restarted and lost what it was told last.
+async fn close(pair: &Pair, generation: u64) {
+    let mut session = pair.session.lock().await;
+    let mut state = pair.state.lock();
+    if state.generation == generation {
+        state.up = false;
+        state.unsynced = true;
+        *session = None;
+    }
 }
 
 async fn next(reader: &mut SessionReader) -> Result<SessionMessage, PaymentError> {

@@ -26,6 +26,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// Every node of the tests listens here: loopback, a free port.
 const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
+/// Names the place where a debug build kills itself.
+const FAILPOINT: &str = "FAILPOINT_SOUK";
+
 /// Lines of stderr that a failure shows.
 const STDERR_TAIL_LINES: usize = 40;
 
@@ -84,6 +87,8 @@ pub struct Node {
     ready: BTreeMap<String, String>,
     stderr: PathBuf,
     starts: u32,
+    /// Where the next process is to die: `FAILPOINT_SOUK`.
+    failpoint: Option<String>,
 }
 
 impl Node {
@@ -105,6 +110,7 @@ impl Node {
             ready,
             stderr,
             starts: 0,
+            failpoint: None,
         };
         node.spawn();
         node
@@ -113,7 +119,11 @@ impl Node {
     fn spawn(&mut self) {
         self.starts += 1;
         self.stderr = self.home.path().join(format!("stderr-{}.txt", self.starts));
-        let mut child = command(self.home.path())
+        let mut command = command(self.home.path());
+        if let Some(failpoint) = &self.failpoint {
+            command.env(FAILPOINT, failpoint);
+        }
+        let mut child = command
             .args(&self.args)
             .stdout(Stdio::piped())
             .stderr(File::create(&self.stderr).unwrap())
@@ -238,6 +248,14 @@ impl Node {
     /// Starts it again on the same data directory with the same arguments.
     pub fn restart(&mut self) {
         self.kill();
+        self.failpoint = None;
+        self.spawn();
+    }
+
+    /// Starts it again so that it dies at a failpoint (`name`, `name:n`).
+    pub fn restart_to_die_at(&mut self, failpoint: &str) {
+        self.kill();
+        self.failpoint = Some(failpoint.to_owned());
         self.spawn();
     }
 }
@@ -256,7 +274,10 @@ impl Drop for Node {
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
     for (name, _) in std::env::vars() {
-        if name.starts_with("SOUK_") || name.to_ascii_lowercase().ends_with("_proxy") {
+        if name.starts_with("SOUK_")
+            || name == FAILPOINT
+            || name.to_ascii_lowercase().ends_with("_proxy")
+        {
             command.env_remove(name);
         }
     }

@@ -1,0 +1,314 @@
+//! A node that dies at any step of a request: after its restart both ledgers agree, nothing is
+//! charged twice, and nothing stays open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::harness::http::{self, Request, Response};
+use crate::harness::market::{Dialect, Hold, Seller, UPSTREAM_KEY, start_buyer, wait_for_sellers};
+use crate::harness::node::{Home, Node};
+use crate::harness::upstream::Script;
+
+/// A dead peer is given up after 12 s, a request may try two of them, and the machine may be busy.
+const ANSWERED_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Receipts are shown again every 5 s, a lost session is restored within 5 s, twice that when the
+/// first try fails.
+const BOOKED_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Requests until a node must have died.
+const REQUESTS_MAX: usize = 4;
+
+/// USD per million tokens: enough that vouchers are due every few requests.
+const PRICES: (&str, &str) = ("2.00", "8.00");
+
+/// The price of the seller that nobody kills.
+const CHEAP: (&str, &str) = ("1.00", "4.00");
+
+/// Where a buyer dies, in the order of a request; what is per request waits for the second one.
+const BUYER_POINTS: [&str; 10] = [
+    "buyer_open_row:2",
+    "buyer_voucher_durable",
+    "buyer_after_head:2",
+    "buyer_resp_head:2",
+    "buyer_half_body:2",
+    "buyer_usage:2",
+    "buyer_before_accept",
+    "buyer_before_accept:2",
+    "buyer_after_accept",
+    "buyer_after_accept:2",
+];
+
+/// Where a seller dies, in the order of a request.
+const SELLER_POINTS: [&str; 10] = [
+    "seller_open_row",
+    "seller_open_row:2",
+    "seller_voucher_durable",
+    "seller_before_upstream:2",
+    "seller_resp_head:2",
+    "seller_half_body:2",
+    "seller_before_usage:2",
+    "seller_after_usage",
+    "seller_after_usage:2",
+    "seller_accept_durable",
+];
+
+/// One attempt as a ledger shows it.
+#[derive(Clone, Debug)]
+struct Row {
+    request: String,
+    buyer: String,
+    seller: String,
+    outcome: String,
+    billed: Option<u64>,
+}
+
+type Rows = BTreeMap<String, Row>;
+
+fn rows(home: &Home) -> Rows {
+    let value = home.ledger(&["requests", "--json", "--limit", "10000"]);
+    let all = value.as_array().expect("an array of rows");
+    all.iter()
+        .filter(|row| row["attempt_id"].is_string())
+        .map(|row| {
+            let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+            let parsed = Row {
+                request: text("request_id"),
+                buyer: text("buyer"),
+                seller: text("seller"),
+                outcome: text("outcome"),
+                billed: row["billed_micro_usd"].as_u64(),
+            };
+            (text("attempt_id"), parsed)
+        })
+        .collect()
+}
+
+/// Waits until every attempt is booked, with the same cost in both ledgers; a final row never
+/// changes, so this holds from then on. Gives what the buyers and what the sellers have.
+async fn agreed(buyers: &[&Home], sellers: &[&Home]) -> (Rows, Rows) {
+    let all = |homes: &[&Home]| -> Rows { homes.iter().flat_map(|home| rows(home)).collect() };
+    let end = Instant::now() + BOOKED_DEADLINE;
+    loop {
+        let (bought, sold) = (all(buyers), all(sellers));
+        let differences = differences(&bought, &sold);
+        if differences.is_empty() {
+            assert_charged_once(&bought);
+            return (bought, sold);
+        }
+        assert!(
+            Instant::now() < end,
+            "after {BOOKED_DEADLINE:?}: {differences:#?}"
+        );
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// What is open, or booked differently; an attempt that only one side knows must cost nothing.
+fn differences(bought: &Rows, sold: &Rows) -> Vec<String> {
+    let attempts: BTreeSet<&String> = bought.keys().chain(sold.keys()).collect();
+    attempts
+        .into_iter()
+        .filter_map(|attempt| {
+            let (here, there) = (bought.get(attempt), sold.get(attempt));
+            let cost = |row: Option<&Row>| row.map_or(Some(0), |row| row.billed);
+            let same = cost(here).is_some() && cost(here) == cost(there);
+            (!same).then(|| format!("{attempt}: {here:?} bought, {there:?} sold"))
+        })
+        .collect()
+}
+
+fn assert_charged_once(bought: &Rows) {
+    let mut charged: BTreeMap<&str, u32> = BTreeMap::new();
+    for row in bought.values().filter(|row| row.billed > Some(0)) {
+        *charged.entry(&row.request).or_default() += 1;
+    }
+    assert!(!charged.is_empty(), "something was paid");
+    charged.retain(|_, count| *count > 1);
+    assert!(charged.is_empty(), "charged twice: {charged:?}");
+}
+
+fn assert_verifies(home: &Home) {
+    let output = home.run(&["ledger", "verify"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success(),
+        "{}: {text}\n{errors}",
+        home.peer_id
+    );
+}
+
+fn paced() -> Script {
+    Script::default().paced(100.0).key(UPSTREAM_KEY)
+}
+
+fn ask_of(seller: &Node, stream: bool) -> Request {
+    Dialect::Chat
+        .request("Say something.", stream)
+        .header("x-souk-seller", seller.peer_id())
+}
+
+/// Asks, and takes what comes: the answer, or nothing when the buyer died.
+async fn try_ask(buyer: SocketAddr, request: &Request) -> Option<Response> {
+    Some(http::open(buyer, request).await.ok()?.finish().await)
+}
+
+/// Asks until this very seller answers completely.
+async fn answered_by(buyer: &Node, seller: &Node) {
+    let end = Instant::now() + ANSWERED_DEADLINE;
+    loop {
+        let response = http::send(buyer.http(), &ask_of(seller, false)).await;
+        if response.status == 200 && response.header("x-souk-seller") == Some(seller.peer_id()) {
+            return;
+        }
+        assert!(
+            Instant::now() < end,
+            "{} does not answer: {} {}",
+            seller.peer_id(),
+            response.status,
+            response.text()
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Shows what became of the attempts of the node that died at `point`.
+fn print_outcome(point: &str, stream: bool, peer: &str, [bought, sold]: [&Rows; 2]) {
+    let kind = if stream { "stream" } else { "whole" };
+    let attempts: BTreeSet<_> = [bought, sold]
+        .into_iter()
+        .flatten()
+        .filter(|(_, row)| row.buyer == peer || row.seller == peer)
+        .map(|(attempt, _)| attempt)
+        .collect();
+    let show = |rows: &Rows, attempt: &String| {
+        rows.get(attempt).map_or("unknown".to_owned(), |row| {
+            format!("{} {}", row.outcome, row.billed.unwrap_or(0))
+        })
+    };
+    for attempt in attempts {
+        let (here, there) = (show(bought, attempt), show(sold, attempt));
+        println!("{point:26} {kind:6} bought: {here:14} sold: {there}");
+    }
+}
+
+/// Each buyer asks one after another, all at once.
+async fn ask_each(asks: impl Iterator<Item = (SocketAddr, Request)>) {
+    let asking: Vec<_> = asks
+        .map(|(address, request)| {
+            tokio::spawn(async move {
+                for _ in 0..REQUESTS_MAX {
+                    try_ask(address, &request).await;
+                }
+            })
+        })
+        .collect();
+    for one in asking {
+        one.await.unwrap();
+    }
+}
+
+/// One buyer per failpoint, all at one seller: a seller takes a few connections of one peer, and a
+/// killed node's last connection counts until it is given up.
+async fn buyers_die(stream: bool) {
+    let _hold = Hold::shared().await;
+    let bootstrap = Node::start(&["bootstrap"]);
+    let sellers = [Seller::start(bootstrap.listen(), Dialect::Chat, PRICES, paced()).await];
+    let mut buyers = vec![];
+    for point in BUYER_POINTS {
+        let mut buyer = start_buyer(bootstrap.listen(), &[]);
+        buyer.restart_to_die_at(point);
+        buyers.push(buyer);
+    }
+    for buyer in &buyers {
+        wait_for_sellers(buyer, 1).await;
+    }
+    let request = ask_of(&sellers[0].node, stream);
+    let addresses: Vec<_> = buyers.iter().map(Node::http).collect();
+    ask_each(addresses.into_iter().map(|a| (a, request.clone()))).await;
+    for (buyer, point) in buyers.iter_mut().zip(BUYER_POINTS) {
+        assert!(!buyer.is_running(), "{point} was never reached");
+        buyer.restart();
+    }
+    for buyer in &buyers {
+        wait_for_sellers(buyer, 1).await;
+        answered_by(buyer, &sellers[0].node).await;
+    }
+    let homes: Vec<_> = buyers.iter().map(Node::home).collect();
+    let (bought, sold) = agreed(&homes, &[sellers[0].node.home()]).await;
+    for (buyer, point) in buyers.iter().zip(BUYER_POINTS) {
+        print_outcome(point, stream, buyer.peer_id(), [&bought, &sold]);
+    }
+    for home in homes.into_iter().chain([sellers[0].node.home()]) {
+        assert_verifies(home);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_killed_at_any_step_of_a_stream_owes_what_both_ledgers_say() {
+    buyers_die(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_killed_at_any_step_of_a_whole_answer_owes_what_both_ledgers_say() {
+    buyers_die(false).await;
+}
+
+/// One seller per failpoint and one that lives; all die in one market, because a dead seller is
+/// waited for.
+async fn sellers_die(stream: bool) {
+    let _hold = Hold::shared().await;
+    let bootstrap = Node::start(&["bootstrap"]);
+    let mut sellers = vec![];
+    for point in SELLER_POINTS {
+        let mut seller = Seller::start(bootstrap.listen(), Dialect::Chat, PRICES, paced()).await;
+        seller.node.restart_to_die_at(point);
+        sellers.push(seller);
+    }
+    sellers.push(Seller::start(bootstrap.listen(), Dialect::Chat, CHEAP, paced()).await);
+    let buyer = start_buyer(bootstrap.listen(), &[]);
+    wait_for_sellers(&buyer, sellers.len()).await;
+
+    let victims = &sellers[..SELLER_POINTS.len()];
+    ask_each(
+        victims
+            .iter()
+            .map(|s| (buyer.http(), ask_of(&s.node, stream))),
+    )
+    .await;
+    for (seller, point) in sellers.iter_mut().zip(SELLER_POINTS) {
+        assert!(!seller.node.is_running(), "{point} was never reached");
+        seller.node.restart();
+    }
+    // What the buyer holds in doubt is settled without a request.
+    let end = Instant::now() + BOOKED_DEADLINE;
+    while rows(buyer.home()).values().any(|row| row.billed.is_none()) {
+        assert!(Instant::now() < end, "{:#?}", rows(buyer.home()));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    for seller in &sellers {
+        answered_by(&buyer, &seller.node).await;
+    }
+    let homes: Vec<_> = sellers.iter().map(|s| s.node.home()).collect();
+    let (bought, sold) = agreed(&[buyer.home()], &homes).await;
+    for (seller, point) in sellers.iter().zip(SELLER_POINTS) {
+        print_outcome(point, stream, seller.node.peer_id(), [&bought, &sold]);
+    }
+    for home in homes.into_iter().chain([buyer.home()]) {
+        assert_verifies(home);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_killed_at_any_step_of_a_stream_is_owed_what_both_ledgers_say() {
+    sellers_die(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_killed_at_any_step_of_a_whole_answer_is_owed_what_both_ledgers_say() {
+    sellers_die(false).await;
+}
