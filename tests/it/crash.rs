@@ -293,24 +293,6 @@ async fn sellers_die(stream: bool) {
     for seller in &sellers {
         answered_by(&buyer, &seller.node).await;
     }
-    for e in std::fs::read_dir(buyer.home().path()).unwrap() {
-        let p = e.unwrap().path();
-        if p.to_string_lossy().contains("stderr-") {
-            std::fs::copy(&p, format!("/tmp/crash-buyer-{stream}.log")).unwrap();
-        }
-    }
-    for s in &sellers {
-        for e in std::fs::read_dir(s.node.home().path()).unwrap() {
-            let p = e.unwrap().path();
-            if p.to_string_lossy().contains("stderr-3") {
-                std::fs::copy(
-                    &p,
-                    format!("/tmp/crash-seller-{stream}-{}.log", s.node.peer_id()),
-                )
-                .unwrap();
-            }
-        }
-    }
     let homes: Vec<_> = sellers.iter().map(|s| s.node.home()).collect();
     let (bought, sold) = agreed(&[buyer.home()], &homes).await;
     for (seller, point) in sellers.iter().zip(SELLER_POINTS) {
