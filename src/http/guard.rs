@@ -49,7 +49,10 @@ pub struct Settings {
 /// Says whether a SIGN-IN-WITH-X header (value, host) lets its caller in. It uses nonces up, so it
 /// is asked last.
 #[derive(Clone)]
-pub struct SignInCheck(pub Arc<dyn Fn(&str, &str) -> bool + Send + Sync>);
+pub struct SignInCheck(pub Arc<SignIn>);
+
+/// From the header's value and the host it names to yes or no.
+pub type SignIn = dyn Fn(&str, &str) -> bool + Send + Sync;
 
 impl std::fmt::Debug for SignInCheck {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
