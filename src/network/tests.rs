@@ -313,7 +313,7 @@ async fn a_warm_peer_is_dialled_again_when_its_connection_breaks() {
     let mut events = buyer.handle.subscribe();
     seller.handle.disconnect(&buyer.handle.local_peer()).await;
     let mut seen = Vec::new();
-    within(10, async {
+    within(30, async {
         while seen.len() < 2 {
             match events.recv().await.unwrap() {
                 NetworkEvent::Server(_) => {}
