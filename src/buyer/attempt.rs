@@ -173,6 +173,8 @@ async fn serve(
             if kind == FailureKind::Timeout {
                 shared.book.mark_dead(&seller);
                 let _ = wire.cancel(CancelReason::Timeout, |_| {}).await;
+                // The connection may be a dead process's; the next request dials anew.
+                shared.network.disconnect(&seller).await;
             }
             books.void(&reason, 502);
             Ok(fail(seller, kind, &reason))

@@ -41,7 +41,7 @@ use asked::{Asked, dialect_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::Budget;
 use nonces::Nonces;
-use refusal::Refusal;
+use refusal::{AttemptFailure, Refusal};
 use route::{Barred, Policy, Route};
 use sink::ClientSink;
 
@@ -288,8 +288,17 @@ impl Buyer {
         let shared = &self.shared;
         let all = Instant::now() + shared.settings.timeouts.all_attempts;
         let mut failures = Vec::new();
-        let count = route.candidates.len().min(ATTEMPTS_MAX);
-        for (index, candidate) in route.candidates.iter().take(count).enumerate() {
+        let mut candidates: Vec<_> = route.candidates.iter().take(ATTEMPTS_MAX).collect();
+        if let [only] = candidates.as_slice() {
+            // A lone seller that restarted is found again on a fresh connection.
+            candidates.push(only);
+        }
+        let count = candidates.len();
+        for (index, candidate) in candidates.into_iter().enumerate() {
+            let again = index > 0 && route.candidates.len() == 1;
+            if again && !failures.iter().any(AttemptFailure::was_silent) {
+                break;
+            }
             let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
             let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
                 return Refusal::budget_exceeded(&shared.budget.reset())

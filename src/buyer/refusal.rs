@@ -25,6 +25,13 @@ pub(super) struct AttemptFailure {
     pub reason: String,
 }
 
+impl AttemptFailure {
+    /// The seller said nothing in time.
+    pub fn was_silent(&self) -> bool {
+        self.kind == FailureKind::Timeout
+    }
+}
+
 /// What a failure says about the final status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {

@@ -24,7 +24,7 @@ pub struct Usage {
 pub const TOKENS_MAX: u64 = 1 << 40;
 
 impl Usage {
-    /// The same with every part at most [`TOKENS_MAX`]: what anybody else reports is cut to it.
+    /// The same with every part at most `TOKENS_MAX`: what anybody else reports is cut to it.
     #[must_use]
     pub fn clamped(self) -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! The buyer's side of money: one [`Pair`] per seller, found or opened by [`PayerHub::pair`].
 //!
-//! A pair owns the channel machine, a bookkeeper task ([`book`]: makes finals and vouchers durable,
-//! then sends ACCEPT and VOUCHER) and, while connected, a session ([`session`]: handshake, SYNC,
+//! A pair owns the channel machine, a bookkeeper task (`book`: makes finals and vouchers durable,
+//! then sends ACCEPT and VOUCHER) and, while connected, a session (`session`: handshake, SYNC,
 //! receipts). Attempts call [`Pair::begin`], [`Pair::opened`], [`Pair::start`], [`Pair::receive`] and one of
 //! [`Pair::finish`] (cost known) or [`Pair::park`] (in doubt, settled by the next SYNC).
 
