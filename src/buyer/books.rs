@@ -271,7 +271,6 @@ impl Books {
             receipt: receipt.map(|signed| signed.bytes.to_vec()),
             error: tally.error,
         };
-        self.shared.budget.spent(billed);
         self.pair
             .finish(row, claim.is_some_and(|claim| claim > MicroUsd::ZERO));
     }

@@ -1,12 +1,14 @@
 //! The spending limits: accepted cost plus live reservations, by local day and local month.
 //!
-//! A reservation belongs to an attempt and is given back when it ends; what was really spent stays.
+//! A reservation belongs to an attempt and is given back when it ends; what was really spent stays,
+//! and what is in doubt counts as spent until the seller shows that less is owed.
 //! Exact under concurrency: all of it lives behind one lock.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::payment::payer::Spending;
 pub use crate::types::day::midnight_before;
 use crate::types::day::{local_text, midnight_after, month_after};
 use crate::types::{Clock, MicroUsd, UnixMs};
@@ -111,13 +113,6 @@ impl Budget {
         })
     }
 
-    /// Books accepted cost.
-    pub fn spent(&self, amount: MicroUsd) {
-        let mut state = self.inner.now();
-        state.spent_today = state.spent_today.saturating_add(amount);
-        state.spent_this_month = state.spent_this_month.saturating_add(amount);
-    }
-
     /// Spent today and set aside now.
     #[must_use]
     pub fn totals(&self) -> (MicroUsd, MicroUsd) {
@@ -137,6 +132,19 @@ impl Budget {
             at: local_text(ends_ms),
             seconds: ends_ms.saturating_sub(self.inner.clock.now_ms()) / 1_000,
         }
+    }
+}
+
+impl Spending for Budget {
+    fn spent(&self, amount: MicroUsd) {
+        let mut state = self.inner.now();
+        state.spent_today = state.spent_today.saturating_add(amount);
+        state.spent_this_month = state.spent_this_month.saturating_add(amount);
+    }
+    fn returned(&self, amount: MicroUsd) {
+        let mut state = self.inner.now();
+        state.spent_today = state.spent_today.saturating_sub(amount);
+        state.spent_this_month = state.spent_this_month.saturating_sub(amount);
     }
 }
 

@@ -49,12 +49,14 @@ async fn start() -> Node {
         windows: WindowSettings::default(),
         handshake_timeout: Duration::from_secs(1),
     };
+    let budget = Budget::new(None, MicroUsd::ZERO, clock.clone());
     let payer = PayerHub::restore(
         ledger.clone(),
         network.clone(),
         keys.clone(),
         clock.clone(),
         tasks.clone(),
+        Arc::new(budget.clone()),
         settings,
     );
     let server = Server::bind(server::Settings {
@@ -67,7 +69,6 @@ async fn start() -> Node {
         control: Some(Secret::new(TOKEN.to_owned())),
         ..guard::Settings::default()
     });
-    let budget = Budget::new(None, MicroUsd::ZERO, clock.clone());
     let control = Control::new(ControlParts {
         peer: keys.identity.peer_id(),
         evm_address: "0xabc".to_owned(),

@@ -8,7 +8,7 @@ use libp2p::{Multiaddr, PeerId, identify, kad, mdns};
 use super::address::{group_of, is_loopback, is_private};
 use super::behaviour::{BehaviourEvent, Blob, CatalogueAnswer, CatalogueRequest, KAD_PROTOCOL};
 use super::handle::NetworkEvent;
-use super::limits::{ADDRESSES_PER_PEER_MAX, CATALOGUE_BYTES_MAX};
+use super::limits::{ADDRESSES_PER_PEER_MAX, CATALOGUE_BYTES_MAX, CONNECTIONS_PER_PEER_MAX};
 use super::runner::Runner;
 use crate::protocol::offer::{SetHeader, decode_set, encode_set};
 use crate::types::UnixMs;
@@ -54,6 +54,11 @@ impl Runner {
                 }
                 if num_established.get() == 1 {
                     self.shared.publish(NetworkEvent::Connected(peer_id));
+                }
+                if num_established.get() > CONNECTIONS_PER_PEER_MAX
+                    && let Some(oldest) = self.shared.control.oldest(&peer_id)
+                {
+                    self.swarm.close_connection(oldest);
                 }
             }
             SwarmEvent::ConnectionClosed {

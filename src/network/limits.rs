@@ -1,6 +1,6 @@
 //! Limits on connections, and the behaviour that keeps one network from taking all of them.
 //!
-//! libp2p's own limits (per peer, pending, established) and the memory limit come first in the swarm; this one
+//! libp2p's own limits (pending, established) and the memory limit come first in the swarm; this one
 //! counts established connections per public /24 (IPv6: /48). Private and loopback addresses are exempt, or a
 //! laptop's own test network and a home behind one router could not connect. Called by `network::behaviour`.
 
@@ -20,7 +20,8 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::address::{Group, group_of};
 
-/// Connections of one peer: both sides may dial at once, over two transports.
+/// Connections of one peer: both sides may dial at once, over two transports. One more closes the
+/// oldest: a peer that was killed and restarted leaves dead ones behind for [`QUIC_IDLE`].
 pub const CONNECTIONS_PER_PEER_MAX: u32 = 4;
 /// Connections from one public /24.
 pub const CONNECTIONS_PER_GROUP_MAX: usize = 64;
@@ -77,14 +78,13 @@ pub const CATALOGUE_REQUEST_BYTES_MAX: u64 = 1_024;
 /// Peers whose rate is remembered.
 pub const SOURCES_REMEMBERED_MAX: usize = 4_096;
 
-/// libp2p's own connection limits, from the table above.
+/// libp2p's own connection limits, from the table above; the runner keeps the limit per peer.
 pub(super) fn connection_limits() -> connection_limits::Behaviour {
     connection_limits::Behaviour::new(
         ConnectionLimits::default()
             .with_max_pending_incoming(Some(PENDING_INCOMING_MAX))
             .with_max_pending_outgoing(Some(PENDING_OUTGOING_MAX))
-            .with_max_established(Some(CONNECTIONS_MAX))
-            .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX)),
+            .with_max_established(Some(CONNECTIONS_MAX)),
     )
 }
 

@@ -191,6 +191,11 @@ impl Control {
             .max_by_key(|c| (c.quic, c.id))
             .cloned()
     }
+    /// The connection of `peer` that was made first.
+    pub(super) fn oldest(&self, peer: &PeerId) -> Option<ConnectionId> {
+        let peers = self.index.peers.read();
+        peers.get(peer)?.connections.iter().map(|c| c.id).min()
+    }
     /// Opens a stream on the best connection of `peer`, within `timeout`.
     pub(super) async fn open(
         &self,

@@ -54,15 +54,6 @@ pub(super) async fn start(
         windows: base.windows(),
         handshake_timeout: config.buy.timeouts.head,
     };
-    let payer = PayerHub::restore(
-        base.ledger.clone(),
-        base.network.clone(),
-        base.keys.clone(),
-        Arc::clone(&base.clock),
-        base.base.clone(),
-        settings,
-    )
-    .await?;
     let spent = base
         .ledger
         .spent_since(
@@ -72,6 +63,16 @@ pub(super) async fn start(
         .await?;
     let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
     restore_limits(base, &budget).await?;
+    let payer = PayerHub::restore(
+        base.ledger.clone(),
+        base.network.clone(),
+        base.keys.clone(),
+        Arc::clone(&base.clock),
+        base.base.clone(),
+        Arc::new(budget.clone()),
+        settings,
+    )
+    .await?;
     let (server, guard, run_info) = bind(base, role).await?;
     let control = Control::new(ControlParts {
         peer: base.keys.identity.peer_id(),

@@ -312,7 +312,11 @@ impl Seller {
                 })
             })?;
         let row = job.open_row(shared.clock.now_ms());
-        if let Err(error) = shared.ledger.submit(vec![Row::Open(row)]).await {
+        let booked = async {
+            job.pair.book_channel(&shared.ledger).await?;
+            shared.ledger.submit(vec![Row::Open(row)]).await
+        };
+        if let Err(error) = booked.await {
             job.pair.drop_attempt(&job.attempt);
             return Err(ledger_failed(&error));
         }

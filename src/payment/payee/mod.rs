@@ -170,6 +170,7 @@ impl PayeeHub {
             amount,
             note,
         };
+        pair.book_channel(&self.shared.ledger).await?;
         self.shared
             .ledger
             .commit(vec![Row::Settlement(row)])

@@ -3,13 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{CreditPool, Settings};
-use crate::ledger::{ChannelState, FinalRow, Outcome};
+use crate::ledger::{ChannelRow, ChannelState, FinalRow, Ledger, LedgerError, Outcome, Row};
 use crate::network::Stream;
 use crate::network::framed::FrameWriter;
 use crate::payment::channel::{Hold, Payee, VoucherError};
@@ -22,6 +23,9 @@ pub struct PayeePair {
     channel: ChannelId,
     voucher_signer: EvmAddress,
     pool: Arc<CreditPool>,
+    /// The channel's row until the first order or voucher makes it worth keeping.
+    unbooked: tokio::sync::Mutex<Option<ChannelRow>>,
+    is_booked: AtomicBool,
     pub(super) state: Mutex<State>,
     voucher_arrived: Notify,
     pub(super) session: tokio::sync::Mutex<Option<FrameWriter<tokio::io::WriteHalf<Stream>>>>,
@@ -125,15 +129,16 @@ const UNACCEPTED_MAX: usize = 4_096;
 
 impl PayeePair {
     pub(super) fn new(
-        buyer: PeerId,
-        channel: ChannelId,
+        row: ChannelRow,
         descriptor: &ChannelDescriptor,
         settings: &Settings,
         pool: Arc<CreditPool>,
     ) -> Self {
         let zero = MicroUsd::ZERO;
         let machine = Payee::new(settings.windows, settings.credit_limit, zero, zero);
-        Self::with(buyer, channel, descriptor.voucher_signer, pool, machine)
+        let (buyer, channel) = (row.peer, row.channel);
+        let signer = descriptor.voucher_signer;
+        Self::with(buyer, channel, signer, pool, machine, Some(row))
     }
 
     fn with(
@@ -142,12 +147,15 @@ impl PayeePair {
         voucher_signer: EvmAddress,
         pool: Arc<CreditPool>,
         machine: Payee,
+        unbooked: Option<ChannelRow>,
     ) -> Self {
         Self {
             buyer,
             channel,
             voucher_signer,
             pool,
+            is_booked: AtomicBool::new(unbooked.is_none()),
+            unbooked: tokio::sync::Mutex::new(unbooked),
             state: Mutex::new(State {
                 machine,
                 settlements: MicroUsd::ZERO,
@@ -175,7 +183,7 @@ impl PayeePair {
             .map_or(MicroUsd::ZERO, |v| v.cumulative);
         let machine = Payee::new(settings.windows, deposit, held, channel.accepted_sum);
         let (peer, id) = (channel.row.peer, channel.row.channel);
-        let pair = Self::with(peer, id, descriptor.voucher_signer, pool, machine);
+        let pair = Self::with(peer, id, descriptor.voucher_signer, pool, machine, None);
         {
             let state = &mut *pair.state.lock();
             state.settlements = channel.settlements_sum;
@@ -216,6 +224,24 @@ impl PayeePair {
     #[must_use]
     pub const fn channel(&self) -> ChannelId {
         self.channel
+    }
+    /// Hands the channel's row to the ledger once, ahead of any row that names the channel.
+    ///
+    /// # Errors
+    /// When the ledger has stopped.
+    pub async fn book_channel(&self, ledger: &Ledger) -> Result<(), LedgerError> {
+        if self.is_booked() {
+            return Ok(());
+        }
+        let mut unbooked = self.unbooked.lock().await;
+        if let Some(row) = unbooked.take() {
+            ledger.submit(vec![Row::Channel(row)]).await?;
+            self.is_booked.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+    pub(super) fn is_booked(&self) -> bool {
+        self.is_booked.load(Ordering::Acquire)
     }
     pub(super) const fn voucher_signer(&self) -> &EvmAddress {
         &self.voucher_signer

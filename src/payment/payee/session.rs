@@ -118,7 +118,7 @@ async fn handshake(
     let SessionMessage::Open(open) = next(reader).await? else {
         return Err(out_of_order());
     };
-    let pair = open_pair(shared, buyer, &open).await?;
+    let pair = open_pair(shared, buyer, &open)?;
     let deposit = pair.state.lock().machine.deposit();
     let ack = SessionMessage::OpenAck {
         channel: pair.channel(),
@@ -145,8 +145,8 @@ async fn handshake(
     Ok(pair)
 }
 
-/// Finds the buyer's channel, or books the one it opens. Idempotent.
-async fn open_pair(
+/// Finds the buyer's channel, or remembers the one it opens; the first order books it. Idempotent.
+fn open_pair(
     shared: &Arc<Shared>,
     buyer: PeerId,
     open: &Open,
@@ -168,9 +168,6 @@ async fn open_pair(
             ))
         };
     }
-    if shared.pairs.lock().len() >= shared.settings.buyers_max {
-        return Err(PaymentError::Refused("too many buyers".into()));
-    }
     let row = ChannelRow {
         at_ms: shared.clock.now_ms(),
         role: Role::Sell,
@@ -182,17 +179,19 @@ async fn open_pair(
         deposit: shared.settings.credit_limit,
         open_signature: open.signature.0,
     };
-    shared.ledger.commit(vec![Row::Channel(row)]).await?;
     let pool = Arc::clone(&shared.pool);
-    let pair = Arc::new(PayeePair::new(
-        buyer,
-        channel,
-        &descriptor,
-        &shared.settings,
-        pool,
-    ));
+    let pair = PayeePair::new(row, &descriptor, &shared.settings, pool);
     let mut pairs = shared.pairs.lock();
-    Ok(Arc::clone(pairs.entry(buyer).or_insert(pair)))
+    if pairs.len() >= shared.settings.buyers_max {
+        // Keys are free: those that opened, ordered nothing and left make room.
+        pairs.retain(|_, pair| pair.is_booked() || Arc::strong_count(pair) > 1);
+        if pairs.len() >= shared.settings.buyers_max {
+            return Err(PaymentError::Refused("too many buyers".into()));
+        }
+    }
+    Ok(Arc::clone(
+        pairs.entry(buyer).or_insert_with(|| Arc::new(pair)),
+    ))
 }
 
 /// SYNC as one or more messages: attempts in doubt with their receipts, split by size.
@@ -369,6 +368,7 @@ async fn store_voucher(
         signature: signature.0,
         attempt: None,
     };
+    pair.book_channel(&shared.ledger).await?;
     let durable = shared.ledger.persist_voucher(row).await?;
     crate::failpoint::hit("seller_voucher_durable");
     pair.credit(durable.cumulative, signature)

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use pair::{Pair, PairSnapshot};
+pub use pair::{Pair, PairSnapshot, Spending};
 
 use super::PaymentError;
 use super::window::WindowSettings;
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     keys: NodeKeys,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
+    spending: Arc<dyn Spending>,
     settings: Settings,
     pairs: Mutex<HashMap<PeerId, Arc<Pair>>>,
 }
@@ -73,6 +74,7 @@ impl PayerHub {
         keys: NodeKeys,
         clock: Arc<dyn Clock>,
         tasks: Tasks,
+        spending: Arc<dyn Spending>,
         settings: Settings,
     ) -> Result<Self, PaymentError> {
         let channels = ledger.load(Role::Buy).await?;
@@ -82,6 +84,7 @@ impl PayerHub {
             keys,
             clock,
             tasks,
+            spending,
             settings,
             pairs: Mutex::new(HashMap::new()),
         });
@@ -127,7 +130,8 @@ impl PayerHub {
         if let Some(pair) = pairs.get(&seller) {
             return Arc::clone(pair);
         }
-        let pair = Arc::new(Pair::new(seller, self.shared.settings.windows));
+        let spending = Arc::clone(&self.shared.spending);
+        let pair = Arc::new(Pair::new(seller, self.shared.settings.windows, spending));
         pairs.insert(seller, Arc::clone(&pair));
         drop(pairs);
         let (shared, kept) = (Arc::clone(&self.shared), Arc::clone(&pair));

@@ -3,6 +3,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -23,10 +24,20 @@ const UNACKED_MAX: usize = 4_096;
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// Hears of every cost when it is booked or falls into doubt, so that spending limits hold over
+/// answers whose receipt is still missing.
+pub trait Spending: Send + Sync {
+    /// `amount` counts as spent from now on.
+    fn spent(&self, amount: MicroUsd);
+    /// `amount` of what was counted turned out not to be owed.
+    fn returned(&self, amount: MicroUsd);
+}
+
 /// One seller and the money between us.
 pub struct Pair {
     seller: PeerId,
     windows: WindowSettings,
+    spending: Arc<dyn Spending>,
     pub(super) state: Mutex<State>,
     pub(super) changed: Notify,
     pub(super) connecting: tokio::sync::Mutex<()>,
@@ -81,6 +92,8 @@ pub(super) struct Doubtful {
     pub counted: Option<DeliveredRow>,
     pub model: String,
     pub status: u16,
+    /// What spending limits count for it already.
+    pub charged: MicroUsd,
 }
 
 impl State {
@@ -122,11 +135,16 @@ impl State {
 }
 
 impl Pair {
-    pub(super) fn new(seller: PeerId, windows: WindowSettings) -> Self {
+    pub(super) fn new(
+        seller: PeerId,
+        windows: WindowSettings,
+        spending: Arc<dyn Spending>,
+    ) -> Self {
         let zero = MicroUsd::ZERO;
         Self {
             seller,
             windows,
+            spending,
             state: Mutex::new(State {
                 machine: Payer::new(windows, zero, zero, zero),
                 channel: None,
@@ -205,6 +223,7 @@ impl Pair {
                 counted: attempt.delivered,
                 model,
                 status,
+                charged: MicroUsd::ZERO,
             };
             state.doubtful.insert(id, doubtful);
         }
@@ -350,6 +369,11 @@ impl Pair {
     /// Books the cost of an attempt. `accept` says that the seller waits for an ACCEPT: it showed a
     /// receipt above 0, even when 0 is what the buyer books.
     pub fn finish(&self, row: FinalRow, accept: bool) {
+        self.spending.spent(row.billed);
+        self.book(row, accept);
+    }
+    /// As [`Self::finish`], for an attempt whose cost is counted already.
+    pub(super) fn book(&self, row: FinalRow, accept: bool) {
         let mut state = self.state.lock();
         state.live.remove(&row.attempt_id);
         state.doubtful.remove(&row.attempt_id);
@@ -369,13 +393,15 @@ impl Pair {
                 counted: Some(row.clone()),
                 model,
                 status,
+                charged: row.cost,
             };
+            self.spending.spent(row.cost);
             state.doubtful.insert(row.attempt_id, doubtful);
         }
     }
 
-    /// Settles an attempt in doubt by what the seller shows. Returns its final row, or `None` when
-    /// it is not in doubt (running, finished, or never known).
+    /// Settles an attempt in doubt by what the seller shows. Returns its final row for
+    /// [`Self::book`], or `None` when it is not in doubt (running, finished, or never known).
     pub(super) fn resolve(
         &self,
         attempt: &AttemptId,
@@ -400,6 +426,8 @@ impl Pair {
             |row| Known::Counted(row.cost),
         );
         let billed = accepted_cost(known, shown);
+        self.spending.spent(billed.saturating_sub(doubt.charged));
+        self.spending.returned(doubt.charged.saturating_sub(billed));
         Some(FinalRow {
             at_ms: now_ms,
             attempt_id: *attempt,
@@ -458,3 +486,7 @@ pub struct PairSnapshot {
     /// Session up.
     pub up: bool,
 }
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

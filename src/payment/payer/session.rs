@@ -262,7 +262,7 @@ async fn settle_doubt(
 ) -> Result<(), PaymentError> {
     let accept = shown != Shown::Unknown;
     if let Some(row) = pair.resolve(&attempt, shown, receipt, shared.clock.now_ms()) {
-        pair.finish(row, accept);
+        pair.book(row, accept);
         return Ok(());
     }
     if !accept || pair.state.lock().is_under_way(&attempt) {

@@ -1,0 +1,110 @@
+//! What spending limits hear of answers in doubt.
+
+use super::*;
+use crate::types::{Hash32, ModelId, PriceTable, RequestId, Usage};
+
+#[derive(Default)]
+struct Purse(Mutex<u64>);
+
+impl Spending for Purse {
+    fn spent(&self, amount: MicroUsd) {
+        *self.0.lock() += amount.0;
+    }
+    fn returned(&self, amount: MicroUsd) {
+        *self.0.lock() -= amount.0;
+    }
+}
+
+fn open(attempt: u8) -> OpenRow {
+    OpenRow {
+        at_ms: 1,
+        attempt_id: AttemptId::from_slice(&[attempt; 16]).unwrap(),
+        request_id: RequestId([attempt; 16]),
+        attempt: 1,
+        role: crate::ledger::Role::Buy,
+        peer: PeerId::random(),
+        client: String::new(),
+        model_asked: "m".to_owned(),
+        model: ModelId::new("m"),
+        offer_hash: Hash32::default(),
+        price: PriceTable::default(),
+        channel: ChannelId([0; 32]),
+        max_cost: MicroUsd(1_000),
+        prefill: MicroUsd(10),
+        voucher_before: MicroUsd::ZERO,
+        signed_head: Vec::new(),
+    }
+}
+
+fn delivered(attempt: &OpenRow, cost: u64) -> DeliveredRow {
+    DeliveredRow {
+        at_ms: 2,
+        attempt_id: attempt.attempt_id,
+        status: 200,
+        usage: Some(Usage::default()),
+        own_input: None,
+        own_output: None,
+        cost: MicroUsd(cost),
+        receipt: None,
+    }
+}
+
+/// A pair with 1 USD of credit, and what its limits have counted.
+fn pair() -> (Pair, Arc<Purse>) {
+    let purse = Arc::new(Purse::default());
+    let pair = Pair::new(PeerId::random(), WindowSettings::default(), purse.clone());
+    pair.state.lock().machine.set_deposit(MicroUsd(1_000_000));
+    (pair, purse)
+}
+
+#[test]
+fn regression_an_answer_in_doubt_counts_as_spent_until_less_is_owed() {
+    let (pair, purse) = pair();
+    let (first, second) = (open(1), open(2));
+    for attempt in [&first, &second] {
+        pair.begin(attempt, MicroUsd(500)).unwrap();
+        pair.park(&delivered(attempt, 300), "m");
+    }
+    assert_eq!(*purse.0.lock(), 600);
+    // The seller never heard of the first; of the second it lost the receipt.
+    let row = pair.resolve(&first.attempt_id, Shown::Unknown, None, 3);
+    pair.book(row.unwrap(), false);
+    assert_eq!(*purse.0.lock(), 300);
+    let row = pair.resolve(&second.attempt_id, Shown::Lost, None, 3);
+    pair.book(row.unwrap(), true);
+    assert_eq!(*purse.0.lock(), 300);
+    assert_eq!(pair.snapshot().settled, MicroUsd(300));
+}
+
+#[test]
+fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled() {
+    let (pair, purse) = pair();
+    let attempt = open(3);
+    let state = ChannelState {
+        row: crate::ledger::ChannelRow {
+            at_ms: 1,
+            role: crate::ledger::Role::Buy,
+            channel: ChannelId([1; 32]),
+            peer: *pair.seller(),
+            mode: "credit".to_owned(),
+            descriptor: Vec::new(),
+            epoch: 0,
+            deposit: MicroUsd(1_000_000),
+            open_signature: [0; 64],
+        },
+        voucher: None,
+        accepted_sum: MicroUsd::ZERO,
+        written_off_sum: MicroUsd::ZERO,
+        settlements_sum: MicroUsd::ZERO,
+        unfinished: vec![crate::ledger::AttemptState {
+            delivered: Some(delivered(&attempt, 70)),
+            final_row: None,
+            open: attempt.clone(),
+        }],
+    };
+    pair.adopt(state, 10);
+    assert_eq!(*purse.0.lock(), 0);
+    let row = pair.resolve(&attempt.attempt_id, Shown::Lost, None, 11);
+    pair.book(row.unwrap(), true);
+    assert_eq!(*purse.0.lock(), 70);
+}
