@@ -57,6 +57,9 @@ pub struct GlobalArgs {
     /// Listen here (repeatable)
     #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
     pub listen: Vec<String>,
+    /// Others reach this node here, if not where it listens (repeatable)
+    #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
+    pub external: Vec<String>,
     /// Start from these peers (repeatable)
     #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
     pub bootstrap: Vec<String>,
@@ -195,19 +198,14 @@ impl GlobalArgs {
             let text = dir.display().to_string();
             all.push(Setting::flag("node.data_dir", "--data-dir", text));
         }
-        if !self.listen.is_empty() {
-            all.push(Setting::flag(
-                "node.listen",
-                "--listen",
-                self.listen.clone(),
-            ));
-        }
-        if !self.bootstrap.is_empty() {
-            all.push(Setting::flag(
-                "node.bootstrap",
-                "--bootstrap",
-                self.bootstrap.clone(),
-            ));
+        for (key, flag, addresses) in [
+            ("node.listen", "--listen", &self.listen),
+            ("node.external", "--external", &self.external),
+            ("node.bootstrap", "--bootstrap", &self.bootstrap),
+        ] {
+            if !addresses.is_empty() {
+                all.push(Setting::flag(key, flag, addresses.clone()));
+            }
         }
         all.extend(flags);
         Sources {

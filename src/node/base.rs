@@ -83,6 +83,7 @@ impl Base {
             network: config.node.network.clone(),
             listen: config.node.listen.clone(),
             bootstrap: config.node.bootstrap.clone(),
+            external: config.node.external.clone(),
             known_peers: known.into_iter().map(|p| (p.peer, p.addrs)).collect(),
             server: config.node.dht_server.forced(),
             mdns: config.node.mdns.forced().unwrap_or(true),
