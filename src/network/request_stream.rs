@@ -1,4 +1,4 @@
-//! Our own stream behaviour: one libp2p stream per request, opened without passing the runner.
+//! Our own stream behaviour: one libp2p stream for each request under way, opened without passing the runner.
 //!
 //! An index shared with every [`Control`] names the connections of each peer; `open` picks the best one (QUIC, else
 //! the newest), takes a permit of that connection and hands its waiting opener to the connection's task, which
