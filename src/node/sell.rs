@@ -64,6 +64,7 @@ pub(super) async fn start(
     role: &str,
     metrics: Option<Metrics>,
 ) -> anyhow::Result<Selling> {
+    base.warm_counter();
     let config = &base.config;
     let upstream = open_upstream(base).await?;
     let (limit, total) = credit(base).await;
