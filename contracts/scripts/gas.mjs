@@ -2,10 +2,10 @@
 // and execution together, as a seller pays it. Fails when one costs over 2 % more than in gas.json;
 // --write records the figures instead. Accounts are in their usual state: they had money before.
 import { readFileSync, writeFileSync } from "node:fs";
-import { encodeFunctionData, keccak256, parseSignature, stringToHex, toHex, zeroAddress } from "viem";
+import { encodeFunctionData, keccak256, stringToHex, toHex, zeroAddress } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { artifact, deploy, payer, START, withChain } from "./chain.mjs";
-import { authorisation, domains, types } from "./typed-data.mjs";
+import { authorisation, compact, domains, types } from "./typed-data.mjs";
 
 const file = new URL("../gas.json", import.meta.url);
 const DOLLAR = 1_000_000n;
@@ -49,9 +49,8 @@ const figures = await withChain(async (client) => {
     client.readContract({ address: hub, abi: hubCode.abi, functionName: "channelId", args: [channel] });
   const claim = async (name, cumulative) => {
     const message = { channelId: await idOf(channel(name)), cumulative };
-    const { r, s, yParity } = parseSignature(await sign(hot, domain.hub, "Voucher", message));
-    const vs = toHex(BigInt(s) | (BigInt(yParity) << 255n), { size: 32 });
-    return { channel: channel(name), cumulative, r, vs };
+    const signature = await sign(hot, domain.hub, "Voucher", message);
+    return { channel: channel(name), cumulative, ...compact(signature) };
   };
   const depositing = async (nonce) => {
     const auth = authorisation(buyer.address, 5n * DOLLAR, later, nonce);

@@ -128,6 +128,8 @@ contract ChannelHub is Vault, Multicall {
     /// @param signature The buyer's, over TopUpAuth.
     function topUp(
         Channel calldata channel,
+        // Named as in the signed struct.
+        // slither-disable-next-line shadowing-local
         uint96 deposit,
         uint40 expiry,
         uint40 validBefore,
@@ -260,8 +262,9 @@ contract ChannelHub is Vault, Multicall {
         if (settled <= state.settled) return 0;
 
         bytes32 digest = TypedData.digest(domain, TypedData.hashVoucher(id, claim.cumulative));
+        // A failed recovery gives zero, which no open channel has as its signer.
+        // slither-disable-next-line unused-return
         (address signer,,) = ECDSA.tryRecover(digest, claim.r, claim.vs);
-        // An open channel's signer is not zero, so a failed recovery matches nobody.
         if (signer != channel.voucherSigner) revert BadSignature();
 
         paid = settled - state.settled;
