@@ -7,6 +7,7 @@
 
 mod pair;
 mod session;
+pub mod state;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-pub use pair::{AdmitError, Ended, PayeePair};
+pub use pair::{AdmitError, PayeePair};
+pub use state::{Ended, PayeeState};
 
 use super::PaymentError;
 use super::window::WindowSettings;

@@ -4,7 +4,6 @@
 //! Whatever is ready on the stream is taken in one turn: only the highest voucher is stored, and
 //! all ACCEPTs of the turn share its commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +11,9 @@ use bytes::Bytes;
 use tokio::io::ReadHalf;
 
 use super::Shared;
-use super::pair::{Ended, PayeePair};
-use crate::ledger::{ChannelRow, FinalRow, Role, Row, VoucherRow};
+use super::pair::PayeePair;
+use super::state::is_unknown;
+use crate::ledger::{ChannelRow, Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::payment::PaymentError;
@@ -202,46 +202,25 @@ async fn sync_messages(
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let mut unknown = Vec::new();
     for attempt in &theirs.open {
-        let known = {
-            let state = pair.state.lock();
-            state.running.contains(attempt) || state.ended.contains_key(attempt)
-        };
-        let booked = || async {
-            Ok::<_, PaymentError>(
-                shared
-                    .ledger
-                    .attempt(attempt)
-                    .await?
-                    .and_then(|a| a.final_row)
-                    .map(|f| f.billed),
-            )
-        };
-        if !known && booked().await?.unwrap_or(MicroUsd::ZERO) == MicroUsd::ZERO {
+        let known = pair.state.lock().knows(attempt);
+        if !known && is_unknown(shared.ledger.attempt(attempt).await?.as_ref()) {
             unknown.push(*attempt);
         }
     }
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
-    {
-        let state = pair.state.lock();
-        for (attempt, ended) in &state.ended {
-            let item = SyncAttempt {
-                attempt: *attempt,
-                receipt: ended.receipt.clone(),
-                signed_head: Vec::new(),
-            };
-            let size = 64 + ended.receipt.as_ref().map_or(0, Vec::len);
-            let full = batches
-                .last()
-                .is_some_and(|b| b.len() >= ATTEMPTS_PER_MESSAGE_MAX);
-            if bytes + size > SYNC_BYTES_MAX || full {
-                batches.push(Vec::new());
-                bytes = 0;
-            }
-            bytes += size;
-            if let Some(batch) = batches.last_mut() {
-                batch.push(item);
-            }
+    for item in pair.state.lock().waiting() {
+        let size = 64 + item.receipt.as_ref().map_or(0, Vec::len);
+        let full = batches
+            .last()
+            .is_some_and(|b| b.len() >= ATTEMPTS_PER_MESSAGE_MAX);
+        if bytes + size > SYNC_BYTES_MAX || full {
+            batches.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(item);
         }
     }
     let mut messages = Vec::new();
@@ -253,15 +232,7 @@ async fn sync_messages(
 }
 
 fn sync(pair: &PayeePair, open: Vec<SyncAttempt>, unknown: Vec<AttemptId>) -> SyncSeller {
-    let state = pair.state.lock();
-    SyncSeller {
-        channel: pair.channel(),
-        deposit: state.machine.deposit(),
-        settled: state.settlements,
-        voucher: state.last_voucher,
-        open,
-        unknown,
-    }
+    pair.state.lock().sync(pair.channel(), open, unknown)
 }
 
 /// One turn: the frame that came and everything behind it, one commit, one flush.
@@ -383,19 +354,10 @@ async fn book_accepts(
     commit_follows: bool,
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let waiting: Vec<(AttemptId, MicroUsd, Ended)> = {
-        let state = pair.state.lock();
-        let ended = |attempt: &AttemptId| state.ended.get(attempt).cloned();
-        let mut seen = HashSet::new();
-        items
-            .iter()
-            .filter(|(attempt, _)| seen.insert(*attempt))
-            .filter_map(|(a, cost)| ended(a).map(|e| (*a, e.most().min(*cost), e)))
-            .collect()
-    };
-    let rows: Vec<FinalRow> = waiting
+    let rows = pair.state.lock().finals_of(&items, now_ms);
+    let costs: Vec<(AttemptId, MicroUsd)> = rows
         .iter()
-        .map(|(attempt, cost, ended)| ended.clone().into_final(*attempt, *cost, now_ms))
+        .map(|row| (row.attempt_id, row.billed))
         .collect();
     if !rows.is_empty() {
         // The voucher of this turn commits right behind; one fsync serves both.
@@ -407,7 +369,7 @@ async fn book_accepts(
             crate::failpoint::hit("seller_accept_durable");
         }
     }
-    for (attempt, cost, _) in waiting {
+    for (attempt, cost) in costs {
         pair.accepted(&attempt, cost);
     }
     Ok(items
@@ -418,21 +380,8 @@ async fn book_accepts(
 
 /// Shows again what waits for an ACCEPT: receipts, and attempts that a crash left without one.
 async fn repeat_ended(pair: &PayeePair) {
-    let mut messages = Vec::new();
-    let mut lost = Vec::new();
-    {
-        let state = pair.state.lock();
-        for (attempt, ended) in state.ended.iter().take(ATTEMPTS_PER_MESSAGE_MAX) {
-            match &ended.receipt {
-                Some(receipt) => messages.push(SessionMessage::Receipt(receipt.clone())),
-                None => lost.push(SyncAttempt {
-                    attempt: *attempt,
-                    receipt: None,
-                    signed_head: Vec::new(),
-                }),
-            }
-        }
-    }
+    let (receipts, lost) = pair.state.lock().repeats();
+    let mut messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
     if !lost.is_empty() {
         messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
     }

@@ -3,6 +3,14 @@
 use super::*;
 use crate::types::{Hash32, ModelId, PriceTable, RequestId, Usage};
 
+fn settle(pair: &Pair, attempt: &OpenRow, shown: Shown) {
+    let accept = shown != Shown::Unknown;
+    let Verdict::Settled { row, .. } = pair.judge(&attempt.attempt_id, shown, None, 3) else {
+        panic!("{shown:?} settles what is in doubt");
+    };
+    pair.book(*row, accept);
+}
+
 #[derive(Default)]
 struct Purse(Mutex<u64>);
 
@@ -67,11 +75,9 @@ fn regression_an_answer_in_doubt_counts_as_spent_until_less_is_owed() {
     }
     assert_eq!(*purse.0.lock(), 600);
     // The seller never heard of the first; of the second it lost the receipt.
-    let row = pair.resolve(&first.attempt_id, Shown::Unknown, None, 3);
-    pair.book(row.unwrap(), false);
+    settle(&pair, &first, Shown::Unknown);
     assert_eq!(*purse.0.lock(), 300);
-    let row = pair.resolve(&second.attempt_id, Shown::Lost, None, 3);
-    pair.book(row.unwrap(), true);
+    settle(&pair, &second, Shown::Lost);
     assert_eq!(*purse.0.lock(), 300);
     assert_eq!(pair.snapshot().settled, MicroUsd(300));
 }
@@ -104,7 +110,6 @@ fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled()
     };
     pair.adopt(state, 10);
     assert_eq!(*purse.0.lock(), 0);
-    let row = pair.resolve(&attempt.attempt_id, Shown::Lost, None, 11);
-    pair.book(row.unwrap(), true);
+    settle(&pair, &attempt, Shown::Lost);
     assert_eq!(*purse.0.lock(), 70);
 }
