@@ -13,7 +13,7 @@ use super::{CreditPool, Settings};
 use crate::ledger::{ChannelRow, ChannelState, Ledger, LedgerError, Row};
 use crate::network::Stream;
 use crate::network::framed::FrameWriter;
-use crate::payment::channel::{Hold, VoucherError};
+use crate::payment::channel::Hold;
 use crate::protocol::{ChannelDescriptor, DecodeError, EvmSignature};
 use crate::types::{AttemptId, ChannelId, EvmAddress, MicroUsd, PeerId};
 
@@ -206,15 +206,10 @@ impl PayeePair {
         self.voucher_arrived.notified()
     }
     /// A durable voucher raises A and wakes what waits for it.
-    pub(super) fn credit(
-        &self,
-        cumulative: MicroUsd,
-        signature: EvmSignature,
-    ) -> Result<(), VoucherError> {
-        if self.state.lock().credit(cumulative, signature)? {
+    pub(super) fn credit(&self, cumulative: MicroUsd, signature: EvmSignature) {
+        if self.state.lock().credit(cumulative, signature) {
             self.voucher_arrived.notify_waiters();
         }
-        Ok(())
     }
     /// The attempt failed and costs nothing.
     pub fn drop_attempt(&self, attempt: &AttemptId) {

@@ -136,7 +136,7 @@ async fn handshake(
         return Err(PaymentError::Refused("SYNC names another channel".into()));
     }
     if let Some((cumulative, signature)) = theirs.voucher {
-        store_voucher(shared, &pair, cumulative, signature).await?;
+        store_voucher(shared, &pair, cumulative, signature, true).await?;
     }
     for message in sync_messages(shared, &pair, &theirs).await? {
         writer.put(FrameKind::Session, &message.encode());
@@ -286,7 +286,7 @@ async fn turn(
         answers.extend(book_accepts(shared, pair, accepted, best.is_some()).await?);
     }
     if let Some((cumulative, signature)) = best {
-        store_voucher(shared, pair, cumulative, signature).await?;
+        store_voucher(shared, pair, cumulative, signature, false).await?;
         let channel = pair.channel();
         answers.push(SessionMessage::VoucherAck {
             channel,
@@ -314,15 +314,11 @@ async fn store_voucher(
     pair: &PayeePair,
     cumulative: MicroUsd,
     signature: EvmSignature,
+    shown_by_sync: bool,
 ) -> Result<(), PaymentError> {
-    if cumulative <= pair.held() {
+    let wanted = pair.state.lock().wants(cumulative, shown_by_sync);
+    if !wanted.map_err(|e| PaymentError::Refused(e.to_string()))? {
         return Ok(());
-    }
-    let deposit = pair.state.lock().machine.deposit();
-    if cumulative > deposit {
-        return Err(PaymentError::Refused(format!(
-            "voucher of {cumulative} USD is above the credit of {deposit} USD"
-        )));
     }
     let voucher = Voucher {
         channel: pair.channel(),
@@ -342,8 +338,8 @@ async fn store_voucher(
     pair.book_channel(&shared.ledger).await?;
     let durable = shared.ledger.persist_voucher(row).await?;
     crate::failpoint::hit("seller_voucher_durable");
-    pair.credit(durable.cumulative, signature)
-        .map_err(|e| PaymentError::Refused(e.to_string()))
+    pair.credit(durable.cumulative, signature);
+    Ok(())
 }
 
 /// Books accepted costs; what is not waiting for one is only acknowledged.

@@ -193,6 +193,12 @@ impl PayeeState {
         self.running.contains(attempt) || self.ended.contains_key(attempt)
     }
 
+    /// True once this buyer left more unaccepted than honest counting differs.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.written_off > self.machine.write_off_limit()
+    }
+
     /// Admits an attempt.
     ///
     /// # Errors
@@ -206,7 +212,7 @@ impl PayeeState {
         if self.ended.len() >= UNACCEPTED_MAX {
             return Err(NotAdmitted::Unaccepted);
         }
-        if self.written_off > self.machine.write_off_limit() {
+        if self.refuses() {
             return Err(NotAdmitted::WrittenOff);
         }
         self.machine
@@ -226,20 +232,27 @@ impl PayeeState {
     pub fn deliver(&mut self, attempt: &AttemptId, running: MicroUsd) -> Result<(), Hold> {
         self.machine.deliver(attempt, running)
     }
-    /// A durable voucher raises A. Says whether it rose.
+    /// Whether a voucher is worth storing: above the highest one. A new one must be within the
+    /// deposit; one that SYNC shows may be of a time when the deposit was higher, and refusing the
+    /// session for it would leave both sides without a way to agree.
     ///
     /// # Errors
-    /// When it is above the deposit.
-    pub fn credit(
-        &mut self,
-        cumulative: MicroUsd,
-        signature: EvmSignature,
-    ) -> Result<bool, VoucherError> {
-        let rose = self.machine.credit(cumulative)?;
+    /// When it is new and above the deposit.
+    pub fn wants(&self, cumulative: MicroUsd, shown_by_sync: bool) -> Result<bool, VoucherError> {
+        let deposit = self.machine.deposit();
+        let is_higher = cumulative > self.machine.promised();
+        if is_higher && cumulative > deposit && !shown_by_sync {
+            return Err(VoucherError::AboveDeposit(cumulative, deposit));
+        }
+        Ok(is_higher)
+    }
+    /// A durable voucher raises A, as far as the deposit covers it. Says whether it is the highest.
+    pub fn credit(&mut self, cumulative: MicroUsd, signature: EvmSignature) -> bool {
+        let rose = self.machine.credit_earlier(cumulative);
         if rose {
             self.last_voucher = Some((cumulative, signature));
         }
-        Ok(rose)
+        rose
     }
     /// The attempt failed and costs nothing.
     pub fn drop_attempt(&mut self, attempt: &AttemptId) {
@@ -334,4 +347,30 @@ pub fn is_unknown(booked: Option<&AttemptState>) -> bool {
         .and_then(|attempt| attempt.final_row.as_ref())
         .map_or(MicroUsd::ZERO, |row| row.billed);
     billed == MicroUsd::ZERO
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_voucher_of_an_earlier_higher_deposit_ends_no_session() {
+        let mut state = PayeeState::new(WindowSettings::default(), MicroUsd(500));
+        let (voucher, signature) = (MicroUsd(800), EvmSignature([0; 65]));
+        assert!(state.wants(voucher, false).is_err(), "a new one is refused");
+        assert_eq!(state.wants(voucher, true), Ok(true), "SYNC may show it");
+        assert!(state.credit(voucher, signature));
+        assert_eq!(
+            state.machine().held(),
+            MicroUsd(500),
+            "it counts as far as the deposit"
+        );
+        assert_eq!(state.wants(voucher, true), Ok(false), "it is kept once");
+        state.add_settlement(MicroUsd(1_000));
+        assert_eq!(
+            state.machine().held(),
+            voucher,
+            "it counts in full under a higher one"
+        );
+    }
 }

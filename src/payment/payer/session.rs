@@ -157,7 +157,7 @@ async fn open_channel(
         };
         shared.ledger.commit(vec![Row::Channel(row)]).await?;
     }
-    pair.state.lock().channel = Some(channel);
+    pair.state.lock().pay_by(channel);
     send(pair, &[SessionMessage::Open(open)]).await;
     Ok(channel)
 }

@@ -181,6 +181,10 @@ impl PayerState {
         self.doubtful.insert(id, doubtful);
     }
 
+    /// This channel pays; its row is durable.
+    pub const fn pay_by(&mut self, channel: ChannelId) {
+        self.channel = Some(channel);
+    }
     /// The channel machine.
     #[must_use]
     pub const fn machine(&self) -> &Payer {
