@@ -12,6 +12,8 @@
 
 mod architecture;
 mod harness;
+#[path = "../sim/mod.rs"]
+mod sim;
 
 mod concurrency;
 mod crash;
@@ -21,4 +23,5 @@ mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod simulated;
 mod upstream;
