@@ -1,6 +1,6 @@
 //! The buyer's bookkeeper and the opening of sessions: what becomes durable before it is said.
 
-use souk::ledger::{ChannelRow, Role, Row, SettlementRow, VoucherRow};
+use souk::ledger::{ChannelRow, Role, Row, VoucherRow};
 use souk::protocol::SessionMessage;
 use souk::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
@@ -128,7 +128,8 @@ impl World {
         self.buyer.then = later;
         for (_, then) in ready {
             match then {
-                Then::Open(conn) => {
+                Then::Open(conn, row) => {
+                    self.buyer.state.pay_by(*row);
                     if self.buyer.phase == Phase::Booking(conn) {
                         self.buyer.phase = Phase::AwaitsAck(conn);
                         self.send(Side::Buyer, conn, Msg::Open);
@@ -155,7 +156,7 @@ impl World {
             return self.send(Side::Buyer, conn, Msg::Open);
         }
         self.buyer.phase = Phase::Booking(conn);
-        let number = self.buyer.disk.submit(Row::Channel(ChannelRow {
+        let row = ChannelRow {
             at_ms: self.now,
             role: Role::Buy,
             channel: CHANNEL,
@@ -165,22 +166,11 @@ impl World {
             epoch: 0,
             deposit: self.seller.credit,
             open_signature: [0; 64],
-        }));
-        self.buyer.then.push((number, Then::Open(conn)));
-        self.schedule_write(Side::Buyer);
-    }
-
-    /// Books a payment that the seller told of.
-    pub fn book_settlement(&mut self, amount: MicroUsd) {
-        let row = SettlementRow {
-            at_ms: self.now,
-            role: Role::Buy,
-            channel: CHANNEL,
-            peer: PeerId::from_bytes(&[0, 1, 1]).expect("an identity multihash"),
-            amount,
-            note: String::new(),
         };
-        self.buyer.disk.submit(Row::Settlement(row));
+        let number = self.buyer.disk.submit(Row::Channel(row.clone()));
+        self.buyer
+            .then
+            .push((number, Then::Open(conn, Box::new(row))));
         self.schedule_write(Side::Buyer);
     }
 }

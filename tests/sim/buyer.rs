@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use souk::ledger::{DeliveredRow, FinalRow, OpenRow, Outcome, Role, Row};
+use souk::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Outcome, Role, Row};
 use souk::payment::WindowSettings;
 use souk::payment::payer::PayerState;
 use souk::protocol::PeerErrorCode;
@@ -58,7 +58,7 @@ enum OrderPhase {
 
 /// What a durable row lets happen.
 pub enum Then {
-    Open(Conn),
+    Open(Conn, Box<ChannelRow>),
     Turn {
         accepts: Vec<(AttemptId, MicroUsd)>,
         voucher: Option<MicroUsd>,
@@ -103,7 +103,7 @@ impl Buyer {
         self.up = true;
         self.state = PayerState::new(WindowSettings::default());
         if let Some(channel) = self.disk.load() {
-            self.told = channel.row.deposit;
+            self.told = channel.limit;
             self.state.adopt(channel, now);
         }
         self.phase = Phase::Down;

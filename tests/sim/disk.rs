@@ -19,6 +19,8 @@ pub struct Disk {
     voucher: Option<VoucherRow>,
     attempts: BTreeMap<AttemptId, AttemptState>,
     settlements: MicroUsd,
+    /// What vouchers may add up to by the rows so far, as `ledger verify` reckons it.
+    limit: MicroUsd,
     queue: VecDeque<Row>,
     queued: u64,
     written: u64,
@@ -36,6 +38,7 @@ impl Disk {
             voucher: None,
             attempts: BTreeMap::new(),
             settlements: MicroUsd::ZERO,
+            limit: MicroUsd::ZERO,
             queue: VecDeque::new(),
             queued: 0,
             written: 0,
@@ -100,8 +103,12 @@ impl Disk {
             }
             Row::Final(row) => self.book(row)?,
             Row::Voucher(row) => self.put_voucher(row)?,
-            Row::Channel(row) => self.channel = Some(row),
+            Row::Channel(row) => {
+                self.limit = row.deposit;
+                self.channel = Some(row);
+            }
             Row::Settlement(row) => {
+                self.limit = self.limit.saturating_add(row.amount);
                 self.settlements = self.settlements.saturating_add(row.amount);
             }
             Row::Offer(_) | Row::BudgetSet(_) => {}
@@ -137,6 +144,10 @@ impl Disk {
         }
         if self.channel.is_none() {
             return Err(self.refused("a voucher before its channel"));
+        }
+        if row.cumulative > self.limit {
+            let text = format!("a voucher of {}, rows allow {}", row.cumulative, self.limit);
+            return Err(self.refused(&text));
         }
         if row.cumulative > self.highest() || self.voucher.is_none() {
             self.voucher = Some(row);
@@ -185,6 +196,7 @@ impl Disk {
             accepted_sum: self.attempts.values().filter_map(accepted).sum(),
             written_off_sum: MicroUsd::ZERO,
             settlements_sum: self.settlements,
+            limit: self.limit,
             unfinished: self.attempts.values().filter(open).cloned().collect(),
         })
     }

@@ -8,7 +8,7 @@ use souk::ledger::{ChannelRow, FinalRow, OpenRow, Outcome, Role, Row};
 use souk::payment::WindowSettings;
 use souk::payment::channel::Hold;
 use souk::payment::payee::state::NotAdmitted;
-use souk::payment::payee::{Ended, PayeeState};
+use souk::payment::payee::{Ended, PayeeState, raised_row};
 use souk::protocol::session::SyncBuyer;
 use souk::protocol::{PeerErrorCode, RequestHead, SignedHead, WIRE_VERSION};
 use souk::types::{AttemptId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, RequestId};
@@ -59,6 +59,8 @@ pub struct Seller {
     pub state: Option<PayeeState>,
     pub credit: MicroUsd,
     pub session: Option<Conn>,
+    /// The channel's row is durable or queued.
+    is_booked: bool,
     /// Value sent and window per unsettled attempt of this life: what I1 is checked against.
     pub sent: BTreeMap<AttemptId, (MicroUsd, MicroUsd)>,
     /// A rule that was broken in the event that is being handled.
@@ -78,6 +80,7 @@ impl Seller {
             state: None,
             credit,
             session: None,
+            is_booked: false,
             sent: BTreeMap::new(),
             breach: None,
             started: 0,
@@ -93,6 +96,7 @@ impl Seller {
         self.up = true;
         self.started = now;
         self.session = None;
+        self.is_booked = self.disk.load().is_some();
         self.jobs.clear();
         self.then.clear();
         self.sent.clear();
@@ -106,6 +110,9 @@ impl Seller {
                     .insert(attempt.open.attempt_id, (cost, MicroUsd::ZERO));
             }
             let deposit = self.credit.saturating_add(channel.settlements_sum);
+            if let Some(row) = raised_row(&channel, deposit, now) {
+                self.disk.submit(row);
+            }
             PayeeState::restore(WindowSettings::default(), deposit, channel)
         });
     }
@@ -273,9 +280,10 @@ impl World {
 
     /// The channel's row goes ahead of the first row that needs it.
     pub fn book_channel(&mut self) {
-        if self.seller.disk.load().is_some() {
+        if self.seller.is_booked {
             return;
         }
+        self.seller.is_booked = true;
         self.seller.disk.submit(Row::Channel(ChannelRow {
             at_ms: self.now,
             role: Role::Sell,

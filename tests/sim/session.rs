@@ -3,8 +3,8 @@
 use souk::payment::WindowSettings;
 use souk::payment::payee::PayeeState;
 use souk::payment::payee::state::is_unknown;
-use souk::payment::payer::doubt::Shown;
-use souk::payment::payer::state::{Verdict, repeated_cost};
+use souk::payment::payer::doubt::{Shown, repeated_cost};
+use souk::payment::payer::state::Verdict;
 use souk::protocol::session::{SyncBuyer, SyncSeller};
 use souk::types::{AttemptId, MicroUsd};
 
@@ -20,8 +20,7 @@ impl World {
     pub fn buyer_session(&mut self, conn: Conn, msg: Msg) -> Result<(), Breach> {
         match msg {
             Msg::OpenAck { deposit } if self.buyer.phase == Phase::AwaitsAck(conn) => {
-                self.buyer.state.pay_by(CHANNEL);
-                self.buyer.state.learn_deposit(deposit, MicroUsd::ZERO);
+                self.buyer.state.hear_deposit(deposit);
                 self.buyer.told = deposit;
                 self.buyer.phase = Phase::AwaitsSync(conn);
                 let mut sync = self.buyer.state.sync(CHANNEL);
@@ -53,10 +52,11 @@ impl World {
 
     fn buyer_syncs(&mut self, sync: SyncSeller) -> Result<(), Breach> {
         self.buyer.told = sync.deposit;
-        let missing = self.buyer.state.learn_deposit(sync.deposit, sync.settled);
-        if missing > MicroUsd::ZERO {
-            self.book_settlement(missing);
+        for row in self.buyer.state.deposit_rows(&sync, self.now) {
+            self.buyer.disk.submit(row);
+            self.schedule_write(Side::Buyer);
         }
+        self.buyer.state.learn_deposit(sync.deposit);
         if let Some((cumulative, signature)) = sync.voucher {
             self.check_shown(cumulative)?;
             self.buyer.state.learn_voucher(cumulative, signature);

@@ -265,6 +265,7 @@ impl World {
                     self.seller.credit = MicroUsd(self.rng.between(credit / 2, credit * 2));
                 }
                 self.seller.start(self.now);
+                self.schedule_write(Side::Seller);
             }
         }
         let life = self.life(side).unwrap_or(0);

@@ -63,7 +63,7 @@ impl Pair {
     /// The channel that pays, once a session was up.
     #[must_use]
     pub fn channel(&self) -> Option<ChannelId> {
-        self.state.lock().channel
+        self.state.lock().channel()
     }
     /// The seller's terms, once a session was up.
     #[must_use]

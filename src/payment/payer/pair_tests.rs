@@ -1,6 +1,7 @@
 //! What spending limits hear of answers in doubt.
 
 use super::*;
+use crate::ledger::Row;
 use crate::types::{Hash32, ModelId, PriceTable, RequestId, Usage};
 
 fn settle(pair: &Pair, attempt: &OpenRow, shown: Shown) {
@@ -83,6 +84,44 @@ fn regression_an_answer_in_doubt_counts_as_spent_until_less_is_owed() {
 }
 
 #[test]
+fn regression_credit_that_a_seller_raises_is_booked_before_a_voucher_uses_it() {
+    let channel = ChannelId([1; 32]);
+    let mut state = PayerState::new(WindowSettings::default());
+    state.pay_by(crate::ledger::ChannelRow {
+        at_ms: 1,
+        role: crate::ledger::Role::Buy,
+        channel,
+        peer: PeerId::random(),
+        mode: "credit".to_owned(),
+        descriptor: Vec::new(),
+        epoch: 0,
+        deposit: MicroUsd(1_000),
+        open_signature: [0; 64],
+    });
+    state.hear_deposit(MicroUsd(5_000));
+    assert_eq!(state.machine().deposit(), MicroUsd(1_000));
+    let sync = crate::protocol::session::SyncSeller {
+        channel,
+        deposit: MicroUsd(5_000),
+        settled: MicroUsd(300),
+        voucher: None,
+        open: Vec::new(),
+        unknown: Vec::new(),
+    };
+    let rows = state.deposit_rows(&sync, 2);
+    let [Row::Settlement(paid), Row::Channel(raised)] = &rows[..] else {
+        panic!("a payment and a new deposit, not {rows:?}");
+    };
+    assert_eq!((paid.amount, raised.deposit), (MicroUsd(300), sync.deposit));
+    assert!(
+        state.deposit_rows(&sync, 3).is_empty(),
+        "they are booked once"
+    );
+    state.learn_deposit(sync.deposit);
+    assert_eq!(state.machine().deposit(), sync.deposit);
+}
+
+#[test]
 fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled() {
     let (pair, purse) = pair();
     let attempt = open(3);
@@ -102,6 +141,7 @@ fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled()
         accepted_sum: MicroUsd::ZERO,
         written_off_sum: MicroUsd::ZERO,
         settlements_sum: MicroUsd::ZERO,
+        limit: MicroUsd(1_000_000),
         unfinished: vec![crate::ledger::AttemptState {
             delivered: Some(delivered(&attempt, 70)),
             final_row: None,

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use tokio::io::{ReadHalf, WriteHalf};
 
 use super::Shared;
-use super::doubt::Shown;
+use super::doubt::{Shown, repeated_cost};
 use super::pair::Pair;
-use super::state::{Verdict, repeated_cost};
-use crate::ledger::{ChannelRow, Role, Row, SettlementRow};
+use super::state::Verdict;
+use crate::ledger::{ChannelRow, Role, Row};
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::network::{Protocol, Stream};
 use crate::payment::PaymentError;
@@ -19,7 +19,7 @@ use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
 };
-use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
+use crate::types::{AttemptId, ChannelId, Hash32};
 
 /// A seller that takes nothing for this long has no session any more; books go on without it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -104,7 +104,7 @@ async fn handshake(
     {
         // Together: who sees terms may trust the deposit.
         let mut state = pair.state.lock();
-        state.machine.set_deposit(deposit);
+        state.hear_deposit(deposit);
         state.terms = Some(terms.terms);
     }
     let ours = pair.state.lock().sync(channel);
@@ -133,7 +133,7 @@ async fn open_channel(
     };
     let (known, epoch) = {
         let state = pair.state.lock();
-        (state.channel, state.epoch)
+        (state.channel(), state.epoch())
     };
     let descriptor = ChannelDescriptor::credit(&us, &them, epoch);
     let channel = descriptor.credit_id();
@@ -155,9 +155,12 @@ async fn open_channel(
             deposit: terms.credit_limit,
             open_signature: open.signature.0,
         };
-        shared.ledger.commit(vec![Row::Channel(row)]).await?;
+        shared
+            .ledger
+            .commit(vec![Row::Channel(row.clone())])
+            .await?;
+        pair.state.lock().pay_by(row);
     }
-    pair.state.lock().pay_by(channel);
     send(pair, &[SessionMessage::Open(open)]).await;
     Ok(channel)
 }
@@ -184,7 +187,7 @@ async fn listen(
 
 /// SYNC: take the seller's deposit, its highest voucher and its attempts in doubt.
 async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), PaymentError> {
-    book_settlements(shared, pair, &sync).await?;
+    book_deposit(shared, pair, &sync).await?;
     if let Some((cumulative, signature)) = sync.voucher {
         let voucher = crate::protocol::Voucher {
             channel: sync.channel,
@@ -209,25 +212,13 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
     Ok(())
 }
 
-/// A payment booked at the seller is booked here once, by the difference of the sums.
-async fn book_settlements(
-    shared: &Shared,
-    pair: &Pair,
-    sync: &SyncSeller,
-) -> Result<(), PaymentError> {
-    let missing = pair.state.lock().learn_deposit(sync.deposit, sync.settled);
-    if missing == MicroUsd::ZERO {
-        return Ok(());
+/// What SYNC says of the deposit is durable before it counts.
+async fn book_deposit(shared: &Shared, pair: &Pair, sync: &SyncSeller) -> Result<(), PaymentError> {
+    let rows = pair.state.lock().deposit_rows(sync, shared.clock.now_ms());
+    if !rows.is_empty() {
+        shared.ledger.commit(rows).await?;
     }
-    let row = SettlementRow {
-        at_ms: shared.clock.now_ms(),
-        role: Role::Buy,
-        channel: sync.channel,
-        peer: *pair.seller(),
-        amount: missing,
-        note: "booked by the seller".to_owned(),
-    };
-    shared.ledger.commit(vec![Row::Settlement(row)]).await?;
+    pair.state.lock().learn_deposit(sync.deposit);
     Ok(())
 }
 

@@ -7,12 +7,15 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
-use super::doubt::{Known, Shown, accepted_cost};
-use crate::ledger::{AttemptState, ChannelState, DeliveredRow, FinalRow, OpenRow, Outcome};
+use super::doubt::{Doubtful, Live, Shown, accepted_cost};
+use crate::ledger::{
+    AttemptState, ChannelRow, ChannelState, DeliveredRow, FinalRow, OpenRow, Role, Row,
+    SettlementRow,
+};
 use crate::payment::channel::{Hold, Payer};
 use crate::payment::window::WindowSettings;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
-use crate::protocol::session::SyncBuyer;
+use crate::protocol::session::{SyncBuyer, SyncSeller};
 use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, UnixMs};
 
@@ -26,8 +29,10 @@ const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 pub struct PayerState {
     windows: WindowSettings,
     pub(super) machine: Payer,
-    pub(super) channel: Option<ChannelId>,
-    pub(super) epoch: u64,
+    /// The channel's newest row.
+    row: Option<ChannelRow>,
+    /// What vouchers may add up to by the rows of this ledger.
+    booked_limit: MicroUsd,
     pub(super) terms: Option<Terms>,
     pub(super) settlements: MicroUsd,
     pub(super) up: bool,
@@ -58,24 +63,6 @@ pub struct PayerState {
     pub(super) urgent: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Live {
-    prefill: MicroUsd,
-    max_cost: MicroUsd,
-    voucher_before: MicroUsd,
-    window: MicroUsd,
-}
-
-#[derive(Clone, Debug)]
-struct Doubtful {
-    began: Live,
-    counted: Option<DeliveredRow>,
-    model: String,
-    status: u16,
-    /// What spending limits count for it already.
-    charged: MicroUsd,
-}
-
 /// What follows from an attempt that the seller showed.
 #[derive(Debug)]
 pub enum Verdict {
@@ -86,20 +73,10 @@ pub enum Verdict {
         /// What spending limits count for it already.
         charged: MicroUsd,
     },
-    /// Not in doubt and not under way: the ledger knows what was booked ([`repeated_cost`]).
+    /// Not in doubt and not under way: the ledger knows what was booked ([`super::doubt::repeated_cost`]).
     AskLedger,
     /// It runs, or is being booked: its ACCEPT comes by itself.
     UnderWay,
-}
-
-/// What an ACCEPT says again of an attempt that is over: the cost that was booked; 0 for one that
-/// this ledger never ordered, because nothing is booked that cannot be explained.
-#[must_use]
-pub fn repeated_cost(known: Option<&AttemptState>) -> Option<MicroUsd> {
-    match known {
-        Some(known) => known.final_row.as_ref().map(|row| row.billed),
-        None => Some(MicroUsd::ZERO),
-    }
 }
 
 impl PayerState {
@@ -110,8 +87,8 @@ impl PayerState {
         Self {
             windows,
             machine: Payer::new(windows, zero, zero, zero),
-            channel: None,
-            epoch: 0,
+            row: None,
+            booked_limit: zero,
             terms: None,
             settlements: zero,
             up: false,
@@ -137,15 +114,11 @@ impl PayerState {
         let voucher = channel.voucher.as_ref();
         self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
         let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
-        self.machine = Payer::new(
-            self.windows,
-            channel.row.deposit,
-            signed,
-            channel.accepted_sum,
-        );
+        let accepted = channel.accepted_sum;
+        self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
         self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
-        self.channel = Some(channel.row.channel);
-        self.epoch = channel.row.epoch;
+        self.booked_limit = channel.limit;
+        self.row = Some(channel.row);
         self.settlements = channel.settlements_sum;
         for attempt in channel.unfinished {
             self.adopt_attempt(attempt);
@@ -182,8 +155,19 @@ impl PayerState {
     }
 
     /// This channel pays; its row is durable.
-    pub const fn pay_by(&mut self, channel: ChannelId) {
-        self.channel = Some(channel);
+    pub fn pay_by(&mut self, row: ChannelRow) {
+        self.booked_limit = row.deposit;
+        self.row = Some(row);
+    }
+    /// The channel that pays, once it is known.
+    #[must_use]
+    pub fn channel(&self) -> Option<ChannelId> {
+        self.row.as_ref().map(|row| row.channel)
+    }
+    /// The channel's epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.row.as_ref().map_or(0, |row| row.epoch)
     }
     /// The channel machine.
     #[must_use]
@@ -297,17 +281,7 @@ impl PayerState {
             };
         };
         let doubt = entry.remove();
-        let known = doubt.counted.as_ref().map_or_else(
-            || Known::Begun {
-                promised: signed
-                    .saturating_sub(doubt.began.voucher_before)
-                    .max(doubt.began.prefill),
-                window: doubt.began.window,
-                max_cost: doubt.began.max_cost,
-            },
-            |row| Known::Counted(row.cost),
-        );
-        let billed = accepted_cost(known, shown);
+        let billed = accepted_cost(doubt.known(signed), shown);
         let charged = doubt.charged;
         let row = doubt.into_final(*attempt, billed, shown, receipt, now_ms);
         Verdict::Settled {
@@ -355,7 +329,7 @@ impl PayerState {
     /// The voucher to make durable now, and the attempt it is signed for.
     #[must_use]
     pub fn due_voucher(&self) -> Option<(ChannelId, MicroUsd, Option<AttemptId>)> {
-        Some((self.channel?, self.machine.wanted()?, self.newest))
+        Some((self.channel()?, self.machine.wanted()?, self.newest))
     }
     /// A voucher is durable: from now on it may be shown.
     pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
@@ -369,12 +343,44 @@ impl PayerState {
             self.last_voucher = Some((cumulative, signature));
         }
     }
-    /// The seller's deposit and settlements; gives the settlements not booked here yet.
-    pub fn learn_deposit(&mut self, deposit: MicroUsd, settled: MicroUsd) -> MicroUsd {
+    /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
+    pub fn hear_deposit(&mut self, deposit: MicroUsd) {
+        self.machine.set_deposit(deposit.min(self.booked_limit));
+    }
+    /// Rows for what SYNC says of the deposit: payments booked at the seller are booked here once,
+    /// by the difference of the sums, and credit beyond that is a new row of the channel. They must
+    /// be durable before [`Self::learn_deposit`], for a voucher needs the row that allows it.
+    pub fn deposit_rows(&mut self, sync: &SyncSeller, at_ms: UnixMs) -> Vec<Row> {
+        let Some(channel) = &self.row else {
+            return Vec::new();
+        };
+        let mut rows = Vec::new();
+        let missing = sync.settled.saturating_sub(self.settlements);
+        if missing > MicroUsd::ZERO {
+            self.settlements = sync.settled;
+            self.booked_limit = self.booked_limit.saturating_add(missing);
+            rows.push(Row::Settlement(SettlementRow {
+                at_ms,
+                role: Role::Buy,
+                channel: channel.channel,
+                peer: channel.peer,
+                amount: missing,
+                note: "booked by the seller".to_owned(),
+            }));
+        }
+        if sync.deposit > self.booked_limit {
+            self.booked_limit = sync.deposit;
+            rows.push(Row::Channel(ChannelRow {
+                at_ms,
+                deposit: sync.deposit,
+                ..channel.clone()
+            }));
+        }
+        rows
+    }
+    /// The deposit that SYNC names counts from now on.
+    pub fn learn_deposit(&mut self, deposit: MicroUsd) {
         self.machine.set_deposit(deposit);
-        let missing = settled.saturating_sub(self.settlements);
-        self.settlements = self.settlements.max(settled);
-        missing
     }
 
     /// What the buyer tells in SYNC: its highest voucher, and the attempts it asks for.
@@ -390,7 +396,7 @@ impl PayerState {
     /// A SYNC for attempts that fell into doubt while the session stood.
     pub fn sync_again(&mut self) -> Option<SyncBuyer> {
         let due = self.up && !self.doubtful.is_empty();
-        let channel = self.channel.filter(|_| due)?;
+        let channel = self.channel().filter(|_| due)?;
         Some(self.sync(channel))
     }
     /// SYNC is over: what waited is said, again where no answer came. Gives the generation.
@@ -417,7 +423,7 @@ impl PayerState {
 
     /// The highest voucher, unless this session has shown it; it counts as shown then.
     fn unshown_voucher(&mut self) -> Option<SessionMessage> {
-        let channel = self.channel?;
+        let channel = self.channel()?;
         let (cumulative, signature) = self.last_voucher.filter(|(v, _)| *v > self.shown)?;
         self.shown = cumulative;
         Some(SessionMessage::Voucher {
@@ -425,40 +431,5 @@ impl PayerState {
             cumulative,
             signature,
         })
-    }
-}
-
-impl Doubtful {
-    fn into_final(
-        self,
-        attempt: AttemptId,
-        billed: MicroUsd,
-        shown: Shown,
-        receipt: Option<SignedReceipt>,
-        now_ms: UnixMs,
-    ) -> FinalRow {
-        let counted = self.counted.as_ref();
-        FinalRow {
-            at_ms: now_ms,
-            attempt_id: attempt,
-            outcome: if billed == MicroUsd::ZERO {
-                Outcome::Failed
-            } else {
-                Outcome::Accepted
-            },
-            status: receipt
-                .as_ref()
-                .map_or(self.status, |signed| signed.receipt.status),
-            billed,
-            usage: receipt.as_ref().map(|signed| signed.receipt.usage),
-            own_input: counted.and_then(|row| row.own_input),
-            own_output: counted.and_then(|row| row.own_output),
-            model_served: self.model,
-            ttft_ms: None,
-            total_ms: 0,
-            disputed: matches!(shown, Shown::Receipt(claim) if claim > billed),
-            receipt: receipt.map(|signed| signed.bytes.to_vec()),
-            error: Some("settled_after_interruption".to_owned()),
-        }
     }
 }
