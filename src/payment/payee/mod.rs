@@ -5,6 +5,7 @@
 //! [`PayeePair::end`] it with a receipt that is repeated until the buyer's ACCEPT is durable. All
 //! buyers together share one `CreditPool`: keys are free, so the sum is what bounds the gift.
 
+mod open;
 mod pair;
 mod session;
 pub mod state;

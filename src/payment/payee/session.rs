@@ -11,20 +11,17 @@ use bytes::Bytes;
 use tokio::io::ReadHalf;
 
 use super::Shared;
+use super::open::open_pair;
 use super::pair::PayeePair;
 use super::state::is_unknown;
-use crate::ledger::{ChannelRow, Role, Row, VoucherRow};
+use crate::ledger::{Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::payment::PaymentError;
 use crate::protocol::frame::Frame;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
-use crate::protocol::session::{
-    Accept, Hello, MODE_CREDIT, Open, SyncAttempt, SyncBuyer, SyncSeller,
-};
-use crate::protocol::{
-    ChannelDescriptor, EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION,
-};
+use crate::protocol::session::{Accept, Hello, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller};
+use crate::protocol::{EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
 /// Receipts without ACCEPT are shown again this often.
@@ -71,8 +68,20 @@ pub(super) async fn serve(
     };
     let mut replaced = pair.generation.subscribe();
     pair.generation.send_modify(|generation| *generation += 1);
-    replaced.borrow_and_update();
+    let generation = *replaced.borrow_and_update();
     *pair.session.lock().await = Some(writer);
+    let ended = listen(shared, &pair, &mut reader, &mut replaced).await;
+    hang_up(&pair, generation, ended.as_ref().err()).await;
+    ended
+}
+
+/// Reads what the buyer says until the stream ends or a newer one replaces it.
+async fn listen(
+    shared: &Arc<Shared>,
+    pair: &PayeePair,
+    reader: &mut Reader,
+    replaced: &mut tokio::sync::watch::Receiver<u64>,
+) -> Result<(), PaymentError> {
     let cancelled = shared.tasks.cancelled();
     let mut repeat = tokio::time::interval(RECEIPT_INTERVAL);
     repeat.tick().await;
@@ -80,12 +89,30 @@ pub(super) async fn serve(
         tokio::select! {
             frame = reader.read() => {
                 let frame = frame.map_err(broken)?.ok_or_else(closed)?;
-                turn(shared, &pair, frame, &mut reader).await?;
+                turn(shared, pair, frame, reader).await?;
             }
-            _ = repeat.tick() => repeat_ended(&pair).await,
+            _ = repeat.tick() => repeat_ended(pair).await,
             _ = replaced.changed() => return Ok(()),
             () = cancelled.cancelled() => return Ok(()),
         }
+    }
+}
+
+/// Says why the session ends and closes it, unless a newer one has taken its place: a buyer that
+/// does not hear of the end would send its vouchers to nobody.
+async fn hang_up(pair: &PayeePair, generation: u64, why: Option<&PaymentError>) {
+    let mut session = pair.session.lock().await;
+    if *pair.generation.borrow() != generation {
+        return;
+    }
+    if let (Some(mut writer), Some(error)) = (session.take(), why) {
+        let refusal = SessionMessage::Error {
+            code: "refused".into(),
+            message: error.to_string(),
+        };
+        let bytes = refusal.encode();
+        let last = writer.send(FrameKind::Session, &bytes);
+        let _ = tokio::time::timeout(SEND_TIMEOUT, last).await;
     }
 }
 
@@ -143,55 +170,6 @@ async fn handshake(
     }
     writer.flush().await.map_err(broken)?;
     Ok(pair)
-}
-
-/// Finds the buyer's channel, or remembers the one it opens; the first order books it. Idempotent.
-fn open_pair(
-    shared: &Arc<Shared>,
-    buyer: PeerId,
-    open: &Open,
-) -> Result<Arc<PayeePair>, PaymentError> {
-    let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).map_err(refused)?;
-    let channel = descriptor.credit_id();
-    open.verify(channel, &buyer).map_err(refused)?;
-    if descriptor.seller != shared.keys.payment.address() {
-        return Err(PaymentError::Refused(
-            "the channel pays another address".into(),
-        ));
-    }
-    if let Some(pair) = shared.pairs.lock().get(&buyer) {
-        return if pair.channel() == channel {
-            Ok(Arc::clone(pair))
-        } else {
-            Err(PaymentError::Refused(
-                "another channel of this buyer is open".into(),
-            ))
-        };
-    }
-    let row = ChannelRow {
-        at_ms: shared.clock.now_ms(),
-        role: Role::Sell,
-        channel,
-        peer: buyer,
-        mode: "credit".to_owned(),
-        descriptor: open.descriptor.clone(),
-        epoch: open.epoch,
-        deposit: shared.settings.credit_limit,
-        open_signature: open.signature.0,
-    };
-    let pool = Arc::clone(&shared.pool);
-    let pair = PayeePair::new(row, &descriptor, &shared.settings, pool);
-    let mut pairs = shared.pairs.lock();
-    if pairs.len() >= shared.settings.buyers_max {
-        // Keys are free: those that opened, ordered nothing and left make room.
-        pairs.retain(|_, pair| pair.is_booked() || Arc::strong_count(pair) > 1);
-        if pairs.len() >= shared.settings.buyers_max {
-            return Err(PaymentError::Refused("too many buyers".into()));
-        }
-    }
-    Ok(Arc::clone(
-        pairs.entry(buyer).or_insert_with(|| Arc::new(pair)),
-    ))
 }
 
 /// SYNC as one or more messages: attempts in doubt with their receipts, split by size.
@@ -283,7 +261,11 @@ async fn turn(
     }
     let mut answers = Vec::new();
     if !accepted.is_empty() {
-        answers.extend(book_accepts(shared, pair, accepted, best.is_some()).await?);
+        let commit_follows = best.is_some_and(|(voucher, _)| {
+            let wanted = pair.state.lock().wants(voucher, false);
+            wanted.unwrap_or(false)
+        });
+        answers.extend(book_accepts(shared, pair, accepted, commit_follows).await?);
     }
     if let Some((cumulative, signature)) = best {
         store_voucher(shared, pair, cumulative, signature, false).await?;
