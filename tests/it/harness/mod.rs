@@ -7,4 +7,5 @@
 pub mod http;
 pub mod market;
 pub mod node;
+pub mod peer;
 pub mod upstream;
