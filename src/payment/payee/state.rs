@@ -259,9 +259,12 @@ impl PayeeState {
         self.running.remove(attempt);
         self.machine.settle(attempt, MicroUsd::ZERO);
     }
-    /// The attempt ended with a receipt; it is repeated until it is accepted.
+    /// The attempt ended with a receipt; it is repeated until it is accepted. Until then the claim
+    /// counts as delivered where it is above the meter (hidden reasoning), or a buyer that never
+    /// accepts would get that for nothing, request after request.
     pub fn end(&mut self, attempt: AttemptId, ended: Ended) {
         self.running.remove(&attempt);
+        self.machine.start(&attempt, ended.cost);
         self.ended.insert(attempt, ended);
     }
 
@@ -352,6 +355,36 @@ pub fn is_unknown(booked: Option<&AttemptState>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regression_a_claim_above_the_meter_counts_until_it_is_accepted() {
+        let mut state = PayeeState::new(WindowSettings::default(), MicroUsd(1_000_000));
+        let (first, second) = (AttemptId([1; 16]), AttemptId([2; 16]));
+        let window = MicroUsd(500);
+        state.admit(first, MicroUsd(10), window).unwrap();
+        state.start(&first, MicroUsd(10));
+        let ended = Ended {
+            signed_head: Vec::new(),
+            receipt: Some(Vec::new()),
+            cost: MicroUsd(20_000),
+            status: 200,
+            usage: None,
+            own_input: None,
+            own_output: None,
+            model_served: String::new(),
+            ttft_ms: None,
+            total_ms: 0,
+            error: None,
+        };
+        state.end(first, ended);
+        let held = state.admit(second, MicroUsd(10), window);
+        assert!(
+            matches!(held, Err(NotAdmitted::Held(Hold::NeedVoucher(_)))),
+            "{held:?}"
+        );
+        state.accepted(&first, MicroUsd(100));
+        assert_eq!(state.admit(second, MicroUsd(10), window), Ok(()));
+    }
 
     #[test]
     fn regression_a_voucher_of_an_earlier_higher_deposit_ends_no_session() {
