@@ -24,6 +24,8 @@ mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod overbilling;
 mod replay;
 mod simulated;
+mod unpaid;
 mod upstream;

@@ -303,6 +303,15 @@ impl Session {
         }
     }
 
+    /// As [`Self::hear`], for one that waits for the other side's next thought.
+    pub async fn hear_for_long(&mut self) -> Result<SessionMessage, String> {
+        match self.reader.read().await {
+            Ok(Some(frame)) => SessionMessage::decode(&frame.payload).map_err(|e| e.to_string()),
+            Ok(None) => Err("closed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// What refuses this session: an ERROR's text, or `closed`.
     pub async fn refusal(&mut self) -> String {
         loop {
