@@ -20,7 +20,7 @@ mod cashier;
 mod check;
 mod disk;
 mod plan;
-mod rng;
+pub mod rng;
 mod seller;
 mod session;
 mod wire;

@@ -4,6 +4,7 @@
     reason = "a harness offers more than the tests of one day use"
 )]
 
+pub mod books;
 pub mod cheat;
 pub mod http;
 pub mod market;
