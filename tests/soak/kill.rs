@@ -23,7 +23,7 @@ const CLIENTS: usize = 4;
 /// Events a second of a stream: an answer takes about half a second, so most kills hit some.
 const PACE: f64 = 120.0;
 /// A node lives between two kills from and up to, ms.
-const LIFE_MS: (u64, u64) = (100, 900);
+const LIFE_MS: (u64, u64) = (50, 600);
 /// Rounds between two looks at the ledgers.
 const ROUNDS_PER_CHECK: u64 = 25;
 /// A dead peer is noticed within 12 s, receipts repeat every 5 s, and the machine is busy.
