@@ -42,6 +42,8 @@ pub(super) enum Attempted {
 /// What the first phase found.
 enum Opened {
     Head(Box<ResponseHead>),
+    /// A kept stream was dead: once more, on a fresh one.
+    Stale,
     Again(PeerErrorCode),
     Failed(FailureKind, String),
     ClientGone,
@@ -85,12 +87,14 @@ async fn once(
         Err(_gone) => return Ok(Attempted::Done),
         Ok(Ok(Ok(pair))) => pair,
         Ok(Ok(Err(error))) => {
-            shared.book.mark_dead(&seller);
-            return Ok(fail(seller, FailureKind::Broken, &error.to_string()));
+            let reason = error.to_string();
+            set_aside(shared, &seller, &reason);
+            return Ok(fail(seller, FailureKind::Broken, &reason));
         }
         Ok(Err(_)) => {
-            shared.book.mark_dead(&seller);
-            return Ok(fail(seller, FailureKind::Timeout, "no session in time"));
+            let reason = "no session in time";
+            set_aside(shared, &seller, reason);
+            return Ok(fail(seller, FailureKind::Timeout, reason));
         }
     };
     let (head, open, window) = match order(shared, asked, candidate, number, &pair) {
@@ -125,38 +129,35 @@ async fn serve(
     deadline: Instant,
     sink: &mut ClientSink,
 ) -> Result<Attempted, PeerErrorCode> {
-    let open = async {
-        let stream = shared
-            .network
-            .open(&seller, Protocol::Infer)
-            .await
-            .map_err(|e| e.to_string())?;
-        let mut wire = OrderWire::new(stream);
-        wire.order(&head, &asked.body)
-            .await
-            .map_err(|e| e.to_string())?;
-        Ok::<_, String>(wire)
-    };
-    let opening = tokio::time::timeout(shared.settings.timeouts.open, open);
-    let mut wire = match sink.while_alive(opening).await {
-        Err(_gone) => {
-            books.void("client_gone", 499);
-            return Ok(Attempted::Done);
-        }
-        Ok(Ok(Ok(wire))) => wire,
-        Ok(failed) => {
-            let reason = match failed {
-                Ok(Err(reason)) => reason,
-                _ => "no stream in time".to_owned(),
-            };
-            books.void(&reason, 502);
-            shared.book.mark_dead(&seller);
-            return Ok(fail(seller, FailureKind::Broken, &reason));
-        }
-    };
-    crate::failpoint::hit("buyer_after_head");
     let mut called = false;
-    match first_answer(shared, asked, pair, &mut wire, deadline, &mut called, sink).await {
+    let mut kept = shared.streams.take(&seller);
+    let (mut wire, answer) = loop {
+        let ordering = send_order(shared, asked, &seller, &head, kept.take());
+        let ordering = tokio::time::timeout(shared.settings.timeouts.open, ordering);
+        let mut wire = match sink.while_alive(ordering).await {
+            Err(_gone) => {
+                books.void("client_gone", 499);
+                return Ok(Attempted::Done);
+            }
+            Ok(Ok(Ok(wire))) => wire,
+            Ok(failed) => {
+                let reason = match failed {
+                    Ok(Err(reason)) => reason,
+                    _ => "no stream in time".to_owned(),
+                };
+                books.void(&reason, 502);
+                set_aside(shared, &seller, &reason);
+                return Ok(fail(seller, FailureKind::Broken, &reason));
+            }
+        };
+        crate::failpoint::hit("buyer_after_head");
+        match first_answer(shared, asked, pair, &mut wire, deadline, &mut called, sink).await {
+            // The others were kept as long.
+            Opened::Stale => shared.streams.forget(&seller),
+            answer => break (wire, answer),
+        }
+    };
+    match answer {
         Opened::Head(response) => {
             shared.book.mark_alive(&seller);
             crate::failpoint::hit("buyer_resp_head");
@@ -171,7 +172,7 @@ async fn serve(
         }
         Opened::Failed(kind, reason) => {
             if kind == FailureKind::Timeout {
-                shared.book.mark_dead(&seller);
+                set_aside(shared, &seller, &reason);
                 let _ = wire.cancel(CancelReason::Timeout, |_| {}).await;
                 // The connection may be a dead process's; the next request dials anew.
                 shared.network.disconnect(&seller).await;
@@ -184,7 +185,40 @@ async fn serve(
             books.client_gone(wire, called, nothing).await;
             Ok(Attempted::Done)
         }
+        // Only a kept stream is stale, and the loop above takes one at most.
+        Opened::Stale => {
+            books.void("stale_stream", 502);
+            Ok(fail(seller, FailureKind::Broken, "the stream was closed"))
+        }
     }
+}
+
+/// Sends the order on a kept stream, or on a fresh one where there is none or it is dead.
+async fn send_order(
+    shared: &Shared,
+    asked: &Asked,
+    seller: &PeerId,
+    head: &SignedHead,
+    kept: Option<OrderWire>,
+) -> Result<OrderWire, String> {
+    if let Some(mut wire) = kept
+        && wire.order(head, &asked.body).await.is_ok()
+    {
+        return Ok(wire);
+    }
+    let stream = shared.network.open(seller, Protocol::Infer).await;
+    let mut wire = OrderWire::new(stream.map_err(|e| e.to_string())?);
+    wire.order(head, &asked.body)
+        .await
+        .map_err(|e| e.to_string())?;
+    Ok(wire)
+}
+
+/// The seller does not answer: others come first for a while, and its streams are not used again.
+fn set_aside(shared: &Shared, seller: &PeerId, reason: &str) {
+    tracing::warn!(%seller, reason, "seller set aside");
+    shared.streams.forget(seller);
+    shared.book.mark_dead(seller);
 }
 
 /// Waits for RESP_HEAD: a first frame within `open`, then signs of life until the deadline.
@@ -198,6 +232,7 @@ async fn first_answer(
     sink: &mut ClientSink,
 ) -> Opened {
     let mut limit = deadline.min(Instant::now() + shared.settings.timeouts.open);
+    let mut may_be_stale = wire.is_kept;
     loop {
         let frame = match sink.while_alive(wire.frame(limit)).await {
             Err(_gone) => return Opened::ClientGone,
@@ -205,8 +240,10 @@ async fn first_answer(
             Ok(Err(Silence::Late)) => {
                 return Opened::Failed(FailureKind::Timeout, "no answer in time".into());
             }
+            Ok(Err(Silence::Broken(_))) if may_be_stale => return Opened::Stale,
             Ok(Err(Silence::Broken(reason))) => return Opened::Failed(FailureKind::Broken, reason),
         };
+        may_be_stale = false;
         limit = deadline;
         match frame.kind {
             FrameKind::Nop => {

@@ -199,6 +199,11 @@ impl Books {
         }
     }
 
+    /// Keeps the stream of a request that is over for the next one.
+    pub fn keep(&self, wire: OrderWire) {
+        self.shared.streams.put(self.seller, wire);
+    }
+
     /// Checks that a receipt is this attempt's and the seller's.
     pub fn verify(&self, bytes: &Bytes) -> Option<SignedReceipt> {
         let signed = SignedReceipt::decode_and_verify(bytes, &self.seller).ok()?;

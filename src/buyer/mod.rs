@@ -23,6 +23,7 @@ mod relay;
 pub mod route;
 mod sellers;
 mod sink;
+mod streams;
 mod upstream_error;
 mod whole;
 mod wire;
@@ -31,8 +32,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -44,6 +45,7 @@ use nonces::Nonces;
 use refusal::{AttemptFailure, Refusal};
 use route::{Barred, Policy, Route};
 use sink::ClientSink;
+use streams::KeptStreams;
 
 use crate::discovery::{Found, OfferBook};
 use crate::http::body::Body;
@@ -57,12 +59,16 @@ use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
 use crate::protocol::offer::Capabilities;
 use crate::tasks::Tasks;
-use crate::types::Clock;
+use crate::types::{Clock, PeerId};
 
 /// Attempts at sellers for one client request.
 const ATTEMPTS_MAX: usize = 3;
 /// A request for an unknown model waits this long for background discovery.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
+
+/// Sellers set aside that one request dials when there is nobody else, and how long it waits.
+const REACH_SELLERS_MAX: usize = 4;
+const REACH_WAIT: Duration = Duration::from_secs(3);
 
 /// How long the buyer waits for what.
 #[derive(Clone, Debug)]
@@ -135,6 +141,7 @@ struct Shared {
     counter: TokenCounter,
     control: Arc<dyn server::Handler>,
     nonces: Nonces,
+    streams: KeptStreams,
     in_flight: AtomicU64,
 }
 
@@ -155,6 +162,7 @@ impl Buyer {
             control,
         } = parts;
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
+        let streams = KeptStreams::default();
         let shared = Shared {
             book,
             payer,
@@ -168,6 +176,7 @@ impl Buyer {
             counter,
             control,
             nonces,
+            streams,
             in_flight,
         };
         Self {
@@ -246,11 +255,38 @@ impl Buyer {
                 ));
             }
         }
-        let route = route::route(asked, &shared.settings.policy, &shared.book, &shared.payer);
+        let policy = &shared.settings.policy;
+        let mut route = route::route(asked, policy, &shared.book, &shared.payer);
+        if route.candidates.is_empty() && self.reach(&route.set_aside).await {
+            route = route::route(asked, policy, &shared.book, &shared.payer);
+        }
         if !route.candidates.is_empty() {
             return Ok(route);
         }
         Err(self.why_nobody(asked, &route))
+    }
+
+    /// With nobody else left, sellers that did not answer lately are dialled once more; true when
+    /// one is there again.
+    async fn reach(&self, set_aside: &[PeerId]) -> bool {
+        let Shared { book, network, .. } = &*self.shared;
+        let due = set_aside
+            .iter()
+            .filter(|seller| book.peers().may_probe(seller));
+        let dials: Vec<_> = due
+            .take(REACH_SELLERS_MAX)
+            .map(|seller| {
+                network
+                    .connect(seller)
+                    .map_ok(|()| book.mark_alive(seller))
+                    .boxed()
+            })
+            .collect();
+        if dials.is_empty() {
+            return false;
+        }
+        let reached = tokio::time::timeout(REACH_WAIT, futures::future::select_ok(dials)).await;
+        matches!(reached, Ok(Ok(_)))
     }
 
     fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {

@@ -330,6 +330,9 @@ impl<'a> Relay<'a> {
             .await
             .and_then(|bytes| self.books.verify(&bytes));
         crate::failpoint::hit("buyer_usage");
+        if receipt.is_some() {
+            self.books.keep(wire);
+        }
         let own_output = self.books.count_stream(&self.text).tokens;
         let tally = Tally {
             status: self.head.status,

@@ -61,6 +61,8 @@ pub(super) enum Barred {
 pub(super) struct Route {
     pub candidates: Vec<Candidate>,
     pub barred: Vec<Barred>,
+    /// Sellers that fit and are set aside because they did not answer.
+    pub set_aside: Vec<PeerId>,
 }
 
 impl Route {
@@ -78,7 +80,12 @@ pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &Pa
     for offer in book.offers(&asked.model).iter() {
         match candidate(asked, policy, book, payer, offer) {
             Ok(candidate) => route.candidates.push(candidate),
-            Err(barred) => route.barred.push(barred),
+            Err(barred) => {
+                if barred == Barred::Unreachable {
+                    route.set_aside.push(offer.offer.seller);
+                }
+                route.barred.push(barred);
+            }
         }
     }
     let pinned = asked.seller.or(policy.seller);
@@ -114,9 +121,6 @@ fn candidate(
     {
         return Err(Barred::Price);
     }
-    if book.is_dead(&offer.seller) {
-        return Err(Barred::Unreachable);
-    }
     let input = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
     // The prefill over-estimates text by about a third: only a clear excess is refused here.
     if offer.context > 0 && input / 2 > u64::from(offer.context) {
@@ -141,6 +145,10 @@ fn candidate(
     let headroom = payer.known(&offer.seller).and_then(|pair| pair.headroom());
     if !offer.price.is_free() && headroom.is_some_and(|left| left <= prefill) {
         return Err(Barred::Credit);
+    }
+    // Last, so that it is said only of sellers that fit otherwise.
+    if book.is_dead(&offer.seller) {
+        return Err(Barred::Unreachable);
     }
     let expected = offer.price.cost_in_out(input, output.min(OUTPUT_EXPECTED));
     Ok(Candidate {

@@ -126,6 +126,9 @@ async fn finish(
         .await
         .and_then(|bytes| books.verify(&bytes));
     crate::failpoint::hit("buyer_usage");
+    if receipt.is_some() {
+        books.keep(wire);
+    }
     let tally = Tally {
         status: head.status,
         model_served: head.model_served.clone(),

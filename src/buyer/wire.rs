@@ -22,6 +22,8 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct OrderWire {
     reader: FrameReader<ReadHalf<Stream>>,
     writer: FrameWriter<WriteHalf<Stream>>,
+    /// It carried a request before: its other end may be gone unseen.
+    pub is_kept: bool,
 }
 
 /// Why no frame came.
@@ -39,6 +41,7 @@ impl OrderWire {
         Self {
             reader: FrameReader::new(read),
             writer: FrameWriter::new(write),
+            is_kept: false,
         }
     }
 

@@ -229,6 +229,7 @@ fn node_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
     let node = &config.node;
     for (path, list) in [
         ("node.listen", &node.listen),
+        ("node.external", &node.external),
         ("node.bootstrap", &node.bootstrap),
     ] {
         for address in list.iter().filter(|a| !a.starts_with('/')) {

@@ -18,6 +18,8 @@ pub struct NodeSection {
     pub data_dir: Option<PathBuf>,
     /// Multiaddrs to listen on.
     pub listen: Vec<String>,
+    /// Multiaddrs by which others reach this node, when they differ from what it listens on.
+    pub external: Vec<String>,
     /// Multiaddrs of peers to start from.
     pub bootstrap: Vec<String>,
     /// The network's name; nodes of different networks never meet.
@@ -40,6 +42,7 @@ impl Default for NodeSection {
                 "/ip4/0.0.0.0/udp/0/quic-v1".to_owned(),
                 "/ip4/0.0.0.0/tcp/0".to_owned(),
             ],
+            external: Vec::new(),
             bootstrap: Vec::new(),
             network: "souk-1".to_owned(),
             dht_server: Switch::Auto,

@@ -12,6 +12,8 @@ use crate::types::{Clock, PeerId, UnixMs};
 
 /// First pause, in ms.
 pub const DEAD_MS_MIN: u64 = 30 * 1_000;
+/// A peer that is set aside may be tried this often by those who have nobody else, in ms.
+pub const PROBE_MS: u64 = 2_000;
 /// Longest pause, in ms.
 pub const DEAD_MS_MAX: u64 = 60 * 60 * 1_000;
 /// Failed peers remembered.
@@ -21,6 +23,7 @@ const PEERS_MAX: usize = 4_096;
 struct Dead {
     until: UnixMs,
     pause: u64,
+    probed: UnixMs,
 }
 
 /// The negative cache. Cheap to clone.
@@ -48,7 +51,30 @@ impl PeerBook {
             None => DEAD_MS_MIN,
         };
         let until = now.saturating_add(pause);
-        dead.put(*peer, Dead { until, pause });
+        let probed = now;
+        dead.put(
+            *peer,
+            Dead {
+                until,
+                pause,
+                probed,
+            },
+        );
+    }
+    /// True when a peer that is set aside is due for a try by somebody who has no other: once in
+    /// [`PROBE_MS`], so that a burst of requests does not wait for it.
+    #[must_use]
+    pub fn may_probe(&self, peer: &PeerId) -> bool {
+        let now = self.clock.now_ms();
+        let mut dead = self.dead.lock();
+        match dead.peek_mut(peer) {
+            Some(entry) if now.saturating_sub(entry.probed) < PROBE_MS => false,
+            Some(entry) => {
+                entry.probed = now;
+                true
+            }
+            None => true,
+        }
     }
     /// It answered: all is forgiven.
     pub fn mark_alive(&self, peer: &PeerId) {
@@ -97,5 +123,8 @@ mod tests {
         book.mark_alive(&peer);
         book.mark_dead(&peer);
         assert_eq!(book.dead_until(&peer), Some(clock.now_ms() + DEAD_MS_MIN));
+        assert!(!book.may_probe(&peer));
+        clock.advance(PROBE_MS);
+        assert!(book.may_probe(&peer) && !book.may_probe(&peer));
     }
 }

@@ -16,7 +16,7 @@
 //! [`error`].
 //!
 //! The story of the bill. [`tokens`] recounts what was really sent and received (crate-embedded
-//! vocabularies `o200k_base` and `cl100k_base` of `bpe-openai`, a calibrated slope elsewhere) and
+//! vocabularies `o200k_base` and `cl100k_base`, a calibrated slope elsewhere) and
 //! [`bounds`] turns that into the most a buyer pays. [`price_list`] reads an upstream's models.
 //!
 //! Invariants: the same dialect in and out means the same bytes but for the named splices; nothing
@@ -40,6 +40,7 @@ pub mod stream_end;
 pub mod tokens;
 mod tracker;
 pub mod usage;
+mod vocabulary;
 
 pub use dialect::Dialect;
 pub use json::{JSON_DEPTH_MAX, JsonError};

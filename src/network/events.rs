@@ -48,12 +48,13 @@ impl Runner {
                 self.shared.failed.lock().pop(&peer_id);
                 let now = self.clock.now_ms();
                 self.shared.book.connected(&peer_id, now);
+                if num_established.get() == 1 {
+                    self.shared.publish(NetworkEvent::Connected(peer_id));
+                }
+                // After the event, so that whoever waited for the dial does not hear of it later.
                 self.dial_done(&peer_id, &Ok(()));
                 if self.is_anchor(&peer_id) {
                     self.shared.control.keep_warm(&peer_id, true);
-                }
-                if num_established.get() == 1 {
-                    self.shared.publish(NetworkEvent::Connected(peer_id));
                 }
                 if num_established.get() > CONNECTIONS_PER_PEER_MAX
                     && let Some(oldest) = self.shared.control.oldest(&peer_id)

@@ -253,12 +253,13 @@ impl Handle {
     pub fn streams_dropped(&self) -> u64 {
         self.shared.control.dropped()
     }
-    /// The addresses this node listens on, with `/p2p/…`; waits until every listener has one.
+    /// Where others reach this node, with `/p2p/…`: external addresses, then those it listens on; waits until every
+    /// listener has one.
     pub async fn listeners(&self) -> Vec<String> {
         let local = self.shared.local;
-        self.listen_addresses()
-            .await
-            .into_iter()
+        let external = self.shared.external.iter().cloned();
+        external
+            .chain(self.listen_addresses().await)
             .filter_map(|a| a.with_p2p(local).ok())
             .map(|a| a.to_string())
             .collect()

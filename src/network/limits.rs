@@ -33,9 +33,13 @@ pub const PENDING_INCOMING_MAX: u32 = 512;
 pub const PENDING_OUTGOING_MAX: u32 = 256;
 /// Share of the machine's memory beyond which no new connection is taken.
 pub const MEMORY_SHARE_MAX: f64 = 0.75;
-/// Streams one connection may have open in each direction: below what makes yamux close the connection.
-pub const STREAMS_PER_CONNECTION_MAX: usize = 1_024;
-/// Streams a yamux connection carries: both directions of ours; above 4 096 libp2p panics.
+/// Streams of ours open on one connection: twice what a seller serves one buyer.
+pub const STREAMS_OPENED_MAX: usize = 512;
+/// Streams of a peer's held on one connection. Three times what it may open: a stream that its
+/// opener has dropped is held here until its task has noticed, and must not cost the next one.
+pub const STREAMS_ACCEPTED_MAX: usize = YAMUX_STREAMS_MAX - STREAMS_OPENED_MAX;
+/// Streams a yamux connection carries, both directions: one too many closes it with all of them.
+/// Above 4 096 libp2p panics.
 pub const YAMUX_STREAMS_MAX: usize = 2_048;
 /// Incoming request streams of a node.
 pub const STREAMS_MAX: usize = 10_000;

@@ -1,10 +1,11 @@
-//! Our own stream behaviour: one libp2p stream per request, opened without passing the runner.
+//! Our own stream behaviour: one libp2p stream for each request under way, opened without passing the runner.
 //!
 //! An index shared with every [`Control`] names the connections of each peer; `open` picks the best one (QUIC, else
 //! the newest), takes a permit of that connection and hands its waiting opener to the connection's task, which
 //! negotiates any number in parallel. Accepted streams go into one bounded queue per protocol; what does not fit is
-//! reset at once. Invariants: at most [`STREAMS_PER_CONNECTION_MAX`] streams of ours are open per connection and
-//! direction (yamux closes the whole connection on one too many), a permit lives as long as its [`Stream`].
+//! reset at once. Invariants: at most [`STREAMS_OPENED_MAX`] streams of ours are open per connection and
+//! [`STREAMS_ACCEPTED_MAX`] of the peer's (yamux closes the whole connection on one too many), a permit lives as
+//! long as its [`Stream`].
 //! Called by `network::behaviour` (swarm side) and `network::handle` (opener side).
 
 use std::collections::HashMap;
@@ -34,7 +35,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
-use super::limits::{ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_MAX, STREAMS_PER_CONNECTION_MAX};
+use super::limits::{
+    ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX,
+};
 
 /// Wire name of request streams.
 pub const INFER_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/infer/1");
@@ -287,7 +290,7 @@ impl Behaviour {
                 .iter()
                 .any(|s| matches!(s, Segment::QuicV1 | Segment::Quic)),
             openers,
-            permits: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION_MAX)),
+            permits: Arc::new(Semaphore::new(STREAMS_OPENED_MAX)),
         });
         Handler {
             peer,
@@ -295,7 +298,7 @@ impl Behaviour {
             warm: entry.warm.clone(),
             index: self.index.clone(),
             acceptors: self.acceptors.clone(),
-            inbound: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION_MAX)),
+            inbound: Arc::new(Semaphore::new(STREAMS_ACCEPTED_MAX)),
         }
     }
     fn forget(&mut self, id: ConnectionId) {

@@ -83,6 +83,7 @@ impl Base {
             network: config.node.network.clone(),
             listen: config.node.listen.clone(),
             bootstrap: config.node.bootstrap.clone(),
+            external: config.node.external.clone(),
             known_peers: known.into_iter().map(|p| (p.peer, p.addrs)).collect(),
             server: config.node.dht_server.forced(),
             mdns: config.node.mdns.forced().unwrap_or(true),
@@ -96,10 +97,6 @@ impl Base {
         let stop = base.cancelled();
         base.spawn_critical("network", async move { Ok(runner.run(stop).await?) });
         let counter = TokenCounter::new();
-        let warm = counter.clone();
-        front.spawn("vocabularies", async move {
-            crate::tasks::off_thread_if(true, move || warm.warm_up()).await;
-        });
         let this = Self {
             config,
             keys,
@@ -115,6 +112,15 @@ impl Base {
         };
         this.keep_peers();
         Ok((this, incoming))
+    }
+
+    /// Loads what tokens are counted with, in the background. Roles that meter call it; a bootstrap
+    /// node does without.
+    pub fn warm_counter(&self) {
+        let warm = self.counter.clone();
+        self.front.spawn("vocabularies", async move {
+            crate::tasks::off_thread_if(true, move || warm.warm_up()).await;
+        });
     }
 
     /// Windows and limits from the config.

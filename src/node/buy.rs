@@ -35,6 +35,7 @@ pub(super) async fn start(
     role: &str,
     metrics: Option<Metrics>,
 ) -> anyhow::Result<Buying> {
+    base.warm_counter();
     let config = &base.config;
     let offers = Arc::new(CachedOffers {
         cache: base.cache.clone(),

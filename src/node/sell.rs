@@ -64,6 +64,7 @@ pub(super) async fn start(
     role: &str,
     metrics: Option<Metrics>,
 ) -> anyhow::Result<Selling> {
+    base.warm_counter();
     let config = &base.config;
     let upstream = open_upstream(base).await?;
     let (limit, total) = credit(base).await;
@@ -228,13 +229,17 @@ async fn publish(
     if let Some(warning) = sale.warning() {
         tracing::warn!("{warning}");
     }
+    let now_ms = base.clock.now_ms();
+    let kept = base.ledger.offers_since(now_ms).await?;
+    let kept = kept.into_iter().map(|row| row.bytes);
+    catalogue.restore(kept, &sale.models, &stock.frame, now_ms);
     offer(
         &base.ledger,
         stock,
         catalogue,
         announcer,
         &sale.models,
-        base.clock.now_ms(),
+        now_ms,
     )
     .await
 }

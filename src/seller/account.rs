@@ -63,14 +63,15 @@ struct OwnCount {
     output: u64,
 }
 
-/// Books the end of an attempt and sends its last frames.
+/// Books the end of an attempt and sends its last frames. True when all of it went well, so that
+/// the stream may carry another request; it is closed otherwise.
 pub(super) async fn close(
     shared: &Shared,
     wire: &mut InferWire,
-    job: Job,
+    mut job: Job,
     delivered: Delivered,
     finish: Finish,
-) {
+) -> bool {
     let own = count(shared, &job, &delivered, finish).await;
     let (usage, from_upstream) = usage_of(&delivered, finish, own);
     let cost = cost_of(&job, &delivered, &usage, finish);
@@ -102,11 +103,16 @@ pub(super) async fn close(
     }
     // The buyer has its whole answer; the receipt follows when this node cannot forget it any more.
     let _ = wire.writer.flush().await;
+    job.room = None;
     book(shared, &job, &delivered, &receipt, finish, own).await;
     if delivered.committed {
         wire.writer.put(FrameKind::Usage, &receipt.bytes);
     }
-    wire.close().await;
+    let is_well = finish.ending == Ending::Complete && finish.error.is_none();
+    let stays_open = is_well && delivered.committed && wire.rest().await;
+    if !stays_open {
+        wire.close().await;
+    }
     tracing::info!(
         request = %receipt.receipt.request_id,
         buyer = %receipt.receipt.buyer,
@@ -120,6 +126,7 @@ pub(super) async fn close(
         "served"
     );
     crate::failpoint::hit("seller_after_usage");
+    stays_open
 }
 
 /// Counts the input where the upstream did not, off the hot thread.

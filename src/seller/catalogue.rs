@@ -84,6 +84,37 @@ impl Catalogue {
         }
     }
 
+    /// Takes up the offers of an earlier life that still bind: a buyer may hold one and have heard of
+    /// no newer. `kept` are signed bytes; what `models` no longer sells counts as withdrawn.
+    pub fn restore(
+        &self,
+        kept: impl IntoIterator<Item = Vec<u8>>,
+        models: &[ModelForSale],
+        frame: &OfferFrame,
+        now_ms: UnixMs,
+    ) {
+        let mut by_hash = self.by_hash.write();
+        for bytes in kept {
+            let Ok(signed) = SignedOffer::decode_and_verify(&bytes, &frame.network, now_ms) else {
+                continue;
+            };
+            let offer = signed.offer;
+            if offer.seller != self.identity.peer_id() {
+                continue;
+            }
+            let model = models.iter().find(|m| m.id == offer.model);
+            let withdrawn = model.is_none() || !offer.caps.contains(dialect_bit(frame.dialect));
+            let upstream_id = model.map_or_else(String::new, |m| m.upstream_id.clone());
+            by_hash.entry(signed.hash).or_insert_with(|| {
+                Arc::new(Sold {
+                    offer,
+                    upstream_id,
+                    withdrawn,
+                })
+            });
+        }
+    }
+
     /// Signs new offers for `models`; what is not among them any more counts as withdrawn.
     pub fn publish(
         &self,
@@ -146,12 +177,9 @@ impl Catalogue {
     }
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
-        let dialect = match frame.dialect {
-            Dialect::Chat => Capabilities::DIALECT_CHAT,
-            Dialect::Messages => Capabilities::DIALECT_MESSAGES,
-            Dialect::Responses => Capabilities::DIALECT_RESPONSES,
-        };
-        let mut caps = dialect.union(Capabilities::TOOLS).union(Capabilities::JSON);
+        let mut caps = dialect_bit(frame.dialect)
+            .union(Capabilities::TOOLS)
+            .union(Capabilities::JSON);
         if model.vision {
             caps = caps.union(Capabilities::VISION);
         }
@@ -174,5 +202,65 @@ impl Catalogue {
             terms_hash: frame.terms_hash,
             ..Offer::new(&frame.network, seller, model.id.clone(), now_ms)
         }
+    }
+}
+
+const fn dialect_bit(dialect: Dialect) -> Capabilities {
+    match dialect {
+        Dialect::Chat => Capabilities::DIALECT_CHAT,
+        Dialect::Messages => Capabilities::DIALECT_MESSAGES,
+        Dialect::Responses => Capabilities::DIALECT_RESPONSES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(id: &str) -> ModelForSale {
+        ModelForSale {
+            id: ModelId::new(id),
+            upstream_id: format!("up/{id}"),
+            price: PriceTable::default(),
+            context: 0,
+            max_output: 0,
+            vision: false,
+        }
+    }
+
+    fn frame() -> OfferFrame {
+        OfferFrame {
+            network: "net".to_owned(),
+            dialect: Dialect::Chat,
+            reasoning_cap: 0,
+            terms_hash: Hash32::default(),
+            free: true,
+            addrs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn regression_a_restarted_seller_honours_the_offers_of_its_earlier_life() {
+        let now = 1_700_000_000_000;
+        let identity = || Identity::from_seed(&[7; 32]);
+        let models = [model("a"), model("b")];
+        let old = Catalogue::new(identity()).publish(&models, &frame(), now);
+        let kept = || old.iter().map(|signed| signed.bytes.to_vec());
+
+        let later = now + 60_000;
+        let again = Catalogue::new(identity());
+        again.restore(kept(), &models[..1], &frame(), later);
+        again.publish(&models[..1], &frame(), later);
+        let first = again.by_offer(&old[0].hash, later).unwrap();
+        assert!(!first.withdrawn && first.upstream_id == "up/a");
+        assert!(again.by_offer(&old[1].hash, later).unwrap().withdrawn);
+        assert_eq!(again.current().len(), 1);
+
+        let stranger = Catalogue::new(Identity::from_seed(&[8; 32]));
+        stranger.restore(kept(), &models, &frame(), later);
+        assert!(stranger.by_offer(&old[0].hash, later).is_none());
+        let late = Catalogue::new(identity());
+        late.restore(kept(), &models, &frame(), now + 2 * OFFER_LIFE_MS);
+        assert!(late.by_offer(&old[0].hash, now).is_none());
     }
 }

@@ -35,8 +35,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use admission::{Gate, Order};
 use upstream::Upstream;
@@ -89,6 +90,7 @@ struct Shared {
     slots: Arc<Semaphore>,
     per_buyer: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
     stats: Stats,
+    stop: CancellationToken,
     drain_at: OnceLock<Instant>,
 }
 
@@ -126,7 +128,7 @@ pub struct Parts {
 impl Shared {
     /// Resolves when a shutdown has waited long enough for streams to end by themselves.
     async fn drained(&self) {
-        self.tasks.cancelled().cancelled().await;
+        self.stop.cancelled().await;
         let since = *self.drain_at.get_or_init(Instant::now);
         tokio::time::sleep_until(since + DRAIN_PATIENCE).await;
     }
@@ -142,8 +144,16 @@ impl Shared {
     }
 }
 
+/// What a request takes up at this seller, until its answer is out: a place among its buyer's
+/// streams and a slot at the upstream. The receipt's way to the disk holds up no next request.
+struct Room {
+    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
+}
+
 /// One admitted request.
 struct Job {
+    room: Option<Room>,
     order: Order,
     attempt: AttemptId,
     pair: Arc<PayeePair>,
@@ -171,6 +181,7 @@ impl Seller {
             settings.max_concurrent.min(STREAMS_PER_NODE_MAX),
         ));
         let stats = Stats::default();
+        let stop = tasks.cancelled();
         let shared = Shared {
             gate,
             payee,
@@ -184,6 +195,7 @@ impl Seller {
             slots,
             per_buyer: Mutex::default(),
             stats,
+            stop,
             drain_at: OnceLock::new(),
         };
         Self {
@@ -205,7 +217,7 @@ impl Seller {
 
     /// Takes infer streams until the network or the node ends.
     pub async fn accept(self, mut incoming: mpsc::Receiver<(PeerId, Stream)>) {
-        let cancelled = self.shared.tasks.cancelled();
+        let cancelled = self.shared.stop.clone();
         loop {
             let (buyer, stream) = tokio::select! {
                 next = incoming.recv() => match next { Some(next) => next, None => return },
@@ -218,28 +230,39 @@ impl Seller {
         }
     }
 
-    /// One stream from head to receipt.
+    /// One stream: an order, and after a good end the next one.
     async fn serve(&self, buyer: PeerId, stream: Stream) {
         let mut wire = InferWire::new(stream);
-        let shared = &*self.shared;
-        let Ok(_place) = shared.place(buyer).try_acquire_owned() else {
-            return wire
-                .refuse(PeerErrorCode::Overloaded, "streams", shared.clock.now_ms())
-                .await;
-        };
-        match self.take_order(&mut wire, buyer).await {
-            Ok((job, _slot)) => {
-                shared.stats.served.fetch_add(1, Ordering::Relaxed);
-                reply::answer(shared, &mut wire, job).await;
+        let mut head = wire.head().await;
+        loop {
+            let order = match head {
+                Ok(payload) => self.take_order(&mut wire, buyer, payload).await,
+                Err(why) => Err(why),
+            };
+            match order {
+                Ok(job) => {
+                    self.shared.stats.served.fetch_add(1, Ordering::Relaxed);
+                    if !reply::answer(&self.shared, &mut wire, job).await {
+                        return;
+                    }
+                }
+                Err(NoOrder::Refuse(code)) => return self.refuse(&mut wire, buyer, code).await,
+                Err(NoOrder::Gone) => {
+                    return tracing::debug!(%buyer, "stream ended before its order");
+                }
             }
-            Err(NoOrder::Refuse(code)) => {
-                shared.stats.refused.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%buyer, code = code.as_str(), "request refused");
-                wire.refuse(code, code.as_str(), shared.clock.now_ms())
-                    .await;
-            }
-            Err(NoOrder::Gone) => tracing::debug!(%buyer, "stream ended before its order"),
+            head = tokio::select! {
+                next = wire.next_head() => next,
+                () = self.shared.stop.cancelled() => return,
+            };
         }
+    }
+
+    async fn refuse(&self, wire: &mut InferWire, buyer: PeerId, code: PeerErrorCode) {
+        self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(%buyer, code = code.as_str(), "request refused");
+        wire.refuse(code, code.as_str(), self.shared.clock.now_ms())
+            .await;
     }
 
     /// Head, slot, body, credit: everything before the upstream is called.
@@ -247,16 +270,21 @@ impl Seller {
         &self,
         wire: &mut InferWire,
         buyer: PeerId,
-    ) -> Result<(Job, tokio::sync::OwnedSemaphorePermit), NoOrder> {
+        payload: Bytes,
+    ) -> Result<Job, NoOrder> {
         let shared = &*self.shared;
-        let payload = wire.head().await?;
+        let overloaded = |_| NoOrder::Refuse(PeerErrorCode::Overloaded);
+        let place = shared
+            .place(buyer)
+            .try_acquire_owned()
+            .map_err(overloaded)?;
         let order = shared
             .gate
             .check(&payload, &buyer, shared.clock.now_ms())
             .map_err(NoOrder::Refuse)?;
         let slot = Arc::clone(&shared.slots)
             .try_acquire_owned()
-            .map_err(|_| NoOrder::Refuse(PeerErrorCode::Overloaded))?;
+            .map_err(overloaded)?;
         let head = &order.signed.head;
         let pair = shared
             .payee
@@ -277,7 +305,12 @@ impl Seller {
         }
         let attempt = order.signed.attempt_id();
         let started = Instant::now();
+        let room = Room {
+            _place: place,
+            _slot: slot,
+        };
         let job = Job {
+            room: Some(room),
             order,
             attempt,
             pair,
@@ -287,7 +320,7 @@ impl Seller {
             started,
         };
         self.admit(&job).await?;
-        Ok((job, slot))
+        Ok(job)
     }
 
     /// Waits for the voucher that pays the prefill, then books the open row.

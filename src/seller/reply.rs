@@ -21,8 +21,9 @@ const FIRST_NOP: Duration = Duration::from_millis(500);
 /// How often a silent upstream is covered by a NOP.
 pub(super) const NOP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Calls the upstream and relays what it says, to the receipt.
-pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) {
+/// Calls the upstream and relays what it says, to the receipt. True when the stream may carry
+/// another request.
+pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) -> bool {
     let mut delivered = Delivered::new();
     let called = tokio::select! {
         biased;
@@ -34,8 +35,7 @@ pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) {
         Ok(Err(error)) => {
             tracing::warn!(%error, "upstream call failed");
             job.pair.drop_attempt(&job.attempt);
-            fail_before_head(shared, wire, job, delivered).await;
-            return;
+            return fail_before_head(shared, wire, job, delivered).await;
         }
         Ok(Ok(response)) => {
             let is_stream = is_event_stream(&response) && response.status().is_success();
@@ -47,7 +47,7 @@ pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) {
             }
         }
     };
-    account::close(shared, wire, job, delivered, finish).await;
+    account::close(shared, wire, job, delivered, finish).await
 }
 
 async fn call(shared: &Shared, job: &Job) -> Result<reqwest::Response, UpstreamError> {
@@ -98,7 +98,12 @@ pub(super) fn stopped_finish(shared: &Shared, stopped: Stopped) -> Finish {
 }
 
 /// The upstream never answered: nothing is owed, the buyer tries the next seller.
-async fn fail_before_head(shared: &Shared, wire: &mut InferWire, job: Job, delivered: Delivered) {
+async fn fail_before_head(
+    shared: &Shared,
+    wire: &mut InferWire,
+    job: Job,
+    delivered: Delivered,
+) -> bool {
     let finish = Finish {
         ending: Ending::SellerFailed,
         error: Some("upstream_unreachable"),
@@ -113,7 +118,7 @@ async fn fail_before_head(shared: &Shared, wire: &mut InferWire, job: Job, deliv
         },
         finish,
     )
-    .await;
+    .await
 }
 
 fn is_event_stream(response: &reqwest::Response) -> bool {

@@ -114,6 +114,18 @@ async fn next_chunk(
     }
 }
 
+/// A chunk that is here already. The HTTP client's own task hands chunks over one at a time and
+/// runs in between, so it gets one turn: a burst is one packet then, not one for each event.
+async fn ready_chunk(response: &mut reqwest::Response) -> Option<Bytes> {
+    let mut chunk = response.chunk().now_or_never();
+    if chunk.is_none() {
+        tokio::task::yield_now().await;
+        chunk = response.chunk().now_or_never();
+    }
+    // The end or an error shows again at the next await.
+    chunk.and_then(Result::ok).flatten()
+}
+
 impl Passing<'_> {
     /// The upstream closed: complete only if its dialect's terminator came.
     fn ended(&self) -> Finish {
@@ -143,11 +155,7 @@ impl Passing<'_> {
             if wire.writer.pending() >= FLUSH_BYTES {
                 break;
             }
-            next = match response.chunk().now_or_never() {
-                Some(Ok(Some(chunk))) => Some(chunk),
-                // The end or an error shows again at the next await.
-                Some(Ok(None) | Err(_)) | None => None,
-            };
+            next = ready_chunk(response).await;
         }
         wire.flush()
             .await

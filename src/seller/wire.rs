@@ -14,6 +14,8 @@ use crate::types::{MicroUsd, UnixMs};
 
 /// The head must come within this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The next head on a stream that served one may take this long: twice what buyers keep streams for.
+const NEXT_HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// A body must keep coming: at most this between two frames.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A whole body gets this, and a second more for each [`BODY_BYTES_PER_S`]: a slot is not held by
@@ -69,9 +71,18 @@ impl InferWire {
         }
     }
 
-    /// The payload of REQ_HEAD.
+    /// The payload of the first REQ_HEAD.
     pub async fn head(&mut self) -> Result<Bytes, NoOrder> {
-        match tokio::time::timeout(HEAD_TIMEOUT, self.reader.read()).await {
+        self.head_within(HEAD_TIMEOUT).await
+    }
+
+    /// The payload of the REQ_HEAD after a request that ended well.
+    pub async fn next_head(&mut self) -> Result<Bytes, NoOrder> {
+        self.head_within(NEXT_HEAD_TIMEOUT).await
+    }
+
+    async fn head_within(&mut self, limit: Duration) -> Result<Bytes, NoOrder> {
+        match tokio::time::timeout(limit, self.reader.read()).await {
             Ok(Ok(Some(frame))) if frame.kind == FrameKind::ReqHead => Ok(frame.payload),
             Ok(Ok(Some(_)) | Err(WireError::Frame(_))) => {
                 Err(NoOrder::Refuse(PeerErrorCode::Malformed))
@@ -126,6 +137,12 @@ impl InferWire {
     /// Sends the last frames and closes, as far as the buyer takes them.
     pub async fn close(&mut self) {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.close()).await;
+    }
+
+    /// Sends the last frames and leaves the stream open; true when they are out.
+    pub async fn rest(&mut self) -> bool {
+        let sent = tokio::time::timeout(CLOSE_TIMEOUT, self.writer.flush()).await;
+        matches!(sent, Ok(Ok(())))
     }
 
     /// Resolves when the buyer stops; cancel safe. A buyer only ever sends CANCEL after its END.
