@@ -80,8 +80,7 @@ impl Stage {
             AtNeed::Pay => usize::MAX,
             AtNeed::PayThenCancel(count) => count,
         };
-        while let Some(frame) = stream.frame().await {
-            answer.take(&frame);
+        while let Some(frame) = stream.frame_of(&mut answer).await {
             if frame.kind != FrameKind::Need {
                 continue;
             }
@@ -199,8 +198,7 @@ async fn long_prompts_cancelled_before_the_first_token_cost_one_window() {
             .order(&stage.to, &stage.head(&body).bytes, &body)
             .await;
         let mut answer = Answer::default();
-        while let Some(frame) = stream.frame().await {
-            answer.take(&frame);
+        while let Some(frame) = stream.frame_of(&mut answer).await {
             if frame.kind == FrameKind::Nop {
                 let reason = CancelReason::ClientGone.encode();
                 let _ = stream.writer.send(FrameKind::Cancel, &reason).await;

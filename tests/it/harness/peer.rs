@@ -356,12 +356,21 @@ impl Infer {
         frame.expect("a frame in time").ok().flatten()
     }
 
-    /// Reads to the end.
+    /// The next frame of one answer: none after its receipt, with which the stream is free for the
+    /// next order.
+    pub async fn frame_of(&mut self, answer: &mut Answer) -> Option<Frame> {
+        if answer.receipt.is_some() {
+            return None;
+        }
+        let frame = self.frame().await?;
+        answer.take(&frame);
+        Some(frame)
+    }
+
+    /// Reads to the end of one answer.
     pub async fn finish(&mut self) -> Answer {
         let mut answer = Answer::default();
-        while let Some(frame) = self.frame().await {
-            answer.take(&frame);
-        }
+        while self.frame_of(&mut answer).await.is_some() {}
         answer
     }
 }
