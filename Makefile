@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fmt lint clients bench bench-parts install clean
+.PHONY: help setup build demo test soak fmt lint clients bench bench-parts install clean
 
 CARGO ?= cargo
 
@@ -25,6 +25,12 @@ test: setup ## Format, lints, all tests (with the layering), documentation
 	$(CARGO) test --locked --lib --bins --tests
 	$(CARGO) test --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+soak: build ## Long experiments on money: 100 000 seeds, 1 000 kills, 100 power cuts (the last as root)
+	$(CARGO) build --locked --release --example soak
+	"$$(tests/target-dir)/release/examples/soak" sim --seeds 100000
+	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
+	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
 
 fmt: ## Format the sources
 	$(CARGO) fmt --all

@@ -282,6 +282,7 @@ impl Seller {
             .gate
             .check(&payload, &buyer, shared.clock.now_ms())
             .map_err(NoOrder::Refuse)?;
+        self.refuse_earlier_life(&order).await?;
         let slot = Arc::clone(&shared.slots)
             .try_acquire_owned()
             .map_err(overloaded)?;
@@ -321,6 +322,20 @@ impl Seller {
         };
         self.admit(&job).await?;
         Ok(job)
+    }
+
+    /// Refuses what an earlier life has served: a restart forgets nonces, the ledger does not.
+    async fn refuse_earlier_life(&self, order: &Order) -> Result<(), NoOrder> {
+        let shared = &*self.shared;
+        if !shared.gate.may_be_of_an_earlier_life(&order.signed.head) {
+            return Ok(());
+        }
+        let attempt = order.signed.attempt_id();
+        match shared.ledger.has_attempt(&attempt).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(NoOrder::Refuse(PeerErrorCode::Replayed)),
+            Err(error) => Err(ledger_failed(&error)),
+        }
     }
 
     /// Waits for the voucher that pays the prefill, then books the open row.
@@ -402,7 +417,7 @@ fn prepare(order: &Order, body: &Bytes, dialect: Dialect) -> Result<(Bytes, Micr
 }
 
 fn ledger_failed(error: &LedgerError) -> NoOrder {
-    tracing::error!(%error, "ledger write failed; refusing");
+    tracing::error!(%error, "ledger failed; refusing");
     NoOrder::Refuse(PeerErrorCode::Internal)
 }
 

@@ -12,13 +12,20 @@
 
 mod architecture;
 mod harness;
+#[path = "../sim/mod.rs"]
+mod sim;
 
 mod concurrency;
 mod crash;
 mod discovery;
 mod failover;
+mod forgery;
 mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod overbilling;
+mod replay;
+mod simulated;
+mod unpaid;
 mod upstream;
