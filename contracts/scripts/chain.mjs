@@ -26,7 +26,7 @@ export async function withChain(use) {
   const port = await freePort();
   const anvil = spawn(
     new URL("bin/anvil", root).pathname,
-    ["--host", "127.0.0.1", "--port", port, "--timestamp", START, "--hardfork", "prague", "--silent"],
+    `--host 127.0.0.1 --port ${port} --timestamp ${START} --hardfork prague --silent`.split(" "),
     { stdio: ["ignore", "ignore", "inherit"] },
   );
   const died = new Promise((_, reject) => {

@@ -2,7 +2,8 @@
 import { parseSignature, toHex } from "viem";
 
 const CHANNEL =
-  "address buyer,address seller,address operator,address token,address voucherSigner,uint32 challengePeriod,bytes32 salt";
+  "address buyer,address seller,address operator,address token,address voucherSigner," +
+  "uint32 challengePeriod,bytes32 salt";
 const fields = {
   Channel: CHANNEL,
   OpenAuth: "Channel channel,uint96 deposit,uint96 openFee,uint40 expiry,uint40 validBefore",
@@ -11,9 +12,11 @@ const fields = {
   CloseAuth: "bytes32 channelId,uint96 cumulative,uint40 validBefore",
   RequestClose: "bytes32 channelId,uint40 validBefore",
   Withdraw:
-    "address account,address token,address to,uint256 amount,address relayer,uint256 fee,uint256 nonce,uint40 validBefore",
+    "address account,address token,address to,uint256 amount,address relayer,uint256 fee," +
+    "uint256 nonce,uint40 validBefore",
   ReceiveWithAuthorization:
-    "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce",
+    "address from,address to,uint256 value,uint256 validAfter,uint256 validBefore," +
+    "bytes32 nonce",
 };
 
 export const types = Object.fromEntries(
@@ -33,11 +36,6 @@ export const encodeType = (name) =>
 export const domains = (chainId, hub, usd) => ({
   hub: { name: "SoukChannelHub", version: "1", chainId, verifyingContract: hub },
   usd: { name: "Test USD", version: "2", chainId, verifyingContract: usd },
-});
-
-/** An ERC-3009 authorisation to the hub, as `depositWithAuthorization` takes it. */
-export const authorisation = (from, value, validBefore, nonce) => ({
-  from, value, validAfter: 0n, validBefore: BigInt(validBefore), nonce,
 });
 
 /** A signature's EIP-2098 form, as a voucher travels: the parity sits in the top bit of `s`. */

@@ -243,6 +243,7 @@ contract ChannelHub is Vault, Multicall {
         if (expiry < block.timestamp + channel.challengePeriod) revert BadExpiry();
     }
 
+    /// @dev The id and state of a channel that was opened; it may be closed.
     function _load(Channel calldata channel)
         private
         view
@@ -253,6 +254,7 @@ contract ChannelHub is Vault, Multicall {
         if (state.expiry == 0) revert ChannelUnknown();
     }
 
+    /// @dev Pays what the voucher adds; `domain` is computed once per batch.
     function _settle(Claim calldata claim, bytes32 domain) private returns (uint96 paid) {
         Channel calldata channel = claim.channel;
         bytes32 id = TypedData.digest(domain, TypedData.hash(channel));
@@ -274,12 +276,14 @@ contract ChannelHub is Vault, Multicall {
         emit ChannelSettled(id, settled, paid);
     }
 
+    /// @dev Pays the voucher and ends the channel; who may is the caller's business.
     function _close(Claim calldata claim) private {
         _settle(claim, domainSeparator());
         (bytes32 id, ChannelState memory state) = _load(claim.channel);
         _finish(claim.channel, id, state);
     }
 
+    /// @dev A request later than the signed expiry changes nothing but `closing`.
     function _requestClose(Channel calldata channel) private {
         (bytes32 id, ChannelState memory state) = _load(channel);
         if (state.closing || state.closed) return;

@@ -174,6 +174,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         emit Deposited(token, account, amount);
     }
 
+    /// @dev Takes `amount + fee`, then pays both; the token is called last.
     function _withdraw(Withdraw memory auth) private {
         address relayer = auth.relayer == address(0) ? msg.sender : auth.relayer;
         _debit(auth.token, auth.account, auth.amount + auth.fee);
@@ -185,6 +186,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         }
     }
 
+    /// @dev Marks a nonce as used, or reverts when it was.
     function _useNonce(address account, uint256 nonce) private {
         uint256 bit = uint256(1) << (nonce % 256);
         uint256 used = usedNonces[account][nonce / 256];
@@ -192,6 +194,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         usedNonces[account][nonce / 256] = used | bit;
     }
 
+    /// @dev What the token says the hub holds.
     function _held(address token) private view returns (uint256) {
         return IERC20(token).balanceOf(address(this));
     }
