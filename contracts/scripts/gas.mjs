@@ -138,10 +138,19 @@ const figures = await withChain(async (client) => {
   return figures;
 });
 
+const readme = new URL("../README.md", import.meta.url);
+const rows = (table) =>
+  Object.entries(table).map(([name, gas]) => `| ${name} | ${gas.toLocaleString("en-US")} |\n`);
+const text = readFileSync(readme, "utf8");
 if (process.argv.includes("--write")) {
   writeFileSync(file, `${JSON.stringify(figures, null, 2)}\n`);
+  writeFileSync(readme, text.replace(/(?<=\|---:\|\n)(\|.*\n)*/, rows(figures).join("")));
 }
 const agreed = JSON.parse(readFileSync(file, "utf8"));
+if (!readFileSync(readme, "utf8").includes(rows(agreed).join(""))) {
+  console.log("README.md has other figures than gas.json: npm run write:gas");
+  process.exitCode = 1;
+}
 for (const name of new Set([...Object.keys(agreed), ...Object.keys(figures)])) {
   const [is, was] = [figures[name], agreed[name]];
   const over = !(is <= was * 1.02);

@@ -65,6 +65,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     error NonceUsed();
 
     /// @notice Credits `account` with the caller's tokens. Needs an allowance for the hub.
+    /// @dev Errors: BadAccount, TransferMismatch, and the token's.
     /// @param token ERC-20 token; one that takes a fee on transfer is refused.
     /// @param account Whom to credit; anyone.
     /// @param amount Token units.
@@ -77,7 +78,9 @@ abstract contract Vault is ReentrancyGuardTransient {
     /// @notice Credits the signer of an ERC-3009 authorisation with its tokens; anyone may submit.
     /// @dev Does nothing when the nonce is used already: only the hub can use an authorisation
     /// made out to it, so then the money is in the vault, brought by somebody who saw the pending
-    /// transaction. A revert would let that somebody break the relayer's multicall.
+    /// transaction. A revert would let that somebody break the relayer's multicall. (Or the payer
+    /// has cancelled it; then what follows fails for want of money.)
+    /// Errors: TransferMismatch, and the token's.
     /// @param token ERC-20 token with ERC-3009.
     /// @param auth What was signed.
     /// @param signature The payer's, over the token's EIP-712 domain.
@@ -106,6 +109,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     }
 
     /// @notice Sends `amount` of the caller's vault to `to`.
+    /// @dev Errors: InsufficientBalance, BadAccount, and the token's.
     /// @param token ERC-20 token.
     /// @param to Receiver.
     /// @param amount Token units.
@@ -125,6 +129,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     }
 
     /// @notice The same for an owner who sends no transaction and pays the relayer from the vault.
+    /// @dev Errors: AuthExpired, NonceUsed, BadSignature, and those of {withdraw}.
     /// @param auth What was signed.
     /// @param signature The account's.
     function withdrawBySig(Withdraw calldata auth, bytes calldata signature) external nonReentrant {
