@@ -348,7 +348,13 @@ impl Seller {
             shared.settings.windows.stream(price)
         };
         job.pair
-            .admit(job.attempt, job.prefill, window, VOUCHER_WAIT)
+            .admit(
+                job.attempt,
+                job.prefill,
+                window,
+                shared.clock.now_ms(),
+                VOUCHER_WAIT,
+            )
             .await
             .map_err(|error| {
                 NoOrder::Refuse(match error {

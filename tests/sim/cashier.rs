@@ -115,7 +115,7 @@ impl World {
             Then::Accepted(conn, costs, all) => {
                 for (attempt, cost) in costs {
                     if let Some(state) = &mut self.seller.state {
-                        state.accepted(&attempt, cost);
+                        state.accepted(&attempt, cost, self.now);
                     }
                     self.seller.sent.remove(&attempt);
                 }

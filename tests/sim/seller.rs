@@ -122,8 +122,9 @@ impl Seller {
     }
 
     /// True once this buyer left more unaccepted than honest counting explains.
-    pub fn refuses_for_write_offs(&self) -> bool {
-        self.state.as_ref().is_some_and(PayeeState::refuses)
+    pub fn refuses_for_write_offs(&self, now: u64) -> bool {
+        let state = self.state.as_ref();
+        state.is_some_and(|state| state.refuses(now))
     }
 
     /// A head with this bound. Only the bound matters here, so one signature serves many attempts.
@@ -223,7 +224,7 @@ impl World {
         let Some(state) = &mut self.seller.state else {
             return;
         };
-        match state.admit(attempt, prefill, window) {
+        match state.admit(attempt, prefill, window, self.now) {
             Ok(()) => {}
             Err(NotAdmitted::Held(Hold::NeedVoucher(_))) => return,
             Err(_) => return self.refuse(attempt, PeerErrorCode::CreditExhausted),

@@ -150,7 +150,7 @@ impl World {
     fn probe(&mut self) -> Option<RequestId> {
         let machine = self.buyer.state.machine();
         let left = machine.deposit().saturating_sub(machine.book().total());
-        let refuses = self.seller.refuses_for_write_offs();
+        let refuses = self.seller.refuses_for_write_offs(self.now);
         let request = request_id(self.plan.requests);
         self.plan.leaves = 0;
         self.plan.breaks = 0;

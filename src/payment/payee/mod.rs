@@ -9,6 +9,7 @@ mod open;
 mod pair;
 mod session;
 pub mod state;
+mod write_offs;
 
 use std::collections::HashMap;
 use std::sync::Arc;

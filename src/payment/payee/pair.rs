@@ -15,7 +15,7 @@ use crate::network::Stream;
 use crate::network::framed::FrameWriter;
 use crate::payment::channel::Hold;
 use crate::protocol::{ChannelDescriptor, DecodeError, EvmSignature};
-use crate::types::{AttemptId, ChannelId, EvmAddress, MicroUsd, PeerId};
+use crate::types::{AttemptId, ChannelId, EvmAddress, MicroUsd, PeerId, UnixMs};
 
 /// One buyer and the money between us.
 pub struct PayeePair {
@@ -157,6 +157,7 @@ impl PayeePair {
         attempt: AttemptId,
         prefill: MicroUsd,
         window: MicroUsd,
+        now_ms: UnixMs,
         wait: Duration,
     ) -> Result<(), AdmitError> {
         if window > MicroUsd::ZERO && self.pool.exhausted() {
@@ -169,7 +170,7 @@ impl PayeePair {
             arrived.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                match state.admit(attempt, prefill, window) {
+                match state.admit(attempt, prefill, window, now_ms) {
                     Ok(()) => return Ok(()),
                     Err(NotAdmitted::Unaccepted) => return Err(AdmitError::Unaccepted),
                     Err(NotAdmitted::WrittenOff) => return Err(AdmitError::WrittenOff),
@@ -228,9 +229,9 @@ impl PayeePair {
         self.state.lock().awaits(attempt)
     }
     /// The buyer's ACCEPT is durable.
-    pub(super) fn accepted(&self, attempt: &AttemptId, billed: MicroUsd) {
+    pub(super) fn accepted(&self, attempt: &AttemptId, billed: MicroUsd, now_ms: UnixMs) {
         let mut state = self.state.lock();
-        let accepted = state.accepted(attempt, billed);
+        let accepted = state.accepted(attempt, billed, now_ms);
         self.pool.pay(accepted.claim);
         self.pool.add(accepted.owed);
         drop(state);

@@ -348,7 +348,7 @@ async fn book_accepts(
         }
     }
     for (attempt, cost) in costs {
-        pair.accepted(&attempt, cost);
+        pair.accepted(&attempt, cost, now_ms);
     }
     Ok(items
         .chunks(ATTEMPTS_PER_MESSAGE_MAX)

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::write_offs::WriteOffs;
 use crate::ledger::{AttemptState, ChannelState, FinalRow, Outcome};
 use crate::payment::channel::{Hold, Payee, VoucherError};
 use crate::payment::window::WindowSettings;
@@ -26,7 +27,7 @@ pub struct PayeeState {
     running: HashSet<AttemptId>,
     ended: HashMap<AttemptId, Ended>,
     /// Claimed by receipts and not accepted.
-    written_off: MicroUsd,
+    write_offs: WriteOffs,
 }
 
 /// An attempt that ended here and whose cost the buyer has not accepted yet.
@@ -144,7 +145,7 @@ impl PayeeState {
             last_voucher: None,
             running: HashSet::new(),
             ended: HashMap::new(),
-            written_off: zero,
+            write_offs: WriteOffs::default(),
         }
     }
 
@@ -195,8 +196,8 @@ impl PayeeState {
 
     /// True once this buyer left more unaccepted than honest counting differs.
     #[must_use]
-    pub fn refuses(&self) -> bool {
-        self.written_off > self.machine.write_off_limit()
+    pub fn refuses(&self, now_ms: UnixMs) -> bool {
+        self.write_offs.now(now_ms) > self.machine.write_off_limit()
     }
 
     /// Admits an attempt.
@@ -208,11 +209,12 @@ impl PayeeState {
         attempt: AttemptId,
         prefill: MicroUsd,
         window: MicroUsd,
+        now_ms: UnixMs,
     ) -> Result<(), NotAdmitted> {
         if self.ended.len() >= UNACCEPTED_MAX {
             return Err(NotAdmitted::Unaccepted);
         }
-        if self.refuses() {
+        if self.refuses(now_ms) {
             return Err(NotAdmitted::WrittenOff);
         }
         self.machine
@@ -283,11 +285,11 @@ impl PayeeState {
         waiting.collect()
     }
     /// The final row of an ACCEPT is durable.
-    pub fn accepted(&mut self, attempt: &AttemptId, billed: MicroUsd) -> Accepted {
+    pub fn accepted(&mut self, attempt: &AttemptId, billed: MicroUsd, now_ms: UnixMs) -> Accepted {
         let zero = MicroUsd::ZERO;
         let claim = self.ended.remove(attempt).map_or(zero, |ended| ended.cost);
         let refused = claim.saturating_sub(billed);
-        self.written_off = self.written_off.saturating_add(refused);
+        self.write_offs.add(refused, now_ms);
         let was_live = self.machine.settle(attempt, billed);
         let owed = if was_live { billed } else { zero };
         Accepted { claim, owed }
@@ -361,7 +363,7 @@ mod tests {
         let mut state = PayeeState::new(WindowSettings::default(), MicroUsd(1_000_000));
         let (first, second) = (AttemptId([1; 16]), AttemptId([2; 16]));
         let window = MicroUsd(500);
-        state.admit(first, MicroUsd(10), window).unwrap();
+        state.admit(first, MicroUsd(10), window, 1).unwrap();
         state.start(&first, MicroUsd(10));
         let ended = Ended {
             signed_head: Vec::new(),
@@ -377,13 +379,13 @@ mod tests {
             error: None,
         };
         state.end(first, ended);
-        let held = state.admit(second, MicroUsd(10), window);
+        let held = state.admit(second, MicroUsd(10), window, 1);
         assert!(
             matches!(held, Err(NotAdmitted::Held(Hold::NeedVoucher(_)))),
             "{held:?}"
         );
-        state.accepted(&first, MicroUsd(100));
-        assert_eq!(state.admit(second, MicroUsd(10), window), Ok(()));
+        state.accepted(&first, MicroUsd(100), 1);
+        assert_eq!(state.admit(second, MicroUsd(10), window, 1), Ok(()));
     }
 
     #[test]
