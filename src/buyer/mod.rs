@@ -304,11 +304,11 @@ impl Buyer {
         if route.all_barred_for(Barred::Context) {
             return Refusal::context_too_long(asked.prefill_tokens(256, 0));
         }
-        let mut fitting = route
-            .barred
-            .iter()
-            .filter(|b| **b != Barred::Dialect)
-            .peekable();
+        let other_dialect = |b: &&Barred| matches!(b, Barred::Dialect | Barred::Untranslatable);
+        let mut fitting = route.barred.iter().filter(|b| !other_dialect(b)).peekable();
+        if let (None, Some(why)) = (fitting.peek(), &route.untranslatable) {
+            return Refusal::bad_request(why.to_string());
+        }
         if fitting.peek().is_some() && fitting.all(|barred| *barred == Barred::Credit) {
             return Refusal::credit_exhausted();
         }
@@ -342,8 +342,10 @@ impl Buyer {
                     .await;
             };
             sink.header("x-souk-attempts", &number.to_string());
+            let order = candidate.translated.as_ref().unwrap_or(&asked);
+            sink.header("x-souk-dropped", &order.dropped.join(", "));
             let deadline = attempt_deadline(all, index + 1 < count);
-            match attempt::run(shared, &asked, candidate, number, deadline, sink).await {
+            match attempt::run(shared, order, candidate, number, deadline, sink).await {
                 Attempted::Done => return,
                 Attempted::Failed(failure) => {
                     tracing::info!(

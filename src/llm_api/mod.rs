@@ -39,6 +39,7 @@ pub mod sse;
 pub mod stream_end;
 pub mod tokens;
 mod tracker;
+pub mod translate;
 pub mod usage;
 
 pub use dialect::Dialect;
