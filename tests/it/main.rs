@@ -15,6 +15,7 @@ mod harness;
 
 mod concurrency;
 mod crash;
+mod dialects;
 mod discovery;
 mod failover;
 mod guard;

@@ -15,11 +15,11 @@ const BOOKED_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One attempt as a ledger shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
+pub(crate) struct Row {
     buyer: String,
     seller: String,
     status: u64,
-    billed_micro_usd: Option<u64>,
+    pub(crate) billed_micro_usd: Option<u64>,
 }
 
 /// Reads a node's attempts by their id; entries that belong to no attempt are not counted.
@@ -42,7 +42,7 @@ fn rows(home: &Home) -> BTreeMap<String, Row> {
 }
 
 /// Waits until every attempt of the buyer is booked at both ends, and returns both views.
-async fn booked(market: &Market) -> (BTreeMap<String, Row>, BTreeMap<String, Row>) {
+pub(crate) async fn booked(market: &Market) -> (BTreeMap<String, Row>, BTreeMap<String, Row>) {
     let end = tokio::time::Instant::now() + BOOKED_DEADLINE;
     loop {
         let bought = rows(market.buyer.home());
@@ -77,7 +77,7 @@ fn per_pair(rows: &BTreeMap<String, Row>) -> BTreeMap<(String, String), u64> {
     sums
 }
 
-fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
+pub(crate) fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
     assert_eq!(per_pair(bought), per_pair(sold), "{bought:#?}\n{sold:#?}");
     for (attempt, row) in sold {
         let ours = bought
@@ -87,7 +87,7 @@ fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
     }
 }
 
-fn assert_verifies(market: &Market) {
+pub(crate) fn assert_verifies(market: &Market) {
     let homes = market
         .sellers
         .iter()

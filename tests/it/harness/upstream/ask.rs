@@ -7,7 +7,7 @@
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::script::{Script, UsageReport};
+use super::script::{Script, Stop, UsageReport};
 
 /// Tokens that a chat template adds to each message, as OpenAI documents it.
 const MESSAGE_OVERHEAD_TOKENS: u64 = 4;
@@ -54,6 +54,12 @@ pub struct Ask {
     pub include_usage: bool,
     /// What to answer.
     pub reply: Reply,
+    /// Thoughts to show first.
+    pub thinking: Option<String>,
+    /// How many calls to make, when tools are called.
+    pub calls: u64,
+    /// Why it ends.
+    pub stop: Stop,
     /// What to report; none when the script reports nothing.
     pub counts: Option<Counts>,
 }
@@ -76,6 +82,9 @@ impl Ask {
                 .and_then(Value::as_bool)
                 .unwrap_or(false),
             reply,
+            thinking: script.thinking.clone(),
+            calls: script.calls,
+            stop: script.stop,
             counts,
         })
     }
@@ -188,8 +197,10 @@ fn count(request: &Value, messages: &[Value], reply: &Reply, script: &Script) ->
     }
     let visible = match reply {
         Reply::Text(text) => tokens(text),
-        Reply::Tool { name, arguments } => tokens(name) + tokens(arguments),
+        Reply::Tool { name, arguments } => (tokens(name) + tokens(arguments)) * script.calls,
     };
+    let thought = script.thinking.as_deref().map_or(0, tokens);
+    let visible = visible + thought;
     let input = input * times;
     Some(Counts {
         input,
