@@ -7,7 +7,8 @@
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
 //! the sellers, `attempt` tries one, `relay` passes its answer (`whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
-//! in the client's own dialect, `market` answers the model list, [`control`] everything else.
+//! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
+//! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
@@ -16,6 +17,7 @@ mod attempt;
 mod books;
 pub mod budget;
 pub mod control;
+mod count_tokens;
 mod market;
 mod nonces;
 mod refusal;
@@ -57,7 +59,6 @@ use crate::network::Handle;
 use crate::payment::WindowSettings;
 use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
-use crate::protocol::offer::Capabilities;
 use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 
@@ -290,17 +291,6 @@ impl Buyer {
     }
 
     fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {
-        if route.all_barred_for(Barred::Dialect) {
-            let caps = self
-                .shared
-                .book
-                .offers(&asked.model)
-                .iter()
-                .fold(Capabilities::default(), |caps, offer| {
-                    caps.union(offer.offer.caps)
-                });
-            return Refusal::other_dialect(&asked.model, &route::dialects(caps));
-        }
         if route.all_barred_for(Barred::Context) {
             return Refusal::context_too_long(asked.prefill_tokens(256, 0));
         }
@@ -371,6 +361,9 @@ impl server::Handler for Buyer {
             && let Some(dialect) = dialect_of(request.uri())
         {
             return self.clone().proxy(request, dialect).boxed();
+        }
+        if request.method() == Method::POST && count_tokens::is_asked(path) {
+            return count_tokens::answer(self.shared.counter.clone(), request).boxed();
         }
         if request.method() == Method::GET
             && let Some(answer) = market::models(&self.shared, path, request.headers())

@@ -271,10 +271,6 @@ impl<'a> Relay<'a> {
             let said = sse::data(event).and_then(llm_api::error::message_of);
             return Err(said.unwrap_or_else(|| "the upstream sent an error".to_owned()));
         }
-        if sse::is_done(self.asked.dialect, event) {
-            self.end_translation().await;
-            return Ok(());
-        }
         let mut text = Vec::new();
         if let Some(translator) = &mut self.translator {
             translator
@@ -282,6 +278,9 @@ impl<'a> Relay<'a> {
                 .map_err(|error| format!("an event is no JSON: {error}"))?;
         }
         self.out.extend_from_slice(&text);
+        if sse::is_done(self.asked.dialect, event) {
+            self.end_translation().await;
+        }
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::harness::http::{Request, Response};
 use crate::harness::market::{Dialect, MODEL, Market, PRICES, UPSTREAM_KEY, UPSTREAM_MODEL};
-use crate::harness::upstream::{Fault, Script, Stop, UsageReport};
+use crate::harness::upstream::script::Stop;
+use crate::harness::upstream::{Fault, Script, UsageReport};
 use crate::money::{assert_agree, assert_verifies, booked};
 
 /// A client's dialect before sellers of the other.
@@ -22,17 +23,17 @@ fn other(dialect: Dialect) -> Dialect {
 
 /// What a client's SDK makes of an answer.
 #[derive(Debug, Default, PartialEq)]
-struct Read {
-    text: String,
-    thinking: String,
+pub(crate) struct Read {
+    pub(crate) text: String,
+    pub(crate) thinking: String,
     /// Id, name and arguments of each call.
-    calls: Vec<(String, String, Value)>,
-    stop: String,
+    pub(crate) calls: Vec<(String, String, Value)>,
+    pub(crate) stop: String,
     /// Input (all of it), of that cached, output.
-    usage: (u64, u64, u64),
+    pub(crate) usage: (u64, u64, u64),
 }
 
-fn read(client: Dialect, stream: bool, response: &Response) -> Read {
+pub(crate) fn read(client: Dialect, stream: bool, response: &Response) -> Read {
     assert_eq!(response.status, 200, "{}", response.text());
     assert!(response.complete, "the body ends as its framing says");
     match (client, stream) {
@@ -199,7 +200,7 @@ fn read_messages_stream(response: &Response) -> Read {
 }
 
 /// The client's body with a tool that reads files.
-fn with_tool(client: Dialect, prompt: &str, stream: bool) -> Value {
+pub(crate) fn with_tool(client: Dialect, prompt: &str, stream: bool) -> Value {
     let schema = json!({"type": "object", "properties": {"path": {"type": "string"}}});
     let mut body = client.body(prompt, stream);
     body["tools"] = match client {
@@ -212,7 +213,11 @@ fn with_tool(client: Dialect, prompt: &str, stream: bool) -> Value {
 }
 
 /// The conversation after the calls, with a result for each.
-fn with_results(client: Dialect, mut body: Value, calls: &[(String, String, Value)]) -> Value {
+pub(crate) fn with_results(
+    client: Dialect,
+    mut body: Value,
+    calls: &[(String, String, Value)],
+) -> Value {
     let more = match client {
         Dialect::Chat => {
             let call = |(id, name, input): &(String, String, Value)| {
@@ -248,13 +253,13 @@ fn with_results(client: Dialect, mut body: Value, calls: &[(String, String, Valu
     body
 }
 
-async fn ask(market: &Market, client: Dialect, body: &Value) -> Read {
+pub(crate) async fn ask(market: &Market, client: Dialect, body: &Value) -> Read {
     let stream = body["stream"] == json!(true);
     let response = market.send(&Request::post(client.path(), body)).await;
     read(client, stream, &response)
 }
 
-fn stop(client: Dialect, chat: &'static str, messages: &'static str) -> &'static str {
+pub(crate) fn stop(client: Dialect, chat: &'static str, messages: &'static str) -> &'static str {
     match client {
         Dialect::Chat => chat,
         Dialect::Messages => messages,

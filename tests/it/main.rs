@@ -22,4 +22,5 @@ mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod responses;
 mod upstream;

@@ -44,9 +44,28 @@ pub(super) struct Request<'a> {
     pub top_p: Option<&'a [u8]>,
     pub stop: Vec<Text<'a>>,
     pub schema: Option<Schema<'a>>,
+    /// Any JSON object will do.
+    pub json_object: bool,
+    /// How hard to think, in OpenAI's words.
+    pub effort: Option<Text<'a>>,
     /// The client asked to see the model think.
     pub thinking: bool,
     pub dropped: Dropped,
+}
+
+impl Request<'_> {
+    /// System texts at the start are the system prompt; later ones keep their place.
+    pub fn lift_system(&mut self) {
+        let lead = self.turns.iter().take_while(|t| t.role == Role::System);
+        let lead = lead.count();
+        for turn in self.turns.drain(..lead) {
+            self.system
+                .extend(turn.parts.into_iter().filter_map(|p| match p {
+                    Part::Text(text) => Some(text),
+                    _ => None,
+                }));
+        }
+    }
 }
 
 /// Names of what was left out, each once.

@@ -13,6 +13,7 @@ mod form;
 mod messages;
 mod names;
 mod pen;
+mod responses;
 mod stream;
 
 use std::sync::Arc;
@@ -74,7 +75,7 @@ pub fn request(
     let mut form = match view.dialect {
         Dialect::Chat => chat::request_in::read(body)?,
         Dialect::Messages => messages::request_in::read(body)?,
-        Dialect::Responses => return Err(TranslateError::not_carried("a Responses request")),
+        Dialect::Responses => responses::request_in::read(body)?,
     };
     let is_thinking = |p: &form::Part<'_>| matches!(p, form::Part::Thinking { .. });
     if form.turns.iter().flat_map(|t| &t.parts).any(is_thinking) {
@@ -86,6 +87,9 @@ pub fn request(
         form.turns.retain(|turn| !turn.parts.is_empty());
     }
     let mut names = Names::default();
+    for tool in form.tools.iter().filter(|tool| tool.custom) {
+        names.add_custom(&tool.name);
+    }
     let mut pen = Pen::with_capacity(body.len() + body.len() / 8 + 256);
     pen.open(b'{')
         .key("model")
@@ -105,7 +109,12 @@ pub fn request(
             pen.field("max_tokens", max_tokens.to_string().as_bytes());
             messages::request_out::write(&mut form, &mut names, &mut pen);
         }
-        Dialect::Responses => return Err(TranslateError::not_carried("a request")),
+        Dialect::Responses => {
+            if let Some(max) = view.max_tokens {
+                pen.field("max_output_tokens", max.to_string().as_bytes());
+            }
+            responses::request_out::write(&mut form, &mut names, &mut pen);
+        }
     }
     pen.close(b'}');
     let way_back = WayBack {
@@ -136,7 +145,7 @@ pub fn answer(
     let mut answer = match way.from {
         Dialect::Chat => chat::answer::read(body)?,
         Dialect::Messages => messages::answer::read(body)?,
-        Dialect::Responses => return Err(TranslateError::not_carried("an answer")),
+        Dialect::Responses => responses::answer_in::read(body)?,
     };
     let any_call = answer
         .parts
@@ -153,7 +162,7 @@ pub fn answer(
     match way.to {
         Dialect::Chat => chat::answer::write(&answer, &stop, way, usage, cost, &mut pen),
         Dialect::Messages => messages::answer::write(&answer, &stop, way, usage, &mut pen),
-        Dialect::Responses => return Err(TranslateError::not_carried("an answer")),
+        Dialect::Responses => responses::answer::write(&answer, &stop, way, usage, &mut pen),
     }
     Ok(Bytes::from(pen.out))
 }
@@ -172,6 +181,8 @@ fn joined<'t>(texts: &[&'t [u8]]) -> Vec<&'t [u8]> {
 
 #[cfg(test)]
 mod request_tests;
+#[cfg(test)]
+mod responses_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

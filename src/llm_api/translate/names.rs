@@ -16,11 +16,13 @@ const ID_BYTES_MAX: usize = 40;
 /// Hex digits of a hash that keep two shortened names apart.
 const TAG_CHARS: usize = 8;
 
-/// The replaced tool names of one request.
+/// The replaced tool names of one request, and its tools that take free text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// (as the upstream knows it, as the client wrote it).
     replaced: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Tools that take free text, by the client's name.
+    custom: Vec<Vec<u8>>,
 }
 
 impl Names {
@@ -33,6 +35,12 @@ impl Names {
             self.replaced.push((sent.clone(), name.to_vec()));
         }
         fit
+    }
+    pub(super) fn add_custom(&mut self, name: &[u8]) {
+        self.custom.push(name.to_vec());
+    }
+    pub(super) fn is_custom(&self, original: &[u8]) -> bool {
+        self.custom.iter().any(|name| name == original)
     }
     /// The client's name of a tool that the upstream called.
     pub(super) fn original<'a>(&'a self, sent: &'a [u8]) -> &'a [u8] {

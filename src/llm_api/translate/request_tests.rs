@@ -240,7 +240,7 @@ fn edge_26_parameters_without_a_namesake_are_dropped_and_named() {
     let (got, dropped) = request(Chat, Messages, &body);
     assert_eq!(
         dropped,
-        ["seed", "user", "reasoning_effort", "temperature above 1"]
+        ["seed", "user", "temperature above 1", "reasoning_effort"]
     );
     assert_eq!(got["temperature"], 1);
     let body = json!({"model": "m", "max_tokens": 5, "top_k": 3, "metadata": {"user_id": "u"},

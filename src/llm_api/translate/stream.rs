@@ -10,6 +10,8 @@ use super::WayBack;
 use super::chat::stream::{ChatReader, ChatWriter};
 use super::form::{Delta, Stop, Text};
 use super::messages::stream::{MessagesReader, MessagesWriter};
+use super::responses::answer_in::ResponsesReader;
+use super::responses::stream::ResponsesWriter;
 use crate::llm_api::Dialect;
 use crate::llm_api::json::JsonError;
 use crate::llm_api::sse::{self, EventSplitter, SseError};
@@ -32,12 +34,14 @@ pub struct StreamTranslator {
 enum Reader {
     Chat(ChatReader),
     Messages(MessagesReader),
+    Responses(ResponsesReader),
 }
 
 #[derive(Debug)]
 enum Writer {
     Chat(ChatWriter),
     Messages(MessagesWriter),
+    Responses(ResponsesWriter),
 }
 
 impl StreamTranslator {
@@ -46,11 +50,13 @@ impl StreamTranslator {
     pub fn new(way: WayBack) -> Self {
         let reader = match way.from {
             Dialect::Messages => Reader::Messages(MessagesReader::default()),
-            Dialect::Chat | Dialect::Responses => Reader::Chat(ChatReader::default()),
+            Dialect::Chat => Reader::Chat(ChatReader::default()),
+            Dialect::Responses => Reader::Responses(ResponsesReader::default()),
         };
         let writer = match way.to {
             Dialect::Messages => Writer::Messages(MessagesWriter::default()),
-            Dialect::Chat | Dialect::Responses => Writer::Chat(ChatWriter::default()),
+            Dialect::Chat => Writer::Chat(ChatWriter::default()),
+            Dialect::Responses => Writer::Responses(ResponsesWriter::default()),
         };
         Self {
             way,
@@ -109,12 +115,14 @@ impl StreamTranslator {
                 match writer {
                     Writer::Chat(writer) => writer.delta(&delta, way, out),
                     Writer::Messages(writer) => writer.delta(&delta, way, out),
+                    Writer::Responses(writer) => writer.delta(&delta, way, out),
                 }
             }
         };
         match reader {
             Reader::Chat(reader) => reader.read(&data, &mut take),
             Reader::Messages(reader) => reader.read(&data, &mut take),
+            Reader::Responses(reader) => reader.read(&data, &mut take),
         }
     }
 
@@ -129,6 +137,7 @@ impl StreamTranslator {
         match &mut self.writer {
             Writer::Chat(writer) => writer.finish(&stop, &self.way, usage, cost, out),
             Writer::Messages(writer) => writer.finish(&stop, sequence, &self.way, usage, out),
+            Writer::Responses(writer) => writer.finish(&stop, &self.way, usage, out),
         }
     }
 

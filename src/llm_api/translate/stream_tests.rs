@@ -37,7 +37,7 @@ fn blocks(events: &[Value]) -> Vec<Value> {
         match event["type"].as_str().unwrap() {
             "content_block_start" => {
                 assert_eq!(open.replace(index), None, "one block at a time");
-                assert_eq!(index, Some(blocks.len() as u64));
+                assert_eq!(index, u64::try_from(blocks.len()).ok());
                 blocks.push(event["content_block"].clone());
                 if let Some(block) = blocks.last_mut().filter(|b| b["type"] == "tool_use") {
                     assert_eq!(block["input"], json!({}), "edge 9: input begins empty");
@@ -280,7 +280,7 @@ fn edge_10_a_call_without_arguments_gives_an_empty_object() {
             .into_iter()
             .flatten()
         {
-            let index = call["index"].as_u64().unwrap() as usize;
+            let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
             arguments[index].push_str(call["function"]["arguments"].as_str().unwrap());
         }
     }

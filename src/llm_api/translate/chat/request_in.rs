@@ -16,17 +16,7 @@ pub fn read(body: &[u8]) -> Res<Request<'_>> {
     let mut request = Request::default();
     let mut cursor = Cursor::new(body, 0);
     members(&mut cursor, |key, c| top(&mut request, key, c))?;
-    // System texts at the start are the system prompt; later ones keep their place.
-    let lead = request.turns.iter().take_while(|t| t.role == Role::System);
-    let lead = lead.count();
-    for turn in request.turns.drain(..lead) {
-        request
-            .system
-            .extend(turn.parts.into_iter().filter_map(|p| match p {
-                Part::Text(text) => Some(text),
-                _ => None,
-            }));
-    }
+    request.lift_system();
     Ok(request)
 }
 
@@ -81,6 +71,10 @@ fn plain<'a>(request: &mut Request<'a>, key: &'a [u8], raw: &'a [u8]) -> Res<()>
             return Err(TranslateError::Refused(
                 "`functions` cannot be carried to a seller of another dialect; use `tools`",
             ));
+        }
+        b"reasoning_effort" => {
+            let inside = raw.strip_prefix(b"\"").and_then(|r| r.strip_suffix(b"\""));
+            request.effort = inside.map(Cow::Borrowed);
         }
         b"n" | b"modalities" | b"store" => {}
         _ => request.dropped.note_field(key, raw),
@@ -369,8 +363,7 @@ fn format<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
         (b"json_schema", None) => {
             return Err(TranslateError::not_carried("this `response_format`"));
         }
-        // The client's prompt has to ask for JSON anyway.
-        (b"json_object", _) => request.dropped.note("response_format"),
+        (b"json_object", _) => request.json_object = true,
         _ => {}
     }
     Ok(())

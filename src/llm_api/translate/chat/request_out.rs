@@ -41,6 +41,12 @@ pub fn write(request: &Request<'_>, names: &mut Names, pen: &mut Pen) {
         }
         pen.close(b']');
     }
+    if let Some(effort) = &request.effort {
+        pen.pair("reasoning_effort", effort);
+    }
+    if request.json_object {
+        pen.field("response_format", br#"{"type":"json_object"}"#);
+    }
     if let Some(schema) = &request.schema {
         let name = schema.name.as_deref().unwrap_or(b"answer");
         pen.key("response_format")

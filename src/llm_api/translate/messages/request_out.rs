@@ -63,6 +63,14 @@ pub fn write(request: &mut Request<'_>, names: &mut Names, pen: &mut Pen) {
         }
         pen.close(b']');
     }
+    if request.json_object {
+        // The client's prompt has to ask for JSON anyway.
+        request.dropped.note("response_format");
+    }
+    if request.effort.is_some() {
+        // With thinking on, a history of calls without their thoughts is refused.
+        request.dropped.note("reasoning_effort");
+    }
     if let Some(schema) = &request.schema {
         pen.key("output_config").open(b'{').key("format").open(b'{');
         pen.pair("type", b"json_schema")

@@ -304,7 +304,7 @@ impl MessagesWriter {
 }
 
 /// One event with its name, in `data` again as `type`.
-fn event_out(name: &str, out: &mut Vec<u8>, fill: impl FnOnce(&mut Pen)) {
+pub fn event_out(name: &str, out: &mut Vec<u8>, fill: impl FnOnce(&mut Pen)) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\ndata: ");

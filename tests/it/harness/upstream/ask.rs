@@ -19,6 +19,8 @@ pub enum Dialect {
     Chat,
     /// Anthropic Messages.
     Messages,
+    /// OpenAI Responses.
+    Responses,
 }
 
 /// What is answered.
@@ -67,7 +69,10 @@ pub struct Ask {
 impl Ask {
     /// Reads a request body; none when it is not a JSON object with `model` and `messages`.
     pub fn read(dialect: Dialect, body: &[u8], script: &Script) -> Option<Self> {
-        let request: Value = serde_json::from_slice(body).ok()?;
+        let mut request: Value = serde_json::from_slice(body).ok()?;
+        if dialect == Dialect::Responses {
+            super::responses::as_chat(&mut request)?;
+        }
         let messages = request.get("messages")?.as_array()?;
         let reply = choose_reply(dialect, &request, messages, script);
         let counts = count(&request, messages, &reply, script);
@@ -134,7 +139,7 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
     let tools = request.get("tools")?.as_array()?;
     tools.iter().find_map(|tool| {
         let (tool, schema) = match dialect {
-            Dialect::Chat => (tool.get("function")?, "parameters"),
+            Dialect::Chat | Dialect::Responses => (tool.get("function")?, "parameters"),
             Dialect::Messages => (tool, "input_schema"),
         };
         let name = tool.get("name")?.as_str()?;
@@ -155,7 +160,7 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
 /// Returns the text of a tool's result when the message carries one.
 fn tool_result(dialect: Dialect, message: &Value) -> Option<String> {
     match dialect {
-        Dialect::Chat => {
+        Dialect::Chat | Dialect::Responses => {
             let is_tool = message.get("role")?.as_str()? == "tool";
             is_tool.then(|| text_of(message.get("content")))
         }
