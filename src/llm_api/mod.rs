@@ -21,8 +21,8 @@
 //!
 //! Invariants: the same dialect in and out means the same bytes but for the named splices; nothing
 //! here panics on any input; everything a peer can grow is bounded (JSON depth 64, event 1 MiB,
-//! collected text 8 MiB, caches by entry count). Chat and Messages are complete; Responses is
-//! parsed as far as routing and metering need it.
+//! collected text 8 MiB, caches by entry count). All three dialects
+//! are read and written by [`translate`], through which a client of one is served by a seller of another.
 //!
 //! Callers: `buyer`, `seller`, and `discovery`'s price refresh by way of `seller`.
 
@@ -39,6 +39,7 @@ pub mod sse;
 pub mod stream_end;
 pub mod tokens;
 mod tracker;
+pub mod translate;
 pub mod usage;
 mod vocabulary;
 

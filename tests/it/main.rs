@@ -17,6 +17,7 @@ mod sim;
 
 mod concurrency;
 mod crash;
+mod dialects;
 mod discovery;
 mod failover;
 mod forgery;
@@ -26,6 +27,7 @@ mod market;
 mod money;
 mod overbilling;
 mod replay;
+mod responses;
 mod simulated;
 mod unpaid;
 mod upstream;

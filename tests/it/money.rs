@@ -15,11 +15,11 @@ const BOOKED_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One attempt as a ledger shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
+pub(crate) struct Row {
     buyer: String,
     seller: String,
     status: u64,
-    billed_micro_usd: Option<u64>,
+    pub(crate) billed_micro_usd: Option<u64>,
 }
 
 /// Reads a node's attempts by their id; entries that belong to no attempt are not counted.
@@ -43,7 +43,10 @@ fn rows(home: &Home) -> BTreeMap<String, Row> {
 
 /// Waits until both ends know `least` attempts or more and all are booked, and returns both views.
 /// Rows are written behind the answers, so a quick reader may find none yet.
-async fn booked(market: &Market, least: usize) -> (BTreeMap<String, Row>, BTreeMap<String, Row>) {
+pub(crate) async fn booked(
+    market: &Market,
+    least: usize,
+) -> (BTreeMap<String, Row>, BTreeMap<String, Row>) {
     let end = tokio::time::Instant::now() + BOOKED_DEADLINE;
     loop {
         let bought = rows(market.buyer.home());
@@ -79,7 +82,7 @@ fn per_pair(rows: &BTreeMap<String, Row>) -> BTreeMap<(String, String), u64> {
     sums
 }
 
-fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
+pub(crate) fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
     assert_eq!(per_pair(bought), per_pair(sold), "{bought:#?}\n{sold:#?}");
     for (attempt, row) in sold {
         let ours = bought
@@ -89,7 +92,7 @@ fn assert_agree(bought: &BTreeMap<String, Row>, sold: &BTreeMap<String, Row>) {
     }
 }
 
-fn assert_verifies(market: &Market) {
+pub(crate) fn assert_verifies(market: &Market) {
     let homes = market
         .sellers
         .iter()
