@@ -102,7 +102,7 @@ pub fn request(
             if view.stream {
                 pen.field("stream_options", br#"{"include_usage":true}"#);
             }
-            chat::request_out::write_limit(view.max_tokens, &mut pen);
+            chat::request_out::write_limit(&view.model, view.max_tokens, &mut pen);
             chat::request_out::write(&form, &mut names, &mut pen);
         }
         Dialect::Messages => {
