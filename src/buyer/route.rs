@@ -1,6 +1,8 @@
 //! Which sellers, in which order: gates first, then the least cost of this request.
 //!
-//! Cheapest first with price caps; a preferred seller goes first but is only a preference. Every
+//! Cheapest first with price caps; a preferred seller goes first but is only a preference. A seller of
+//! another dialect comes after a native one at the same cost, and after all of them when the
+//! translation leaves something out. Every
 //! seller that a gate refuses keeps its reason, so that the client can be told.
 
 use std::sync::Arc;

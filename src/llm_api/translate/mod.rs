@@ -1,12 +1,14 @@
 //! From one dialect to another: requests, whole answers, streams.
 //!
-//! Everything goes through one small form ([`form`]): a reader and a writer for each dialect, one pass each.
+//! Everything goes through one small form: a reader and a writer for each dialect, one pass each.
 //! What the target has no place for is named in [`Translated::dropped`], or refused when the answer
 //! would mean something else. The same dialect in and out never comes here. Called by the buyer.
 //!
 //! What is lossy, and why: thinking in a request's history is left out (only its maker can read
-//! it), the wish to think as well (effort and token budgets do not convert); `cache_control`,
-//! sampling parameters without a namesake, and marks of failed tool results have no place in chat.
+//! it), and so is Messages' wish to think (token budgets and efforts do not convert).
+//! `cache_control`, sampling parameters without a namesake, a provider's own tools and marks of
+//! failed tool results have no place elsewhere. A system turn within a conversation becomes marked
+//! user text in Messages, images in tool results follow their results in chat.
 
 mod chat;
 mod form;
@@ -102,7 +104,7 @@ pub fn request(
             if view.stream {
                 pen.field("stream_options", br#"{"include_usage":true}"#);
             }
-            chat::request_out::write_limit(view.max_tokens, &mut pen);
+            chat::request_out::write_limit(&view.model, view.max_tokens, &mut pen);
             chat::request_out::write(&form, &mut names, &mut pen);
         }
         Dialect::Messages => {

@@ -15,7 +15,7 @@ fn chat(messages: Value) -> Value {
 #[test]
 fn a_conversation_with_tools_goes_to_messages_whole() {
     let body = json!({"model": "a/b", "stream": true, "max_completion_tokens": 9,
-        "temperature": 0.5, "top_p": 0.9, "stop": "END", "parallel_tool_calls": false,
+        "temperature": 0.5, "stop": "END", "parallel_tool_calls": false,
         "tool_choice": "required",
         "tools": [{"type": "function", "function": {"name": "read", "description": "reads \"it\"",
             "parameters": {"type": "object", "properties": {"p": {"type": "string"}}}}}],
@@ -45,7 +45,7 @@ fn a_conversation_with_tools_goes_to_messages_whole() {
         "tools": [{"name": "read", "description": "reads \"it\"",
             "input_schema": {"type": "object", "properties": {"p": {"type": "string"}}}}],
         "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
-        "temperature": 0.5, "top_p": 0.9, "stop_sequences": ["END"]});
+        "temperature": 0.5, "stop_sequences": ["END"]});
     assert_eq!(got, want);
 }
 
@@ -252,6 +252,32 @@ fn edge_26_parameters_without_a_namesake_are_dropped_and_named() {
 }
 
 #[test]
+fn limits_and_sampling_are_said_as_the_model_takes_them() {
+    let of = |model: &str| {
+        let body = json!({"model": model, "max_tokens": 5, "top_p": 0.5, "messages": [
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1",
+                "is_error": true, "content": "no"}]}]});
+        request(Messages, Chat, &body)
+    };
+    let (got, dropped) = of("openai/gpt-5-mini");
+    assert_eq!(
+        (&got["max_completion_tokens"], &got["max_tokens"]),
+        (&json!(5), &Value::Null)
+    );
+    assert_eq!(dropped, ["is_error"]);
+    assert_eq!(of("meta/llama-3").0["max_tokens"], 5);
+    let mut body = chat(json!([{"role": "user", "content": "a"}]));
+    body["top_p"] = json!(0.5);
+    assert_eq!(request(Chat, Messages, &body).0["top_p"], 0.5);
+    body["temperature"] = json!(0.1);
+    let (got, dropped) = request(Chat, Messages, &body);
+    assert_eq!(
+        (&got["top_p"], dropped),
+        (&Value::Null, vec!["top_p".to_owned()])
+    );
+}
+
+#[test]
 fn what_changes_the_meaning_is_refused_by_name() {
     let base = chat(json!([{"role": "user", "content": "a"}]));
     for (key, value, word) in [
@@ -397,7 +423,7 @@ fn stop_reasons_translate_and_unknown_ones_pass() {
     assert_eq!(messages_of(Value::Null, Value::Null), "end_turn");
 }
 
-fn any_json() -> impl Strategy<Value = Value> {
+pub(super) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Into::into),

@@ -27,6 +27,7 @@ pub struct StreamTranslator {
     stop: Option<Stop>,
     sequence: Option<Vec<u8>>,
     any_call: bool,
+    started: bool,
     finished: bool,
 }
 
@@ -42,6 +43,22 @@ enum Writer {
     Chat(ChatWriter),
     Messages(MessagesWriter),
     Responses(ResponsesWriter),
+}
+
+/// The beginning of an answer whose upstream gave it no name.
+const NAMELESS: Delta<'static> = Delta::Start {
+    id: Text::Borrowed(b"souk"),
+    model: Text::Borrowed(b""),
+};
+
+impl Writer {
+    fn delta(&mut self, delta: &Delta<'_>, way: &WayBack, out: &mut Vec<u8>) {
+        match self {
+            Self::Chat(writer) => writer.delta(delta, way, out),
+            Self::Messages(writer) => writer.delta(delta, way, out),
+            Self::Responses(writer) => writer.delta(delta, way, out),
+        }
+    }
 }
 
 impl StreamTranslator {
@@ -66,6 +83,7 @@ impl StreamTranslator {
             stop: None,
             sequence: None,
             any_call: false,
+            started: false,
             finished: false,
         }
     }
@@ -102,6 +120,7 @@ impl StreamTranslator {
             stop,
             sequence,
             any_call,
+            started,
             ..
         } = self;
         let mut take = |delta: Delta<'_>| match delta {
@@ -112,10 +131,14 @@ impl StreamTranslator {
             Delta::Thinking(_) | Delta::Signature(_) if !way.thinking => {}
             delta => {
                 *any_call |= matches!(delta, Delta::Call { .. });
-                match writer {
-                    Writer::Chat(writer) => writer.delta(&delta, way, out),
-                    Writer::Messages(writer) => writer.delta(&delta, way, out),
-                    Writer::Responses(writer) => writer.delta(&delta, way, out),
+                let begins = matches!(delta, Delta::Start { .. });
+                // One beginning, and nothing before it, whatever the upstream does.
+                let first = !std::mem::replace(started, true);
+                if first && !begins {
+                    writer.delta(&NAMELESS, way, out);
+                }
+                if first || !begins {
+                    writer.delta(&delta, way, out);
                 }
             }
         };
@@ -131,13 +154,16 @@ impl StreamTranslator {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
+        if !std::mem::replace(&mut self.started, true) {
+            self.writer.delta(&NAMELESS, &self.way, out);
+        }
         let stop = self.stop.take().unwrap_or(Stop::EndTurn);
         let stop = stop.with_calls(self.any_call);
         let sequence = self.sequence.as_deref();
         match &mut self.writer {
             Writer::Chat(writer) => writer.finish(&stop, &self.way, usage, cost, out),
-            Writer::Messages(writer) => writer.finish(&stop, sequence, &self.way, usage, out),
-            Writer::Responses(writer) => writer.finish(&stop, &self.way, usage, out),
+            Writer::Messages(writer) => writer.finish(&stop, sequence, usage, out),
+            Writer::Responses(writer) => writer.finish(&stop, usage, out),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Streams, both ways; every one is fed in several chunkings, one byte at a time among them.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::testing::{USAGE, chat_stream, events, messages_stream, stream, way};
-use crate::llm_api::Dialect::{Chat, Messages};
+use crate::llm_api::Dialect::{Chat, Messages, Responses};
 use crate::llm_api::usage;
 
 fn to_messages(deltas: &[Value], finish: &str) -> Vec<Value> {
@@ -320,6 +321,58 @@ fn a_broken_or_hostile_event_never_panics() {
             let mut translator = super::StreamTranslator::new(way);
             let mut out = Vec::new();
             let _ = translator.push(event.as_bytes(), &mut out);
+        }
+    }
+}
+
+/// Events that are half right: the names are known, what stands in them is anything.
+fn any_event() -> impl Strategy<Value = Value> {
+    let kinds = prop::sample::select(vec![
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "message_delta",
+        "response.created",
+        "response.output_item.added",
+        "response.output_text.delta",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.completed",
+    ]);
+    let words = prop::sample::select(vec![
+        "tool_use",
+        "function_call",
+        "text_delta",
+        "input_json_delta",
+        "thinking_delta",
+    ]);
+    let any = || super::request_tests::any_json();
+    (kinds, words, any(), any(), 0u64..3, "\\PC{0,9}").prop_map(
+        |(kind, word, inner, calls, index, text)| {
+            let call = json!({"index": index, "id": text, "function": {"name": word, "arguments": text}});
+            json!({"type": kind, "index": index, "output_index": index, "id": "x", "model": "m",
+                "delta": if index == 0 { json!(text) } else { json!({"type": word, "text": text, "partial_json": text, "stop_reason": word}) },
+                "content_block": {"type": word, "id": text, "name": word, "input": inner},
+                "item": {"type": word, "call_id": text, "name": word, "arguments": text, "content": inner},
+                "response": {"id": "r", "output": calls},
+                "choices": [{"delta": {"content": text, "tool_calls": [call, calls]}, "finish_reason": word}]})
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn any_stream_gives_the_same_well_formed_events_in_any_chunks(all in prop::collection::vec(any_event(), 1..6)) {
+        let input = messages_stream(&all);
+        for (from, to) in [(Chat, Messages), (Chat, Responses), (Messages, Chat),
+            (Messages, Responses), (Responses, Chat), (Responses, Messages)] {
+            let got = events(&stream(&way(from, to), &input));
+            if to == Messages {
+                let _ = blocks(&got);
+            }
+            if to == Responses {
+                prop_assert!(got.iter().enumerate().all(|(n, e)| e["sequence_number"] == n));
+            }
         }
     }
 }

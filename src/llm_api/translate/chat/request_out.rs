@@ -232,9 +232,18 @@ pub fn write_url(image: &Image<'_>, pen: &mut Pen) {
     };
 }
 
-/// The limit under the name that chat has for it.
-pub fn write_limit(max_tokens: Option<u64>, pen: &mut Pen) {
+/// The limit, under the name that the model's servers take: OpenAI's reasoning models refuse the old
+/// one, and some local servers do not know the new one.
+pub fn write_limit(model: &str, max_tokens: Option<u64>, pen: &mut Pen) {
+    const NEW_NAME: [&str; 4] = ["o1", "o3", "o4", "gpt-5"];
+    let short = model.rsplit('/').next().unwrap_or(model);
+    let is_new = NEW_NAME.iter().any(|family| short.starts_with(family));
+    let key = if is_new {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
+    };
     if let Some(max) = max_tokens {
-        pen.field("max_tokens", max.to_string().as_bytes());
+        pen.field(key, max.to_string().as_bytes());
     }
 }

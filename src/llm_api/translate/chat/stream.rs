@@ -334,16 +334,6 @@ impl ChatWriter {
         cost: MicroUsd,
         out: &mut Vec<u8>,
     ) {
-        if self.head.is_empty() {
-            self.delta(
-                &Delta::Start {
-                    id: Cow::Borrowed(b"chatcmpl-souk"),
-                    model: Cow::Borrowed(b""),
-                },
-                way,
-                out,
-            );
-        }
         for (index, call) in self.calls.iter().enumerate() {
             if !call.any_arguments {
                 self.arguments(index, b"{}", out);

@@ -184,6 +184,10 @@ pub fn block<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Part<'
         }
         Ok::<_, TranslateError>(())
     })?;
+    if b.is_error {
+        // A failed call's text has to say so itself.
+        dropped.note("is_error");
+    }
     let own = |raw: Option<&'a [u8]>| Cow::Borrowed(raw.unwrap_or_default());
     Ok(match b.kind {
         b"text" => b

@@ -53,8 +53,16 @@ pub fn write(request: &mut Request<'_>, names: &mut Names, pen: &mut Pen) {
             pen.field("temperature", raw);
         }
     }
-    if let Some(raw) = request.top_p {
-        pen.field("top_p", raw);
+    match request.top_p {
+        // Its newer models refuse the two together.
+        Some(_) if request.temperature.is_some() => request.dropped.note("top_p"),
+        Some(raw) => {
+            pen.field("top_p", raw);
+        }
+        None => {}
+    }
+    if request.tools.iter().any(|tool| tool.strict) {
+        request.dropped.note("tools.strict");
     }
     if !request.stop.is_empty() {
         pen.key("stop_sequences").open(b'[');

@@ -127,7 +127,6 @@ enum Open {
 /// says of no call that it is over before the whole answer is.
 #[derive(Debug, Default)]
 pub struct MessagesWriter {
-    started: bool,
     open: Open,
     blocks: u64,
     waiting: Vec<Waiting>,
@@ -147,7 +146,7 @@ impl MessagesWriter {
     /// Writes what one step adds.
     pub fn delta(&mut self, delta: &Delta<'_>, way: &WayBack, out: &mut Vec<u8>) {
         match delta {
-            Delta::Start { id, model } => self.start(id, model, out),
+            Delta::Start { id, model } => Self::start(id, model, out),
             Delta::Text(text) if matches!(self.open, Open::Call(_)) => {
                 self.late.extend_from_slice(text);
             }
@@ -190,10 +189,7 @@ impl MessagesWriter {
         }
     }
 
-    fn start(&mut self, id: &[u8], model: &[u8], out: &mut Vec<u8>) {
-        if std::mem::replace(&mut self.started, true) {
-            return;
-        }
+    fn start(id: &[u8], model: &[u8], out: &mut Vec<u8>) {
         // Clients take the maximum of each count, so a start without counts says 0.
         let nothing = usage::to_json(Dialect::Messages, &Usage::default(), None);
         event_out("message_start", out, |pen| {
@@ -270,11 +266,9 @@ impl MessagesWriter {
         &mut self,
         stop: &Stop,
         sequence: Option<&[u8]>,
-        _way: &WayBack,
         used: &Usage,
         out: &mut Vec<u8>,
     ) {
-        self.start(b"msg_souk", b"", out);
         for call in std::mem::take(&mut self.waiting) {
             self.begin_call(call.key, &call.id, &call.name, out);
             if !call.arguments.is_empty() {

@@ -13,7 +13,6 @@ pub struct ResponsesWriter {
     id: Vec<u8>,
     model: Vec<u8>,
     created_s: u64,
-    started: bool,
     sequence: u64,
     items: Vec<Item>,
 }
@@ -113,9 +112,6 @@ impl ResponsesWriter {
     }
 
     fn start(&mut self, id: &[u8], model: &[u8], way: &WayBack, out: &mut Vec<u8>) {
-        if std::mem::replace(&mut self.started, true) {
-            return;
-        }
         self.id = id.to_vec();
         self.model = model.to_vec();
         self.created_s = way.created_s;
@@ -319,8 +315,7 @@ impl ResponsesWriter {
     }
 
     /// Closes what is open; `response.completed` or `response.incomplete` with everything in it.
-    pub fn finish(&mut self, stop: &Stop, way: &WayBack, used: &Usage, out: &mut Vec<u8>) {
-        self.start(b"souk", b"", way, out);
+    pub fn finish(&mut self, stop: &Stop, used: &Usage, out: &mut Vec<u8>) {
         let mut output = Pen::default();
         output.open(b'[');
         for index in 0..self.items.len() {
