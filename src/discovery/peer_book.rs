@@ -62,7 +62,7 @@ impl PeerBook {
         );
     }
     /// True when a peer that is set aside is due for a try by somebody who has no other: once in
-    /// [`PROBE_MS`], so that a burst of requests does not wait for it.
+    /// `PROBE_MS`, so that a burst of requests does not wait for it.
     #[must_use]
     pub fn may_probe(&self, peer: &PeerId) -> bool {
         let now = self.clock.now_ms();

@@ -1,11 +1,11 @@
 //! Own token counts: exact with a published vocabulary, calibrated elsewhere.
 //!
-//! Vocabularies are embedded (`o200k_base`, `cl100k_base`: [`super::vocabulary`]), not downloaded. Models whose tokenizer is not
-//! public are counted with `o200k_base` times a slope learned from upstreams' reports; until there
-//! are enough of those, the bound is wider. Counting is for a blocking pool, beside the upstream
-//! call: messages are cached one by one, so a conversation's next request only counts what is new
-//! (also after a client dropped or rewrote some). Callers: buyer before ACCEPT, seller when its
-//! upstream gives no usage.
+//! Vocabularies are embedded (`vocabulary`: `o200k_base` and `cl100k_base`), not downloaded.
+//! Models whose tokenizer is not public are counted with `o200k_base` times a slope learned from
+//! upstreams' reports; until there are enough of those, the bound is wider. Counting is for a
+//! blocking pool, beside the upstream call: messages are cached one by one, so a conversation's next
+//! request only counts what is new (also after a client dropped or rewrote some). Callers: buyer
+//! before ACCEPT, seller when its upstream gives no usage.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;

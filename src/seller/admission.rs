@@ -71,7 +71,7 @@ impl Gate {
     }
 
     /// True for a head that an earlier life of this seller can have served: its clock may be ahead
-    /// by [`CLOCK_TOLERANCE_MS`], so it can outlive a restart that forgot its nonce. The ledger knows
+    /// by `CLOCK_TOLERANCE_MS`, so it can outlive a restart that forgot its nonce. The ledger knows
     /// whether it did.
     #[must_use]
     pub const fn may_be_of_an_earlier_life(&self, head: &RequestHead) -> bool {
