@@ -20,6 +20,7 @@ demo: build ## A whole market on loopback; prints three commands to try
 	@"$$(tests/target-dir)/release/node" demo
 
 test: setup ## Format, lints, all tests (with the layering), documentation, contracts
+	contracts/tools
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked --lib --bins --tests
