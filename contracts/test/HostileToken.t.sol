@@ -33,6 +33,14 @@ contract HostileTokenTest is Fixture {
         hub.deposit(lazy, stranger, 1_000);
     }
 
+    /// More than was asked for is a lie, too: the hub credits what was signed, or nothing.
+    function test_ATokenThatMovesMoreIsRefused() public {
+        bad.callBack(address(bad), abi.encodeCall(bad.setBalance, (address(hub), 1)));
+        vm.expectRevert(Vault.TransferMismatch.selector);
+        vm.prank(stranger);
+        hub.deposit(address(bad), stranger, 10);
+    }
+
     function test_AnAddressWithoutCodeIsNoToken() public {
         vm.expectRevert(bytes(""));
         hub.deposit(address(0xdead), stranger, 0);
