@@ -13,7 +13,9 @@ mod secret;
 mod usage;
 
 pub use clock::{Clock, ManualClock, SystemClock, UnixMs};
-pub use ids::{AttemptId, ChannelId, EvmAddress, Hash32, IdError, ModelId, PeerId, RequestId};
+pub use ids::{
+    AttemptId, ChannelId, EvmAddress, Hash32, IdError, IntentId, ModelId, PeerId, RequestId,
+};
 pub use money::{MicroUsd, MoneyError};
 pub use price::{PriceTable, TOKENS_PER_PRICE};
 pub use secret::Secret;
