@@ -13,6 +13,7 @@
 
 pub mod channel;
 pub mod evidence;
+pub mod journal;
 pub mod payee;
 pub mod payer;
 pub mod running;
