@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fmt lint clients bench bench-parts install clean
+.PHONY: help setup build demo test contracts soak fmt lint clients bench bench-parts install clean
 
 CARGO ?= cargo
 
@@ -19,12 +19,22 @@ build: setup ## The release binary, target/release/node
 demo: build ## A whole market on loopback; prints three commands to try
 	@"$$(tests/target-dir)/release/node" demo
 
-test: setup ## Format, lints, all tests (with the layering), documentation
+test: setup ## Format, lints, all tests (with the layering), documentation, contracts
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked --lib --bins --tests
 	$(CARGO) test --locked --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+	contracts/check
+
+contracts: ## The hub contract alone: tests, gas, vectors, proofs (downloads its tools once)
+	contracts/check
+
+soak: build ## Long experiments on money: 100 000 seeds, 1 000 kills, 100 power cuts (the last as root)
+	$(CARGO) build --locked --release --example soak
+	"$$(tests/target-dir)/release/examples/soak" sim --seeds 100000
+	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
+	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
 
 fmt: ## Format the sources
 	$(CARGO) fmt --all

@@ -21,6 +21,7 @@ use souk::ledger::{
     ChannelRow, DeliveredRow, FinalRow, Ledger, LedgerError, OpenRow, Outcome, Reader, Role, Row,
     Settings as LedgerSettings, VoucherRow, audit, report,
 };
+use souk::llm_api::translate::{self, StreamTranslator};
 use souk::llm_api::{
     AnswerMeter, Dialect, EventSplitter, RequestView, UsageTracker, rewrite_answer_model,
 };
@@ -83,6 +84,7 @@ fn text() {
     timed(&format!("parse of {} bytes", body.len()), 2_000, || {
         black_box(RequestView::parse(black_box(&body), Dialect::Chat).unwrap());
     });
+    translation(&body);
     let event = "data: {\"id\":\"chatcmpl-123456789\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"gpt-4o\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n";
     let prose = "lorem ipsum dolor sit amet, \\n".repeat(40_000);
     for (name, body) in [
@@ -110,6 +112,55 @@ fn text() {
     });
     timed("splitter, a burst of 36 events", 10_000, || {
         black_box(EventSplitter::new().push_run(burst.clone()).unwrap());
+    });
+}
+
+/// What another dialect costs beside passing the bytes: a request, and a stream of 500 events.
+fn translation(body: &[u8]) {
+    let view = RequestView::parse(body, Dialect::Chat).unwrap();
+    let there = || translate::request(body, &view, Dialect::Messages, 512, 0).unwrap();
+    let name = format!("translation of {} bytes to Messages", body.len());
+    timed(&name, 2_000, || {
+        black_box(there());
+    });
+    let made = there().body;
+    let view = RequestView::parse(&made, Dialect::Messages).unwrap();
+    let name = format!("translation of {} bytes to Chat", made.len());
+    timed(&name, 2_000, || {
+        black_box(translate::request(&made, &view, Dialect::Chat, 512, 0).unwrap());
+    });
+    let chat = "data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n";
+    let messages = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\" hello\"}}\n\n";
+    for (from, to, event) in [
+        (Dialect::Chat, Dialect::Messages, chat),
+        (Dialect::Messages, Dialect::Chat, messages),
+        (Dialect::Chat, Dialect::Responses, chat),
+    ] {
+        let stream = bytes::Bytes::from(event.repeat(500));
+        let way = translate::WayBack {
+            from,
+            to,
+            names: Arc::default(),
+            thinking: true,
+            include_usage: true,
+            created_s: 1,
+        };
+        timed(&format!("500 events, {from} to {to}"), 200, || {
+            let mut translator = StreamTranslator::new(way.clone());
+            let mut out = Vec::new();
+            translator.push_chunk(stream.clone(), &mut out).unwrap();
+            translator.finish(&Usage::default(), MicroUsd(1), &mut out);
+            black_box(out);
+        });
+    }
+    let stream = bytes::Bytes::from(chat.repeat(500));
+    timed("500 events, passed", 200, || {
+        let mut splitter = EventSplitter::new();
+        let mut out = Vec::new();
+        for event in splitter.push(stream.clone()) {
+            out.extend_from_slice(&event.unwrap());
+        }
+        black_box(out);
     });
 }
 

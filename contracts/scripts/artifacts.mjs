@@ -29,7 +29,7 @@ for (const name of ["ChannelHub", "TestUSD"]) {
   if (!check) {
     writeFileSync(file, text);
   } else if (readFileSync(file, "utf8") !== text) {
-    console.error(`artifacts/${name}.json is not what the sources compile to: npm run artifacts`);
+    console.error(`artifacts/${name}.json is not what was compiled: npm run write:artifacts`);
     process.exitCode = 1;
   }
 }

@@ -25,8 +25,8 @@ const freePort = () =>
 export async function withChain(use) {
   const port = await freePort();
   const anvil = spawn(
-    new URL("node_modules/.bin/anvil", root).pathname,
-    ["--host", "127.0.0.1", "--port", port, "--timestamp", START, "--hardfork", "prague", "--silent"],
+    new URL("bin/anvil", root).pathname,
+    `--host 127.0.0.1 --port ${port} --timestamp ${START} --hardfork prague --silent`.split(" "),
     { stdio: ["ignore", "ignore", "inherit"] },
   );
   const died = new Promise((_, reject) => {

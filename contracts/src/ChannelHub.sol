@@ -81,6 +81,9 @@ contract ChannelHub is Vault, Multicall {
     error NotAllowed();
 
     /// @notice Opens a channel from the buyer's vault; anyone may submit.
+    /// @dev Errors: BadChannel, BadAmount, AuthExpired, BadExpiry, ChannelExists, BadSignature,
+    /// InsufficientBalance. The buyer alone chooses the descriptor: before it serves, a seller
+    /// checks each word of it, above all that the operator is its own.
     /// @param auth What the buyer signed.
     /// @param signature The buyer's.
     /// @return id The channel's id.
@@ -121,6 +124,8 @@ contract ChannelHub is Vault, Multicall {
     /// @notice Raises the deposit, and the expiry if signed so; anyone may submit.
     /// @dev The deposit must grow, so an authorisation works once. A close request kills those
     /// not used yet, so a seller cannot answer it by locking the money up again.
+    /// Errors: ChannelUnknown, ChannelEnding, BadAmount, BadExpiry, AuthExpired, BadSignature,
+    /// InsufficientBalance.
     /// @param channel The channel.
     /// @param deposit The new deposit in all, token units.
     /// @param expiry The new expiry, not before the present one.
@@ -128,6 +133,8 @@ contract ChannelHub is Vault, Multicall {
     /// @param signature The buyer's, over TopUpAuth.
     function topUp(
         Channel calldata channel,
+        // Named as in the signed struct.
+        // slither-disable-next-line shadowing-local
         uint96 deposit,
         uint40 expiry,
         uint40 validBefore,
@@ -150,13 +157,16 @@ contract ChannelHub is Vault, Multicall {
 
     /// @notice Pays the seller what a voucher adds; anyone may submit.
     /// @dev A no-op when it adds nothing: an older voucher, a closed or an unknown channel.
+    /// Errors: BadSignature.
     /// @param claim The voucher. Above the deposit it is worth the deposit.
     /// @return paid Token units that went to the seller's vault.
     function settle(Claim calldata claim) external returns (uint96 paid) {
         return _settle(claim, domainSeparator());
     }
 
-    /// @notice {settle} for each of `claims`, in order. One forged voucher reverts them all.
+    /// @notice {settle} for each of `claims`, in order.
+    /// @dev Errors: BadSignature; one forged voucher reverts them all.
+    /// @param claims The vouchers, of one or of many channels.
     function settleBatch(Claim[] calldata claims) external {
         bytes32 domain = domainSeparator();
         for (uint256 i = 0; i < claims.length; ++i) {
@@ -166,6 +176,7 @@ contract ChannelHub is Vault, Multicall {
 
     /// @notice Settles the seller's last voucher and ends the channel; for the seller or its
     /// operator. A no-op when it is closed already.
+    /// @dev Errors: NotAllowed, BadSignature, ChannelUnknown.
     /// @param claim The voucher; `cumulative` 0 when there is none.
     function close(Claim calldata claim) external {
         Channel calldata channel = claim.channel;
@@ -175,6 +186,7 @@ contract ChannelHub is Vault, Multicall {
 
     /// @notice The same for anyone with the agreement of the seller or its operator.
     /// @dev The seller signs the amount, so nobody can close with an older voucher than it meant.
+    /// Errors: AuthExpired, BadSignature, ChannelUnknown.
     /// @param claim The voucher with exactly the agreed `cumulative`.
     /// @param validBefore Unix time from which this authorisation is void.
     /// @param signature The seller's or the operator's, over CloseAuth.
@@ -190,6 +202,8 @@ contract ChannelHub is Vault, Multicall {
 
     /// @notice Brings the expiry down to a challenge period from now; for the buyer or its voucher
     /// signer. A no-op when that was asked for, or the channel closed, already.
+    /// @dev Errors: NotAllowed, ChannelUnknown.
+    /// @param channel The channel.
     function requestClose(Channel calldata channel) external {
         if (msg.sender != channel.buyer && msg.sender != channel.voucherSigner) {
             revert NotAllowed();
@@ -198,6 +212,7 @@ contract ChannelHub is Vault, Multicall {
     }
 
     /// @notice The same for anyone with a signature of either.
+    /// @dev Errors: AuthExpired, BadSignature, ChannelUnknown.
     /// @param channel The channel.
     /// @param validBefore Unix time from which this authorisation is void.
     /// @param signature The buyer's or the voucher signer's, over RequestClose.
@@ -214,6 +229,8 @@ contract ChannelHub is Vault, Multicall {
 
     /// @notice Ends an expired channel; anyone may submit. A no-op when it is closed already.
     /// @dev Calls nobody, so no token and no wallet can stop it.
+    /// Errors: ChannelUnknown, NotExpired.
+    /// @param channel The channel.
     function reclaim(Channel calldata channel) external {
         (bytes32 id, ChannelState memory state) = _load(channel);
         if (block.timestamp < state.expiry) revert NotExpired();
@@ -221,11 +238,15 @@ contract ChannelHub is Vault, Multicall {
     }
 
     /// @notice What is stored of a channel; all zero for an unknown id.
+    /// @param id The channel's id.
+    /// @return The state.
     function stateOf(bytes32 id) external view returns (ChannelState memory) {
         return _channels[id];
     }
 
     /// @notice The EIP-712 digest of the descriptor, which binds it to this hub and chain.
+    /// @param channel The descriptor.
+    /// @return The id it has or would have.
     function channelId(Channel calldata channel) public view returns (bytes32) {
         return TypedData.digest(domainSeparator(), TypedData.hash(channel));
     }
@@ -241,6 +262,7 @@ contract ChannelHub is Vault, Multicall {
         if (expiry < block.timestamp + channel.challengePeriod) revert BadExpiry();
     }
 
+    /// @dev The id and state of a channel that was opened; it may be closed.
     function _load(Channel calldata channel)
         private
         view
@@ -251,6 +273,7 @@ contract ChannelHub is Vault, Multicall {
         if (state.expiry == 0) revert ChannelUnknown();
     }
 
+    /// @dev Pays what the voucher adds; `domain` is computed once per batch.
     function _settle(Claim calldata claim, bytes32 domain) private returns (uint96 paid) {
         Channel calldata channel = claim.channel;
         bytes32 id = TypedData.digest(domain, TypedData.hash(channel));
@@ -260,8 +283,9 @@ contract ChannelHub is Vault, Multicall {
         if (settled <= state.settled) return 0;
 
         bytes32 digest = TypedData.digest(domain, TypedData.hashVoucher(id, claim.cumulative));
+        // A failed recovery gives zero, which no open channel has as its signer.
+        // slither-disable-next-line unused-return
         (address signer,,) = ECDSA.tryRecover(digest, claim.r, claim.vs);
-        // An open channel's signer is not zero, so a failed recovery matches nobody.
         if (signer != channel.voucherSigner) revert BadSignature();
 
         paid = settled - state.settled;
@@ -271,12 +295,14 @@ contract ChannelHub is Vault, Multicall {
         emit ChannelSettled(id, settled, paid);
     }
 
+    /// @dev Pays the voucher and ends the channel; who may is the caller's business.
     function _close(Claim calldata claim) private {
         _settle(claim, domainSeparator());
         (bytes32 id, ChannelState memory state) = _load(claim.channel);
         _finish(claim.channel, id, state);
     }
 
+    /// @dev A request later than the signed expiry changes nothing but `closing`.
     function _requestClose(Channel calldata channel) private {
         (bytes32 id, ChannelState memory state) = _load(channel);
         if (state.closing || state.closed) return;

@@ -23,6 +23,8 @@ interface IERC3009 {
         bytes memory signature
     ) external;
 
-    /// @notice Whether `authorizer` has used (or cancelled) `nonce`.
+    /// @notice Whether `nonce` was used or cancelled.
+    /// @param authorizer Whose nonce.
+    /// @param nonce Which.
     function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
 }

@@ -60,6 +60,7 @@ contract TestUSD is ERC20, IERC3009 {
     }
 
     /// @notice The EIP-712 domain separator, under the name USDC gives it.
+    // slither-disable-next-line naming-convention
     function DOMAIN_SEPARATOR() public view returns (bytes32) {
         return TypedData.domainSeparator(
             keccak256(bytes(name())), keccak256(bytes(version)), address(this)

@@ -109,10 +109,12 @@ library TypedData {
         return MessageHashUtils.toTypedDataHash(domain, structHash);
     }
 
+    /// @notice The struct hash of a descriptor; its digest is the channel's id.
     function hash(Channel calldata channel) internal pure returns (bytes32) {
         return keccak256(abi.encode(CHANNEL_TYPEHASH, channel));
     }
 
+    /// @notice The struct hash of an opening, given that of its channel.
     function hash(OpenAuth calldata auth, bytes32 channelHash) internal pure returns (bytes32) {
         return keccak256(
             abi.encode(
@@ -126,10 +128,12 @@ library TypedData {
         );
     }
 
+    /// @notice The struct hash of a withdrawal.
     function hash(Withdraw calldata auth) internal pure returns (bytes32) {
         return keccak256(abi.encode(WITHDRAW_TYPEHASH, auth));
     }
 
+    /// @notice The struct hash of TopUpAuth.
     function hashTopUp(bytes32 id, uint96 deposit, uint40 expiry, uint40 validBefore)
         internal
         pure
@@ -138,10 +142,12 @@ library TypedData {
         return keccak256(abi.encode(TOP_UP_TYPEHASH, id, deposit, expiry, validBefore));
     }
 
+    /// @notice The struct hash of Voucher.
     function hashVoucher(bytes32 id, uint96 cumulative) internal pure returns (bytes32) {
         return keccak256(abi.encode(VOUCHER_TYPEHASH, id, cumulative));
     }
 
+    /// @notice The struct hash of CloseAuth.
     function hashClose(bytes32 id, uint96 cumulative, uint40 validBefore)
         internal
         pure
@@ -150,6 +156,7 @@ library TypedData {
         return keccak256(abi.encode(CLOSE_TYPEHASH, id, cumulative, validBefore));
     }
 
+    /// @notice The struct hash of RequestClose.
     function hashRequestClose(bytes32 id, uint40 validBefore) internal pure returns (bytes32) {
         return keccak256(abi.encode(REQUEST_CLOSE_TYPEHASH, id, validBefore));
     }

@@ -65,6 +65,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     error NonceUsed();
 
     /// @notice Credits `account` with the caller's tokens. Needs an allowance for the hub.
+    /// @dev Errors: BadAccount, TransferMismatch, and the token's.
     /// @param token ERC-20 token; one that takes a fee on transfer is refused.
     /// @param account Whom to credit; anyone.
     /// @param amount Token units.
@@ -77,7 +78,9 @@ abstract contract Vault is ReentrancyGuardTransient {
     /// @notice Credits the signer of an ERC-3009 authorisation with its tokens; anyone may submit.
     /// @dev Does nothing when the nonce is used already: only the hub can use an authorisation
     /// made out to it, so then the money is in the vault, brought by somebody who saw the pending
-    /// transaction. A revert would let that somebody break the relayer's multicall.
+    /// transaction. A revert would let that somebody break the relayer's multicall. (Or the payer
+    /// has cancelled it; then what follows fails for want of money.)
+    /// Errors: TransferMismatch, and the token's.
     /// @param token ERC-20 token with ERC-3009.
     /// @param auth What was signed.
     /// @param signature The payer's, over the token's EIP-712 domain.
@@ -90,6 +93,8 @@ abstract contract Vault is ReentrancyGuardTransient {
             return;
         }
         uint256 held = _held(token);
+        // What came in is known after the call only; the guard keeps other vault calls out of it.
+        // slither-disable-next-line reentrancy-benign
         IERC3009(token)
             .receiveWithAuthorization(
                 auth.from,
@@ -104,6 +109,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     }
 
     /// @notice Sends `amount` of the caller's vault to `to`.
+    /// @dev Errors: InsufficientBalance, BadAccount, and the token's.
     /// @param token ERC-20 token.
     /// @param to Receiver.
     /// @param amount Token units.
@@ -123,6 +129,7 @@ abstract contract Vault is ReentrancyGuardTransient {
     }
 
     /// @notice The same for an owner who sends no transaction and pays the relayer from the vault.
+    /// @dev Errors: AuthExpired, NonceUsed, BadSignature, and those of {withdraw}.
     /// @param auth What was signed.
     /// @param signature The account's.
     function withdrawBySig(Withdraw calldata auth, bytes calldata signature) external nonReentrant {
@@ -154,6 +161,8 @@ abstract contract Vault is ReentrancyGuardTransient {
         bytes calldata signature
     ) internal view {
         bytes32 digest = TypedData.digest(domainSeparator(), structHash);
+        // The third value would only explain the error.
+        // slither-disable-next-line unused-return
         (address signer, ECDSA.RecoverError error,) = ECDSA.tryRecover(digest, signature);
         // Without an error the signer is not zero, so a zero key matches nobody.
         if (error == ECDSA.RecoverError.NoError && (signer == owner || signer == hotKey)) return;
@@ -170,6 +179,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         emit Deposited(token, account, amount);
     }
 
+    /// @dev Takes `amount + fee`, then pays both; the token is called last.
     function _withdraw(Withdraw memory auth) private {
         address relayer = auth.relayer == address(0) ? msg.sender : auth.relayer;
         _debit(auth.token, auth.account, auth.amount + auth.fee);
@@ -181,6 +191,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         }
     }
 
+    /// @dev Marks a nonce as used, or reverts when it was.
     function _useNonce(address account, uint256 nonce) private {
         uint256 bit = uint256(1) << (nonce % 256);
         uint256 used = usedNonces[account][nonce / 256];
@@ -188,6 +199,7 @@ abstract contract Vault is ReentrancyGuardTransient {
         usedNonces[account][nonce / 256] = used | bit;
     }
 
+    /// @dev What the token says the hub holds.
     function _held(address token) private view returns (uint256) {
         return IERC20(token).balanceOf(address(this));
     }

@@ -178,6 +178,20 @@ contract AttackTest is Fixture {
         vm.assertEq(vault(seller), DOLLAR);
     }
 
+    /// The one attack the hub cannot stop, because a seller signs no opening: the buyer names its
+    /// own key as the operator. A seller must not serve such a channel.
+    function test_WhoeverTheBuyerNamesAsOperatorCanClose() public {
+        OpenAuth memory opening = openAuth();
+        opening.channel.operator = stranger;
+        hub.open(opening, signOpen(BUYER, opening));
+        Claim memory none;
+        none.channel = opening.channel;
+        vm.prank(stranger);
+        hub.close(none);
+        vm.assertEq(hub.settle(claim(opening.channel, DOLLAR)), 0);
+        vm.assertEq(vault(seller), FEE);
+    }
+
     /// A buyer asks for the end and tries to be back before the seller's last chance.
     function test_ABuyerCannotShortenTheChallengePeriod() public {
         Channel memory c = opened();

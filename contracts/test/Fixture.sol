@@ -3,14 +3,13 @@ pragma solidity 0.8.30;
 
 import {ChannelHub, ChannelState} from "../src/ChannelHub.sol";
 import {TestUSD} from "../src/TestUSD.sol";
-import {Channel, Claim, OpenAuth, TypedData, Withdraw} from "../src/TypedData.sol";
+import {Channel, Claim, OpenAuth} from "../src/TypedData.sol";
 import {Authorization} from "../src/Vault.sol";
+import {Pen} from "./Pen.sol";
 import {vm} from "./Vm.sol";
 
-/// @title A hub, a dollar, a buyer with money in its vault, and everybody's pen
-/// @notice Struct hashes are built here a second time, so that the tests do not repeat a slip of
-/// the contract.
-abstract contract Fixture {
+/// @title A hub, a dollar, and a buyer with money in its vault
+abstract contract Fixture is Pen {
     uint256 internal constant BUYER = 0xB0;
     uint256 internal constant SELLER = 0x5E;
     uint256 internal constant OPERATOR = 0x09;
@@ -31,7 +30,6 @@ abstract contract Fixture {
     uint96 internal constant DEPOSIT = 5 * DOLLAR;
     uint96 internal constant FEE = 2_000;
 
-    ChannelHub internal hub;
     TestUSD internal usd;
 
     function setUp() public virtual {
@@ -51,6 +49,18 @@ abstract contract Fixture {
 
     function vault(address account) internal view returns (uint256) {
         return hub.balanceOf(address(usd), account);
+    }
+
+    /// @dev An ERC-3009 authorisation of `usd` to the hub.
+    function authorization(uint256 key, uint256 value, bytes32 nonce)
+        internal
+        view
+        returns (Authorization memory auth, bytes memory signature)
+    {
+        auth = Authorization({
+            from: vm.addr(key), value: value, validAfter: 0, validBefore: SOON, nonce: nonce
+        });
+        signature = signAuthorization(key, usd, auth);
     }
 
     // ---- channels ----------------------------------------------------------------------------
@@ -98,108 +108,5 @@ abstract contract Fixture {
 
     function claim(Channel memory c, uint96 cumulative) internal view returns (Claim memory) {
         return claim(c, cumulative, HOT);
-    }
-
-    function claim(Channel memory c, uint96 cumulative, uint256 key)
-        internal
-        view
-        returns (Claim memory)
-    {
-        bytes32 structHash =
-            keccak256(abi.encode(TypedData.VOUCHER_TYPEHASH, hub.channelId(c), cumulative));
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest(structHash));
-        return
-            Claim({
-                channel: c, cumulative: cumulative, r: r, vs: s | bytes32(uint256(v - 27) << 255)
-            });
-    }
-
-    // ---- signatures --------------------------------------------------------------------------
-
-    function sign(uint256 key, bytes32 structHash) internal view returns (bytes memory) {
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest(structHash));
-        return abi.encodePacked(r, s, v);
-    }
-
-    function digest(bytes32 structHash) internal view returns (bytes32) {
-        return keccak256(abi.encodePacked(hex"1901", hub.domainSeparator(), structHash));
-    }
-
-    function signOpen(uint256 key, OpenAuth memory a) internal view returns (bytes memory) {
-        bytes32 channelHash = keccak256(abi.encode(TypedData.CHANNEL_TYPEHASH, a.channel));
-        return sign(
-            key,
-            keccak256(
-                abi.encode(
-                    TypedData.OPEN_TYPEHASH,
-                    channelHash,
-                    a.deposit,
-                    a.openFee,
-                    a.expiry,
-                    a.validBefore
-                )
-            )
-        );
-    }
-
-    function signTopUp(
-        uint256 key,
-        Channel memory c,
-        uint96 deposit,
-        uint40 expiry,
-        uint40 validBefore
-    ) internal view returns (bytes memory) {
-        bytes32 id = hub.channelId(c);
-        return sign(
-            key, keccak256(abi.encode(TypedData.TOP_UP_TYPEHASH, id, deposit, expiry, validBefore))
-        );
-    }
-
-    function signClose(uint256 key, Channel memory c, uint96 cumulative, uint40 validBefore)
-        internal
-        view
-        returns (bytes memory)
-    {
-        bytes32 id = hub.channelId(c);
-        return
-            sign(key, keccak256(abi.encode(TypedData.CLOSE_TYPEHASH, id, cumulative, validBefore)));
-    }
-
-    function signRequestClose(uint256 key, Channel memory c, uint40 validBefore)
-        internal
-        view
-        returns (bytes memory)
-    {
-        bytes32 id = hub.channelId(c);
-        return sign(key, keccak256(abi.encode(TypedData.REQUEST_CLOSE_TYPEHASH, id, validBefore)));
-    }
-
-    function signWithdraw(uint256 key, Withdraw memory w) internal view returns (bytes memory) {
-        return sign(key, keccak256(abi.encode(TypedData.WITHDRAW_TYPEHASH, w)));
-    }
-
-    /// @dev An ERC-3009 authorisation of `usd` to the hub.
-    function authorization(uint256 key, uint256 value, bytes32 nonce)
-        internal
-        view
-        returns (Authorization memory auth, bytes memory signature)
-    {
-        auth = Authorization({
-            from: vm.addr(key), value: value, validAfter: 0, validBefore: SOON, nonce: nonce
-        });
-        bytes32 structHash = keccak256(
-            abi.encode(
-                usd.RECEIVE_WITH_AUTHORIZATION_TYPEHASH(),
-                auth.from,
-                address(hub),
-                value,
-                uint256(0),
-                uint256(SOON),
-                nonce
-            )
-        );
-        bytes32 toSign = keccak256(abi.encodePacked(hex"1901", usd.DOMAIN_SEPARATOR(), structHash));
-        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, toSign);
-        signature = abi.encodePacked(r, s, v);
     }
 }

@@ -7,7 +7,8 @@
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
 //! the sellers, `attempt` tries one, `relay` passes its answer (`whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
-//! in the client's own dialect, `market` answers the model list, [`control`] everything else.
+//! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
+//! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
@@ -16,6 +17,7 @@ mod attempt;
 mod books;
 pub mod budget;
 pub mod control;
+mod count_tokens;
 mod market;
 mod nonces;
 mod refusal;
@@ -57,7 +59,6 @@ use crate::network::Handle;
 use crate::payment::WindowSettings;
 use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
-use crate::protocol::offer::Capabilities;
 use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 
@@ -290,25 +291,14 @@ impl Buyer {
     }
 
     fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {
-        if route.all_barred_for(Barred::Dialect) {
-            let caps = self
-                .shared
-                .book
-                .offers(&asked.model)
-                .iter()
-                .fold(Capabilities::default(), |caps, offer| {
-                    caps.union(offer.offer.caps)
-                });
-            return Refusal::other_dialect(&asked.model, &route::dialects(caps));
-        }
         if route.all_barred_for(Barred::Context) {
             return Refusal::context_too_long(asked.prefill_tokens(256, 0));
         }
-        let mut fitting = route
-            .barred
-            .iter()
-            .filter(|b| **b != Barred::Dialect)
-            .peekable();
+        let other_dialect = |b: &&Barred| matches!(b, Barred::Dialect | Barred::Untranslatable);
+        let mut fitting = route.barred.iter().filter(|b| !other_dialect(b)).peekable();
+        if let (None, Some(why)) = (fitting.peek(), &route.untranslatable) {
+            return Refusal::bad_request(why.to_string());
+        }
         if fitting.peek().is_some() && fitting.all(|barred| *barred == Barred::Credit) {
             return Refusal::credit_exhausted();
         }
@@ -342,8 +332,10 @@ impl Buyer {
                     .await;
             };
             sink.header("x-souk-attempts", &number.to_string());
+            let order = candidate.translated.as_ref().unwrap_or(&asked);
+            sink.header("x-souk-dropped", &order.dropped.join(", "));
             let deadline = attempt_deadline(all, index + 1 < count);
-            match attempt::run(shared, &asked, candidate, number, deadline, sink).await {
+            match attempt::run(shared, order, candidate, number, deadline, sink).await {
                 Attempted::Done => return,
                 Attempted::Failed(failure) => {
                     tracing::info!(
@@ -369,6 +361,9 @@ impl server::Handler for Buyer {
             && let Some(dialect) = dialect_of(request.uri())
         {
             return self.clone().proxy(request, dialect).boxed();
+        }
+        if request.method() == Method::POST && count_tokens::is_asked(path) {
+            return count_tokens::answer(self.shared.counter.clone(), request).boxed();
         }
         if request.method() == Method::GET
             && let Some(answer) = market::models(&self.shared, path, request.headers())

@@ -97,14 +97,6 @@ impl Refusal {
         );
         Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
     }
-    pub fn other_dialect(model: &ModelId, speaks: &[Dialect]) -> Self {
-        let paths: Vec<&str> = speaks.iter().map(|dialect| dialect.path()).collect();
-        let message = format!(
-            "`{model}` is sold here through {}; send it there",
-            paths.join(", ")
-        );
-        Self::new(StatusCode::NOT_FOUND, "wrong_endpoint", message)
-    }
     pub fn unknown_model(model: &ModelId, known: &[ModelId]) -> Self {
         let near = nearest(model.as_str(), known);
         let hint = if near.is_empty() {

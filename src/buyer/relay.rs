@@ -1,6 +1,7 @@
 //! Passes an answer to the client as it comes, event by event, metering it on the way.
 //!
-//! The same dialect passes as bytes. Only two things change: the chat usage chunk gets
+//! The same dialect passes as bytes; another goes through a translator, event by event, and only
+//! what the client sees changes: counts and money stay on the upstream's bytes. Otherwise only two things change: the chat usage chunk gets
 //! `usage.cost` (or is hidden from a client that did not ask for usage), and an answer that ends
 //! without usage gets one counted here. Whole answers are in [`super::whole`], error answers in
 //! [`super::upstream_error`]. Called by [`super::attempt`].
@@ -18,6 +19,7 @@ use super::refusal::FailureKind;
 use super::sink::ClientSink;
 use super::wire::{OrderWire, Silence};
 use super::{Shared, upstream_error, whole};
+use crate::llm_api::translate::StreamTranslator;
 use crate::llm_api::{
     self, AnswerMeter, Dialect, EventSplitter, StreamIdentity, UsageTracker, headers, sse,
     stream_end,
@@ -87,6 +89,8 @@ struct Relay<'a> {
     text: AnswerMeter,
     splitter: EventSplitter,
     tracker: UsageTracker,
+    /// Turns the upstream's dialect into the client's, when they differ.
+    translator: Option<StreamTranslator>,
     /// Events for the client, gathered until the next send.
     out: BytesMut,
     /// The dialect's first event was sent: no failover any more.
@@ -127,6 +131,7 @@ impl<'a> Relay<'a> {
             text: AnswerMeter::with_text(asked.dialect),
             splitter: EventSplitter::new(),
             tracker: UsageTracker::new(asked.dialect),
+            translator: asked.way_back.clone().map(StreamTranslator::new),
             out: BytesMut::new(),
             begun: false,
             only_heartbeats: true,
@@ -237,6 +242,9 @@ impl<'a> Relay<'a> {
             return Err("upstream began with an error".to_owned());
         }
         self.only_heartbeats &= sse::is_heartbeat(&event);
+        if self.translator.is_some() {
+            return self.translate(&event).await;
+        }
         if self.asked.dialect != Dialect::Chat {
             self.out.extend_from_slice(&event);
             return Ok(());
@@ -257,6 +265,49 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
+    /// Puts out what one event adds in the client's dialect.
+    async fn translate(&mut self, event: &Bytes) -> Result<(), String> {
+        if sse::is_error(event) {
+            let said = sse::data(event).and_then(llm_api::error::message_of);
+            return Err(said.unwrap_or_else(|| "the upstream sent an error".to_owned()));
+        }
+        let mut text = Vec::new();
+        if let Some(translator) = &mut self.translator {
+            translator
+                .push(event, &mut text)
+                .map_err(|error| format!("an event is no JSON: {error}"))?;
+        }
+        self.out.extend_from_slice(&text);
+        if sse::is_done(self.asked.dialect, event) {
+            self.end_translation().await;
+        }
+        Ok(())
+    }
+
+    /// The end in the client's dialect, with the usage and cost that are booked.
+    async fn end_translation(&mut self) {
+        let Some(mut translator) = self.translator.take_if(|t| !t.is_finished()) else {
+            return;
+        };
+        let usage = self.usage().await;
+        let cost = self.show(usage).await;
+        let mut text = Vec::new();
+        translator.finish(&usage, cost, &mut text);
+        self.translator = Some(translator);
+        self.out.extend_from_slice(&text);
+    }
+
+    /// The usage that the upstream reported, or our own count.
+    async fn usage(&self) -> Usage {
+        match self.tracker.usage() {
+            Some(usage) => usage,
+            None => {
+                let output = self.books.count_stream(&self.text);
+                self.books.own_usage(output).await
+            }
+        }
+    }
+
     /// The cost of `usage` by our own bound; remembered, because it is what will be accepted.
     async fn show(&mut self, usage: Usage) -> MicroUsd {
         let priced = self
@@ -274,10 +325,7 @@ impl<'a> Relay<'a> {
 
     /// The upstream reported no usage: ours is shown, never a blank.
     async fn missing_usage(&mut self) {
-        let usage = self
-            .books
-            .own_usage(self.books.count_stream(&self.text))
-            .await;
+        let usage = self.usage().await;
         let cost = self.show(usage).await;
         if self.asked.wants_usage {
             let nameless = StreamIdentity::default();
@@ -311,19 +359,14 @@ impl<'a> Relay<'a> {
                 .seller_failed(wire, sink, "the answer was cut".to_owned())
                 .await;
         }
-        let usage = match (self.shown, self.tracker.usage()) {
-            (Some((usage, ..)), _) => usage,
-            (None, Some(usage)) => usage,
-            (None, None) => {
-                self.books
-                    .own_usage(self.books.count_stream(&self.text))
-                    .await
-            }
-        };
+        self.end_translation().await;
+        // A client that has gone is noticed by what follows.
+        let _ = self.flush(sink).await;
         if self.shown.is_none() {
+            let usage = self.usage().await;
             self.show(usage).await;
         }
-        let (usage, cost, disputed) = self.shown.unwrap_or((usage, MicroUsd::ZERO, false));
+        let (usage, cost, disputed) = self.shown.unwrap_or_default();
         sink.finish(Some(cost.to_json_number())).await;
         let receipt = wire
             .receipt_soon()
@@ -357,8 +400,12 @@ impl<'a> Relay<'a> {
     ) -> Attempted {
         if self.begun {
             let text = llm_api::error::strip_billing_words(&reason);
-            let event =
-                llm_api::error::error_event(self.asked.dialect, 502, "seller_failed", &text);
+            let event = llm_api::error::error_event(
+                self.asked.client_dialect(),
+                502,
+                "seller_failed",
+                &text,
+            );
             let _ = sink.send(event).await;
             sink.finish(None).await;
         }

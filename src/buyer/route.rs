@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::asked::Asked;
 use crate::discovery::OfferBook;
 use crate::llm_api::Dialect;
+use crate::llm_api::translate::TranslateError;
 use crate::payment::payer::PayerHub;
 use crate::protocol::offer::{Capabilities, SignedOffer};
 use crate::types::{MicroUsd, PeerId};
@@ -35,9 +36,11 @@ pub struct Policy {
 }
 
 /// A seller that may serve this request.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Candidate {
     pub offer: Arc<SignedOffer>,
+    /// The request in the seller's dialect, when that is not the client's.
+    pub translated: Option<Arc<Asked>>,
     /// Known before the work, at the input price.
     pub prefill: MicroUsd,
     /// The most this request can cost here.
@@ -49,6 +52,8 @@ pub(super) struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Barred {
     Dialect,
+    /// Speaks another dialect, and this request cannot be carried over.
+    Untranslatable,
     Price,
     Policy,
     Context,
@@ -57,12 +62,23 @@ pub(super) enum Barred {
 }
 
 /// The candidates in order, and why the others are none.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Route {
     pub candidates: Vec<Candidate>,
     pub barred: Vec<Barred>,
     /// Sellers that fit and are set aside because they did not answer.
     pub set_aside: Vec<PeerId>,
+    /// Why the request cannot be carried over.
+    pub untranslatable: Option<TranslateError>,
+}
+
+impl Candidate {
+    /// True when the translation leaves something out.
+    fn is_lossy(&self) -> bool {
+        self.translated
+            .as_ref()
+            .is_some_and(|order| !order.dropped.is_empty())
+    }
 }
 
 impl Route {
@@ -78,7 +94,9 @@ impl Route {
 pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &PayerHub) -> Route {
     let mut route = Route::default();
     for offer in book.offers(&asked.model).iter() {
-        match candidate(asked, policy, book, payer, offer) {
+        let order = in_its_dialect(asked, offer, &mut route.untranslatable);
+        let fits = order.and_then(|order| candidate(asked, order, policy, book, payer, offer));
+        match fits {
             Ok(candidate) => route.candidates.push(candidate),
             Err(barred) => {
                 if barred == Barred::Unreachable {
@@ -91,13 +109,42 @@ pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &Pa
     let pinned = asked.seller.or(policy.seller);
     route.candidates.sort_by_cached_key(|c| {
         let seller = c.offer.offer.seller;
-        (Some(seller) != pinned, c.expected, seller.to_bytes())
+        let translated = c.translated.is_some();
+        // A native seller is as good or better at the same cost, and better than a lossy way.
+        (
+            Some(seller) != pinned,
+            c.is_lossy(),
+            c.expected,
+            translated,
+            seller.to_bytes(),
+        )
     });
     route
 }
 
+/// The request in the seller's dialect: `None` where that is the client's own.
+fn in_its_dialect(
+    asked: &Asked,
+    signed: &SignedOffer,
+    why_not: &mut Option<TranslateError>,
+) -> Result<Option<Arc<Asked>>, Barred> {
+    let offer = &signed.offer;
+    if speaks(offer.caps, asked.dialect) {
+        return Ok(None);
+    }
+    let Some(dialect) = dialects(offer.caps).into_iter().next() else {
+        return Err(Barred::Dialect);
+    };
+    let made = asked.translated(dialect, output_limit(asked, offer.max_output));
+    made.map(Some).map_err(|error| {
+        why_not.get_or_insert(error);
+        Barred::Untranslatable
+    })
+}
+
 fn candidate(
     asked: &Asked,
+    translated: Option<Arc<Asked>>,
     policy: &Policy,
     book: &OfferBook,
     payer: &PayerHub,
@@ -109,9 +156,6 @@ fn candidate(
     {
         return Err(Barred::Policy);
     }
-    if !speaks(offer.caps, asked.dialect) {
-        return Err(Barred::Dialect);
-    }
     if policy
         .max_price_in
         .is_some_and(|cap| offer.price.input > cap)
@@ -121,7 +165,9 @@ fn candidate(
     {
         return Err(Barred::Price);
     }
-    let input = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
+    // The order's own body is what is paid for.
+    let order = translated.as_deref().unwrap_or(asked);
+    let input = order.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
     // The prefill over-estimates text by about a third: only a clear excess is refused here.
     if offer.context > 0 && input / 2 > u64::from(offer.context) {
         return Err(Barred::Context);
@@ -150,9 +196,12 @@ fn candidate(
     if book.is_dead(&offer.seller) {
         return Err(Barred::Unreachable);
     }
+    // By the client's own body, so that a translation's few bytes decide nothing.
+    let input = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
     let expected = offer.price.cost_in_out(input, output.min(OUTPUT_EXPECTED));
     Ok(Candidate {
         offer: Arc::clone(signed),
+        translated,
         prefill,
         max_cost,
         expected,
@@ -190,6 +239,7 @@ impl Route {
             (Barred::Credit, "without credit left"),
             (Barred::Context, "with too short a context"),
             (Barred::Dialect, "in another dialect"),
+            (Barred::Untranslatable, "in a dialect that cannot carry it"),
         ];
         let parts: Vec<String> = counted
             .iter()

@@ -51,9 +51,12 @@ impl ClientSink {
     pub fn start_beating(&mut self, dialect: Dialect) {
         self.beat = Some((Instant::now() + COMMIT_AFTER, dialect));
     }
-    /// Adds or replaces a header of the answer; too late once it is committed.
+    /// Adds or replaces a header of the answer, or takes it out when the value is empty; too late
+    /// once it is committed.
     pub fn header(&mut self, name: &'static str, value: &str) {
-        if let Ok(value) = HeaderValue::from_str(value) {
+        if value.is_empty() {
+            self.extra.remove(name);
+        } else if let Ok(value) = HeaderValue::from_str(value) {
             self.extra.insert(name, value);
         }
     }

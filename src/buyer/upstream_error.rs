@@ -2,7 +2,7 @@
 //!
 //! Nothing is owed for it. Called by [`super::relay`].
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::time::Instant;
 
@@ -44,6 +44,7 @@ pub(super) async fn relay(
     let body = body.freeze();
     let passes = matches!(status.as_u16(), 400 | 413 | 422) && llm_api::is_json_object(&body);
     if passes && !sink.committed() {
+        let body = in_clients_shape(asked, status, body);
         sink.respond(status, client_headers(head), body);
         return Attempted::Done;
     }
@@ -51,7 +52,7 @@ pub(super) async fn relay(
         let message = format!("the upstream refused the request with {}", status.as_u16());
         let _ = sink
             .send(llm_api::error::error_event(
-                asked.dialect,
+                asked.client_dialect(),
                 502,
                 "upstream_refused",
                 &message,
@@ -71,4 +72,17 @@ pub(super) async fn relay(
         kind,
         &format!("upstream answered {}", status.as_u16()),
     )
+}
+
+/// The upstream's error as it is, or in the client's dialect when that is another.
+fn in_clients_shape(asked: &Asked, status: StatusCode, body: Bytes) -> Bytes {
+    if asked.way_back.is_none() {
+        return body;
+    }
+    let message = llm_api::error::message_of(&body);
+    let message = message
+        .as_deref()
+        .unwrap_or("the upstream refused the request");
+    let (dialect, code) = (asked.client_dialect(), "upstream_refused");
+    llm_api::error::envelope(dialect, status.as_u16(), code, message)
 }

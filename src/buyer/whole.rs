@@ -14,7 +14,7 @@ use super::refusal::{FailureKind, short};
 use super::relay::client_headers;
 use super::sink::ClientSink;
 use super::wire::OrderWire;
-use crate::llm_api::{self, Dialect};
+use crate::llm_api::{self, Dialect, translate};
 use crate::payment::running::slice_worth;
 use crate::protocol::infer::WholeAnswer;
 use crate::protocol::limits::BODY_BYTES_MAX;
@@ -110,10 +110,17 @@ async fn finish(
     } else {
         priced.cost
     };
-    let sent = match (asked.dialect, reported) {
-        (Dialect::Chat, Some(_)) => llm_api::splice_cost(&body, cost),
-        (_, Some(_)) => body,
-        (dialect, None) => {
+    let sent = match (&asked.way_back, asked.dialect, reported) {
+        (Some(way), ..) => match translate::answer(&body, way, &usage, cost) {
+            Ok(sent) => sent,
+            Err(error) => {
+                books.void("untranslatable", 502);
+                return fail(seller, FailureKind::Broken, &error.to_string());
+            }
+        },
+        (None, Dialect::Chat, Some(_)) => llm_api::splice_cost(&body, cost),
+        (None, _, Some(_)) => body,
+        (None, dialect, None) => {
             let shown = (dialect == Dialect::Chat).then_some(cost);
             llm_api::insert_usage(&body, dialect, &usage, shown)
         }

@@ -63,7 +63,9 @@ impl Reader {
             let more = news.remove(&(role, row.channel)).unwrap_or_default();
             let voucher = self.highest_voucher(&mut tx, role, &row.channel).await?;
             let unfinished = open.remove(&row.channel).unwrap_or_default();
-            states.push(state(row, before.plus(more), voucher, unfinished));
+            let since = settled_since_row(&mut tx, role, &row.channel).await?;
+            let limit = row.deposit.saturating_add(since);
+            states.push(state(row, limit, before.plus(more), voucher, unfinished));
         }
         Ok(states)
     }
@@ -357,6 +359,7 @@ impl Reader {
 
 fn state(
     row: ChannelRow,
+    limit: MicroUsd,
     balance: Balance,
     voucher: Option<VoucherRow>,
     unfinished: Vec<AttemptState>,
@@ -367,8 +370,27 @@ fn state(
         accepted_sum: MicroUsd::from_i64(balance.accepted),
         written_off_sum: MicroUsd::from_i64(balance.lost),
         settlements_sum: MicroUsd::from_i64(balance.settled),
+        limit,
         unfinished,
     }
+}
+
+/// Σ settlements that are newer than the channel's newest row.
+async fn settled_since_row(
+    conn: &mut SqliteConnection,
+    role: Role,
+    channel: &ChannelId,
+) -> Result<MicroUsd, LedgerError> {
+    let sum: i64 = sqlx::query_scalar(
+        "select coalesce(sum(amount), 0) from settlement where role = ?1 and channel = ?2
+         and seq > (select max(seq) from channel where role = ?1 and channel = ?2)",
+    )
+    .bind(role.as_str())
+    .bind(channel.as_bytes().as_slice())
+    .fetch_one(conn)
+    .await
+    .doing(WHAT)?;
+    Ok(MicroUsd::from_i64(sum))
 }
 
 /// A value a query is asked with.

@@ -302,6 +302,8 @@ pub struct ChannelState {
     pub written_off_sum: MicroUsd,
     /// Σ settlements booked.
     pub settlements_sum: MicroUsd,
+    /// What vouchers may add up to by these rows: the newest deposit and what was settled since.
+    pub limit: MicroUsd,
     /// Attempts without a final, oldest first.
     pub unfinished: Vec<AttemptState>,
 }

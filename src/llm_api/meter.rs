@@ -101,6 +101,9 @@ pub struct AnswerMeter {
     key_len: usize,
     text_bytes: u64,
     body_bytes: u64,
+    /// The stream says its text in `delta` strings, as Responses does: what it says again of whole
+    /// parts and items is the same text.
+    says_deltas: bool,
     collector: Option<Box<Collector>>,
 }
 
@@ -123,6 +126,7 @@ impl AnswerMeter {
             key_len: 0,
             text_bytes: 0,
             body_bytes: 0,
+            says_deltas: false,
             collector: None,
         }
     }
@@ -289,6 +293,7 @@ impl AnswerMeter {
             Before::Colon(class) => {
                 self.class = class;
                 self.state = State::Text;
+                self.says_deltas |= self.lines && class == Class::Delta;
                 if let Some(c) = &mut self.collector {
                     c.open(class, self.lines);
                 }
@@ -388,7 +393,9 @@ impl AnswerMeter {
     }
 
     fn count(&mut self, run: &[u8]) {
-        self.text_bytes = self.text_bytes.saturating_add(len64(run.len()));
+        if !self.says_deltas || self.class == Class::Delta {
+            self.text_bytes = self.text_bytes.saturating_add(len64(run.len()));
+        }
         if let Some(c) = &mut self.collector {
             c.take(run);
         }

@@ -22,6 +22,18 @@ fn raw_len(text: &str) -> u64 {
 }
 
 #[test]
+fn text_that_responses_says_again_is_counted_once() {
+    let stream = concat!(
+        "data: {\"type\":\"response.output_text.delta\",\"delta\":\"four\"}\n\n",
+        "data: {\"type\":\"response.output_text.done\",\"text\":\"four\"}\n\n",
+        "data: {\"type\":\"response.completed\",\"response\":{\"output\":[{\"content\":[{\"text\":\"four\"}]}]}}\n\n",
+    );
+    let mut meter = AnswerMeter::with_text(Dialect::Responses);
+    meter.push(stream.as_bytes());
+    assert_eq!((meter.text_bytes(), meter.text().as_str()), (4, "four"));
+}
+
+#[test]
 fn text_of_every_dialect_counts_by_its_bytes_on_the_wire() {
     for (body, want) in [
         (

@@ -16,13 +16,13 @@
 //! [`error`].
 //!
 //! The story of the bill. [`tokens`] recounts what was really sent and received (crate-embedded
-//! vocabularies `o200k_base` and `cl100k_base` of `bpe-openai`, a calibrated slope elsewhere) and
+//! vocabularies `o200k_base` and `cl100k_base`, a calibrated slope elsewhere) and
 //! [`bounds`] turns that into the most a buyer pays. [`price_list`] reads an upstream's models.
 //!
 //! Invariants: the same dialect in and out means the same bytes but for the named splices; nothing
 //! here panics on any input; everything a peer can grow is bounded (JSON depth 64, event 1 MiB,
-//! collected text 8 MiB, caches by entry count). Chat and Messages are complete; Responses is
-//! parsed as far as routing and metering need it.
+//! collected text 8 MiB, caches by entry count). All three dialects
+//! are read and written by [`translate`], through which a client of one is served by a seller of another.
 //!
 //! Callers: `buyer`, `seller`, and `discovery`'s price refresh by way of `seller`.
 
@@ -39,7 +39,9 @@ pub mod sse;
 pub mod stream_end;
 pub mod tokens;
 mod tracker;
+pub mod translate;
 pub mod usage;
+mod vocabulary;
 
 pub use dialect::Dialect;
 pub use json::{JSON_DEPTH_MAX, JsonError};

@@ -1,7 +1,6 @@
 //! Own token counts: exact with a published vocabulary, calibrated elsewhere.
 //!
-//! Vocabularies come with the crate `bpe-openai` (`o200k_base`, `cl100k_base`; embedded, linear time,
-//! several times faster than tiktoken's port), not with downloads. Models whose tokenizer is not
+//! Vocabularies are embedded (`o200k_base`, `cl100k_base`: [`super::vocabulary`]), not downloaded. Models whose tokenizer is not
 //! public are counted with `o200k_base` times a slope learned from upstreams' reports; until there
 //! are enough of those, the bound is wider. Counting is for a blocking pool, beside the upstream
 //! call: messages are cached one by one, so a conversation's next request only counts what is new
@@ -20,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::json::{Blind, Cursor, JSON_DEPTH_MAX, Observe, len64, unescape};
 use super::request::is_base64_image;
+use super::vocabulary::{CL100K, O200K};
 use super::{AnswerMeter, RequestView};
 
 /// Most of one text that is tokenised; the rest counts a token for 4 bytes.
@@ -137,15 +137,15 @@ impl Tokenizer {
     /// Counts text; special tokens are text like any other.
     #[must_use]
     pub fn count(self, text: &str) -> u64 {
-        let tokenizer = match self {
-            Self::Cl100k => bpe_openai::cl100k_base(),
-            Self::O200k | Self::Slope => bpe_openai::o200k_base(),
+        let vocabulary = match self {
+            Self::Cl100k => &*CL100K,
+            Self::O200k | Self::Slope => &*O200K,
         };
         let mut end = text.len().min(COUNTED_BYTES_MAX);
         while !text.is_char_boundary(end) {
             end -= 1;
         }
-        let counted = tokenizer.count(text.get(..end).unwrap_or_default());
+        let counted = vocabulary.count(text.get(..end).unwrap_or_default());
         len64(counted).saturating_add(len64(text.len() - end).div_ceil(4))
     }
 }
@@ -189,8 +189,8 @@ impl TokenCounter {
             slopes: Mutex::new(LruCache::new(SLOPES_MAX)),
         }))
     }
-    /// Loads the vocabulary that nearly every model is counted with (some 10 ms), so that the first
-    /// request does not. The other one, 80 MiB for a few old models, waits until it is asked for.
+    /// Loads the vocabulary that nearly every model is counted with, so that the first request does
+    /// not. The other one, for a few old models, waits until it is asked for.
     pub fn warm_up(&self) {
         let _ = Tokenizer::O200k.count("a");
     }

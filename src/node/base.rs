@@ -115,7 +115,7 @@ impl Base {
     }
 
     /// Loads what tokens are counted with, in the background. Roles that meter call it; a bootstrap
-    /// node saves 80 MiB without.
+    /// node does without.
     pub fn warm_counter(&self) {
         let warm = self.counter.clone();
         self.front.spawn("vocabularies", async move {

@@ -11,7 +11,6 @@ use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard};
 use crate::http::server::{self, Server};
 use crate::ledger::{Ledger, OfferRow, Row};
-use crate::llm_api::Dialect;
 use crate::llm_api::price_list;
 use crate::network::Incoming;
 use crate::payment::payee::{self, PayeeHub};
@@ -143,9 +142,6 @@ async fn open_upstream(base: &Base) -> anyhow::Result<Upstream> {
             (base_url, dialect, key)
         }
     };
-    if dialect == Dialect::Responses {
-        return Err(bad("--api openai-responses is not served yet; use openai-chat".into()).into());
-    }
     Upstream::new(UpstreamSettings {
         base_url,
         dialect,

@@ -164,7 +164,8 @@ pub enum VoucherError {
 pub struct Payee {
     book: Book,
     deposit: MicroUsd,
-    held: MicroUsd,
+    /// The highest voucher, whatever the deposit has become since.
+    promised: MicroUsd,
 }
 
 impl Payee {
@@ -174,13 +175,13 @@ impl Payee {
     pub fn new(
         settings: WindowSettings,
         deposit: MicroUsd,
-        held: MicroUsd,
+        promised: MicroUsd,
         settled: MicroUsd,
     ) -> Self {
         Self {
             book: Book::new(settings, settled),
             deposit,
-            held,
+            promised,
         }
     }
     /// The book: D and the live attempts.
@@ -188,10 +189,15 @@ impl Payee {
     pub const fn book(&self) -> &Book {
         &self.book
     }
-    /// A: the highest durable voucher.
+    /// A: the highest durable voucher, as far as the deposit covers it.
     #[must_use]
-    pub const fn held(&self) -> MicroUsd {
-        self.held
+    pub fn held(&self) -> MicroUsd {
+        self.promised.min(self.deposit)
+    }
+    /// The highest durable voucher itself; above the deposit when that was lowered since.
+    #[must_use]
+    pub const fn promised(&self) -> MicroUsd {
+        self.promised
     }
     /// What the buyer may owe in all.
     #[must_use]
@@ -224,7 +230,7 @@ impl Payee {
         if paid_for && (owed > self.deposit || self.deposit == MicroUsd::ZERO) {
             return Err(Hold::CreditExhausted);
         }
-        if owed > self.held.saturating_add(risk) {
+        if owed > self.held().saturating_add(risk) {
             return Err(Hold::NeedVoucher(owed.saturating_sub(risk)));
         }
         self.book.begin(attempt, prefill, window);
@@ -242,7 +248,7 @@ impl Payee {
     /// What may still be delivered before the next voucher: `A + C − D`.
     #[must_use]
     pub fn room(&self) -> MicroUsd {
-        self.held
+        self.held()
             .saturating_add(self.book.window())
             .saturating_sub(self.book.total())
     }
@@ -272,9 +278,14 @@ impl Payee {
         if cumulative > self.deposit {
             return Err(VoucherError::AboveDeposit(cumulative, self.deposit));
         }
-        let rose = cumulative > self.held;
-        self.held = self.held.max(cumulative);
-        Ok(rose)
+        Ok(self.credit_earlier(cumulative))
+    }
+    /// A durable voucher that may have been signed under an earlier, higher deposit: it is kept,
+    /// and counts as far as the deposit covers it. Says whether it is the highest.
+    pub fn credit_earlier(&mut self, cumulative: MicroUsd) -> bool {
+        let rose = cumulative > self.promised;
+        self.promised = self.promised.max(cumulative);
+        rose
     }
     /// The attempt's cost is agreed (0: failed or written off). Says whether it was live.
     pub fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
@@ -293,7 +304,7 @@ impl Payee {
     /// What the buyer owes beyond its vouchers.
     #[must_use]
     pub fn exposure(&self) -> MicroUsd {
-        self.book.total().saturating_sub(self.held)
+        self.book.total().saturating_sub(self.held())
     }
 }
 

@@ -7,6 +7,9 @@
 //! - [`payee`] (seller): answers sessions, credits vouchers once they are durable, holds streams
 //!   that ran ahead of them, and repeats receipts until they are accepted.
 //!
+//! Each hub keeps its decisions in a pure state ([`payer::PayerState`], [`payee::PayeeState`]), and
+//! around it the locks, rows and sockets; a seeded simulator runs two of them over a lossy wire.
+//!
 //! Persist before send, by type: only the ledger makes a `Persisted<VoucherRow>`, and only that is
 //! sent. After a crash both sides reload their rows and SYNC repairs what differs: the maximum
 //! voucher stands, every attempt in doubt is settled by the rules in [`payer::doubt`].

@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use super::catalogue::{Catalogue, Sold};
 use super::replay::ReplayGuard;
 use crate::protocol::limits::BODY_BYTES_MAX;
-use crate::protocol::{DecodeError, PeerErrorCode, SignedHead, WIRE_VERSION, delegation};
+use crate::protocol::{
+    DecodeError, PeerErrorCode, RequestHead, SignedHead, WIRE_VERSION, delegation,
+};
 use crate::types::{PeerId, UnixMs};
 
 /// How far a head's times may be off, ms.
@@ -66,6 +68,14 @@ impl Gate {
             catalogue,
             replay,
         }
+    }
+
+    /// True for a head that an earlier life of this seller can have served: its clock may be ahead
+    /// by [`CLOCK_TOLERANCE_MS`], so it can outlive a restart that forgot its nonce. The ledger knows
+    /// whether it did.
+    #[must_use]
+    pub const fn may_be_of_an_earlier_life(&self, head: &RequestHead) -> bool {
+        head.iat_ms < self.started_ms.saturating_add(CLOCK_TOLERANCE_MS)
     }
 
     /// Checks the payload of REQ_HEAD from the authenticated `peer`.

@@ -227,3 +227,18 @@ fn denied_buyers_and_those_off_the_list_are_refused() {
         assert_eq!(refused, Err(PeerErrorCode::NotAllowed));
     }
 }
+
+#[test]
+fn regression_a_head_dated_ahead_is_looked_up_after_a_restart() {
+    let world = world();
+    let started = NOW - 1_000;
+    let mut head = world.head(1);
+    for (iat_ms, looked_up) in [
+        (started, true),
+        (started + CLOCK_TOLERANCE_MS - 1, true),
+        (started + CLOCK_TOLERANCE_MS, false),
+    ] {
+        head.iat_ms = iat_ms;
+        assert_eq!(world.gate.may_be_of_an_earlier_life(&head), looked_up);
+    }
+}

@@ -282,6 +282,7 @@ impl Seller {
             .gate
             .check(&payload, &buyer, shared.clock.now_ms())
             .map_err(NoOrder::Refuse)?;
+        self.refuse_earlier_life(&order).await?;
         let slot = Arc::clone(&shared.slots)
             .try_acquire_owned()
             .map_err(overloaded)?;
@@ -323,6 +324,20 @@ impl Seller {
         Ok(job)
     }
 
+    /// Refuses what an earlier life has served: a restart forgets nonces, the ledger does not.
+    async fn refuse_earlier_life(&self, order: &Order) -> Result<(), NoOrder> {
+        let shared = &*self.shared;
+        if !shared.gate.may_be_of_an_earlier_life(&order.signed.head) {
+            return Ok(());
+        }
+        let attempt = order.signed.attempt_id();
+        match shared.ledger.has_attempt(&attempt).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(NoOrder::Refuse(PeerErrorCode::Replayed)),
+            Err(error) => Err(ledger_failed(&error)),
+        }
+    }
+
     /// Waits for the voucher that pays the prefill, then books the open row.
     async fn admit(&self, job: &Job) -> Result<(), NoOrder> {
         let shared = &*self.shared;
@@ -333,7 +348,13 @@ impl Seller {
             shared.settings.windows.stream(price)
         };
         job.pair
-            .admit(job.attempt, job.prefill, window, VOUCHER_WAIT)
+            .admit(
+                job.attempt,
+                job.prefill,
+                window,
+                shared.clock.now_ms(),
+                VOUCHER_WAIT,
+            )
             .await
             .map_err(|error| {
                 NoOrder::Refuse(match error {
@@ -402,7 +423,7 @@ fn prepare(order: &Order, body: &Bytes, dialect: Dialect) -> Result<(Bytes, Micr
 }
 
 fn ledger_failed(error: &LedgerError) -> NoOrder {
-    tracing::error!(%error, "ledger write failed; refusing");
+    tracing::error!(%error, "ledger failed; refusing");
     NoOrder::Refuse(PeerErrorCode::Internal)
 }
 

@@ -2,7 +2,8 @@
 //
 //     BASE_URL=http://127.0.0.1:5005 CHAT_MODEL=id MESSAGES_MODEL=id node drive.mjs
 //
-// MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model.
+// MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model, any
+// dialect for any model. LABEL stands before each check's name.
 // Prints one line a check, `PASS name` or `FAIL name: why`; exits 1 when one failed.
 
 import assert from "node:assert/strict";
@@ -10,6 +11,7 @@ import OpenAI from "openai";
 import Anthropic from "@anthropic-ai/sdk";
 
 const { BASE_URL, CHAT_MODEL, MESSAGES_MODEL } = process.env;
+const label = process.env.LABEL ?? "";
 const market = process.env.MARKET === "1";
 const ask = [{ role: "user", content: "Say something." }];
 const read = [{ role: "user", content: "read hello.txt and tell me the secret word" }];
@@ -101,6 +103,14 @@ const checks = {
   },
 };
 if (market) {
+  checks["openai responses stream"] = async () => {
+    const stream = chat.responses.stream({ model: CHAT_MODEL, input: "Say something." });
+    let pieces = 0;
+    stream.on("response.output_text.delta", () => (pieces += 1));
+    const last = await stream.finalResponse();
+    assert.ok(last.output_text.includes("東京") && pieces > 10, last.output_text);
+    assert.ok(last.usage.output_tokens > 10 && last.status === "completed");
+  };
   checks["openai unknown model"] = async () => {
     const request = { model: "nobody/sells-this", messages: ask };
     await assert.rejects(chat.chat.completions.create(request), OpenAI.NotFoundError);
@@ -115,11 +125,11 @@ let failed = 0;
 for (const [name, check] of Object.entries(checks)) {
   try {
     await check();
-    console.log(`PASS node ${name}`);
+    console.log(`PASS node ${label}${name}`);
   } catch (error) {
     failed += 1;
     const why = String(error?.message ?? error).replaceAll(/\s+/g, " ").slice(0, 200);
-    console.log(`FAIL node ${name}: ${why}`);
+    console.log(`FAIL node ${label}${name}: ${why}`);
   }
 }
 process.exit(failed ? 1 : 0);

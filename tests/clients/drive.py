@@ -2,7 +2,8 @@
 
     BASE_URL=http://127.0.0.1:5005 CHAT_MODEL=id MESSAGES_MODEL=id .venv/bin/python drive.py
 
-MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model.
+MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model, any
+dialect for any model. LABEL stands before each check's name.
 Prints one line a check, `PASS name` or `FAIL name: why`; exits 1 when one failed.
 """
 
@@ -112,6 +113,37 @@ def anthropic_tools():
     assert "PLUMBUS" in answer.content[0].text
 
 
+def openai_responses_whole():
+    answer = chat.responses.create(model=CHAT, input="Say something.", store=False)
+    assert "東京" in answer.output_text and answer.status == "completed"
+    assert answer.usage.input_tokens > 0 and answer.usage.output_tokens > 10
+    assert answer.model == CHAT, answer.model
+
+
+def openai_responses_stream():
+    with chat.responses.stream(model=CHAT, input="Say something.") as stream:
+        events = list(stream)
+        last = stream.get_final_response()
+    assert "東京" in last.output_text and last.usage.output_tokens > 10
+    assert len([e for e in events if e.type == "response.output_text.delta"]) > 10
+
+
+def openai_responses_tools():
+    tools = [{"type": "function", "name": "read", "parameters": SCHEMA, "strict": False}]
+    answer = chat.responses.create(model=CHAT, input=READ, tools=tools)
+    call = next(item for item in answer.output if item.type == "function_call")
+    assert json.loads(call.arguments) == {"path": "hello.txt"}
+    turn = call.model_dump(include={"type", "call_id", "name", "arguments"})
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": WORD}
+    answer = chat.responses.create(model=CHAT, input=[*READ, turn, result], tools=tools)
+    assert "PLUMBUS" in answer.output_text
+
+
+def anthropic_count_tokens():
+    counted = claude.messages.count_tokens(model=MESSAGES, messages=ASK)
+    assert 3 <= counted.input_tokens < 30, counted
+
+
 def anthropic_unknown_model():
     try:
         claude.messages.create(model="nobody/sells-this", max_tokens=16, messages=ASK)
@@ -126,11 +158,12 @@ CHECKS = [
     anthropic_whole, anthropic_stream, anthropic_tools,
 ]
 if MARKET:
-    CHECKS += [openai_unknown_model, anthropic_unknown_model]
+    CHECKS += [openai_unknown_model, anthropic_unknown_model, anthropic_count_tokens]
+    CHECKS += [openai_responses_whole, openai_responses_stream, openai_responses_tools]
 
 failed = 0
 for check in CHECKS:
-    name = "python " + check.__name__.replace("_", " ")
+    name = "python " + os.environ.get("LABEL", "") + check.__name__.replace("_", " ")
     try:
         check()
         print(f"PASS {name}")

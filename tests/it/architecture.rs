@@ -68,8 +68,8 @@ const SOCKETS: [&str; 9] = [
     "hyper::",
 ];
 
-/// Where the process may be ended or its environment read.
-const PROCESS_HOMES: [&str; 4] = ["main", "cli", "config", "keys"];
+/// Where the process may be ended or its environment read. The build script is no part of it.
+const PROCESS_HOMES: [&str; 5] = ["main", "cli", "config", "keys", "llm_api/vocabulary/build"];
 
 /// Calls that belong to [`PROCESS_HOMES`].
 const PROCESS_CALLS: [&str; 4] = ["process::exit", "env::var", "env::vars", "env::set_var"];

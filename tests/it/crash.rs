@@ -1,12 +1,13 @@
 //! A node that dies at any step of a request: after its restart both ledgers agree, nothing is
 //! charged twice, and nothing stays open.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::harness::books::{self, Rows, rows};
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{Dialect, Hold, Seller, UPSTREAM_KEY, start_buyer, wait_for_sellers};
 use crate::harness::node::{Home, Node};
@@ -56,90 +57,18 @@ const SELLER_POINTS: [&str; 10] = [
     "seller_accept_durable",
 ];
 
-/// One attempt as a ledger shows it.
-#[derive(Clone, Debug)]
-struct Row {
-    request: String,
-    buyer: String,
-    seller: String,
-    outcome: String,
-    billed: Option<u64>,
-}
-
-type Rows = BTreeMap<String, Row>;
-
-fn rows(home: &Home) -> Rows {
-    let value = home.ledger(&["requests", "--json", "--limit", "10000"]);
-    let all = value.as_array().expect("an array of rows");
-    all.iter()
-        .filter(|row| row["attempt_id"].is_string())
-        .map(|row| {
-            let text = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
-            let parsed = Row {
-                request: text("request_id"),
-                buyer: text("buyer"),
-                seller: text("seller"),
-                outcome: text("outcome"),
-                billed: row["billed_micro_usd"].as_u64(),
-            };
-            (text("attempt_id"), parsed)
-        })
-        .collect()
-}
-
-/// Waits until every attempt is booked, with the same cost in both ledgers; a final row never
-/// changes, so this holds from then on. Gives what the buyers and what the sellers have.
+/// Both ledgers once they agree, each request charged once.
 async fn agreed(buyers: &[&Home], sellers: &[&Home]) -> (Rows, Rows) {
-    let all = |homes: &[&Home]| -> Rows { homes.iter().flat_map(|home| rows(home)).collect() };
-    let end = Instant::now() + BOOKED_DEADLINE;
-    loop {
-        let (bought, sold) = (all(buyers), all(sellers));
-        let differences = differences(&bought, &sold);
-        if differences.is_empty() {
-            assert_charged_once(&bought);
-            return (bought, sold);
-        }
-        assert!(
-            Instant::now() < end,
-            "after {BOOKED_DEADLINE:?}: {differences:#?}"
-        );
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
-}
-
-/// What is open, or booked differently; an attempt that only one side knows must cost nothing.
-fn differences(bought: &Rows, sold: &Rows) -> Vec<String> {
-    let attempts: BTreeSet<&String> = bought.keys().chain(sold.keys()).collect();
-    attempts
-        .into_iter()
-        .filter_map(|attempt| {
-            let (here, there) = (bought.get(attempt), sold.get(attempt));
-            let cost = |row: Option<&Row>| row.map_or(Some(0), |row| row.billed);
-            let same = cost(here).is_some() && cost(here) == cost(there);
-            (!same).then(|| format!("{attempt}: {here:?} bought, {there:?} sold"))
-        })
-        .collect()
-}
-
-fn assert_charged_once(bought: &Rows) {
-    let mut charged: BTreeMap<&str, u32> = BTreeMap::new();
-    for row in bought.values().filter(|row| row.billed > Some(0)) {
-        *charged.entry(&row.request).or_default() += 1;
-    }
-    assert!(!charged.is_empty(), "something was paid");
-    charged.retain(|_, count| *count > 1);
-    assert!(charged.is_empty(), "charged twice: {charged:?}");
+    let agreed = books::agreed(buyers, sellers, BOOKED_DEADLINE).await;
+    let (bought, sold) = agreed.unwrap_or_else(|differences| panic!("{differences}"));
+    assert!(books::billed(&bought) > 0, "something was paid");
+    let twice = books::charged_twice(&bought);
+    assert!(twice.is_empty(), "charged twice: {twice:?}");
+    (bought, sold)
 }
 
 fn assert_verifies(home: &Home) {
-    let output = home.run(&["ledger", "verify"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        output.status.success(),
-        "{}: {text}\n{errors}",
-        home.peer_id
-    );
+    books::verify(home).unwrap_or_else(|differences| panic!("{differences}"));
 }
 
 fn paced() -> Script {

@@ -12,13 +12,22 @@
 
 mod architecture;
 mod harness;
+#[path = "../sim/mod.rs"]
+mod sim;
 
 mod concurrency;
 mod crash;
+mod dialects;
 mod discovery;
 mod failover;
+mod forgery;
 mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod overbilling;
+mod replay;
+mod responses;
+mod simulated;
+mod unpaid;
 mod upstream;

@@ -245,3 +245,38 @@ async fn verify_names_money_that_does_not_add_up() {
     );
     running.stop().await;
 }
+
+#[tokio::test]
+async fn the_limit_of_a_channel_is_its_newest_deposit_and_what_was_settled_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(&dir.path().join("ledger.db")).await;
+    let paid = |amount| {
+        Row::Settlement(SettlementRow {
+            at_ms: T0,
+            role: Role::Sell,
+            channel: channel_id(1),
+            peer: peer(1),
+            amount: MicroUsd(amount),
+            note: String::new(),
+        })
+    };
+    let with_deposit = |deposit| {
+        Row::Channel(ChannelRow {
+            deposit: MicroUsd(deposit),
+            ..channel(Role::Sell, 1, T0)
+        })
+    };
+    let rows = vec![with_deposit(100), paid(7), with_deposit(300), paid(20)];
+    for row in rows {
+        running.ledger.commit(vec![row]).await.unwrap();
+    }
+    let up_to_it = Row::Voucher(voucher(Role::Sell, 1, 320, None));
+    running.ledger.commit(vec![up_to_it]).await.unwrap();
+    let state = running.ledger.load(Role::Sell).await.unwrap().remove(0);
+    assert_eq!(state.limit, MicroUsd(320));
+    assert_eq!(state.settlements_sum, MicroUsd(27));
+    let report = verify(&running.ledger, &AuditOptions::default())
+        .await
+        .unwrap();
+    assert!(report.differences.is_empty(), "{:?}", report.differences);
+}

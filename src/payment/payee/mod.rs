@@ -5,8 +5,11 @@
 //! [`PayeePair::end`] it with a receipt that is repeated until the buyer's ACCEPT is durable. All
 //! buyers together share one `CreditPool`: keys are free, so the sum is what bounds the gift.
 
+mod open;
 mod pair;
 mod session;
+pub mod state;
+mod write_offs;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,16 +17,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-pub use pair::{AdmitError, Ended, PayeePair};
+pub use pair::{AdmitError, PayeePair};
+pub use state::{Ended, PayeeState};
 
 use super::PaymentError;
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
-use crate::ledger::{Ledger, Role, Row, SettlementRow};
+use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
 use crate::network::Stream;
 use crate::protocol::SignedTerms;
 use crate::tasks::Tasks;
-use crate::types::{Clock, MicroUsd, PeerId};
+use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
 
 /// What the payee needs to know.
 #[derive(Clone, Debug)]
@@ -102,10 +106,12 @@ impl PayeeHub {
             total: settings.credit_total.0,
         });
         let mut pairs = HashMap::new();
+        let mut raised = Vec::new();
         for state in ledger.load(Role::Sell).await? {
             let owed = state.accepted_sum.saturating_sub(state.settlements_sum);
             pool.add(owed);
             let deposit = settings.credit_limit.saturating_add(state.settlements_sum);
+            raised.extend(raised_row(&state, deposit, clock.now_ms()));
             let peer = state.row.peer;
             match PayeePair::restore(state, deposit, &settings, Arc::clone(&pool)) {
                 Ok(pair) => {
@@ -113,6 +119,9 @@ impl PayeeHub {
                 }
                 Err(error) => tracing::error!(%peer, %error, "channel row is unreadable"),
             }
+        }
+        if !raised.is_empty() {
+            ledger.submit(raised).await?;
         }
         let pairs = Mutex::new(pairs);
         let shared = Shared {
@@ -180,4 +189,17 @@ impl PayeeHub {
         session::tell_deposit(&self.shared, &pair).await;
         Ok(deposit)
     }
+}
+
+/// The row that a channel needs when more credit is given than its rows allow: it goes ahead of the
+/// first voucher that makes use of it. Less credit needs none; what was promised before stands.
+#[must_use]
+pub fn raised_row(channel: &ChannelState, deposit: MicroUsd, at_ms: UnixMs) -> Option<Row> {
+    (deposit > channel.limit).then(|| {
+        Row::Channel(ChannelRow {
+            at_ms,
+            deposit,
+            ..channel.row.clone()
+        })
+    })
 }

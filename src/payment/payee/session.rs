@@ -4,7 +4,6 @@
 //! Whatever is ready on the stream is taken in one turn: only the highest voucher is stored, and
 //! all ACCEPTs of the turn share its commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,19 +11,17 @@ use bytes::Bytes;
 use tokio::io::ReadHalf;
 
 use super::Shared;
-use super::pair::{Ended, PayeePair};
-use crate::ledger::{ChannelRow, FinalRow, Role, Row, VoucherRow};
+use super::open::open_pair;
+use super::pair::PayeePair;
+use super::state::is_unknown;
+use crate::ledger::{Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::payment::PaymentError;
 use crate::protocol::frame::Frame;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
-use crate::protocol::session::{
-    Accept, Hello, MODE_CREDIT, Open, SyncAttempt, SyncBuyer, SyncSeller,
-};
-use crate::protocol::{
-    ChannelDescriptor, EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION,
-};
+use crate::protocol::session::{Accept, Hello, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller};
+use crate::protocol::{EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
 /// Receipts without ACCEPT are shown again this often.
@@ -71,8 +68,20 @@ pub(super) async fn serve(
     };
     let mut replaced = pair.generation.subscribe();
     pair.generation.send_modify(|generation| *generation += 1);
-    replaced.borrow_and_update();
+    let generation = *replaced.borrow_and_update();
     *pair.session.lock().await = Some(writer);
+    let ended = listen(shared, &pair, &mut reader, &mut replaced).await;
+    hang_up(&pair, generation, ended.as_ref().err()).await;
+    ended
+}
+
+/// Reads what the buyer says until the stream ends or a newer one replaces it.
+async fn listen(
+    shared: &Arc<Shared>,
+    pair: &PayeePair,
+    reader: &mut Reader,
+    replaced: &mut tokio::sync::watch::Receiver<u64>,
+) -> Result<(), PaymentError> {
     let cancelled = shared.tasks.cancelled();
     let mut repeat = tokio::time::interval(RECEIPT_INTERVAL);
     repeat.tick().await;
@@ -80,12 +89,30 @@ pub(super) async fn serve(
         tokio::select! {
             frame = reader.read() => {
                 let frame = frame.map_err(broken)?.ok_or_else(closed)?;
-                turn(shared, &pair, frame, &mut reader).await?;
+                turn(shared, pair, frame, reader).await?;
             }
-            _ = repeat.tick() => repeat_ended(&pair).await,
+            _ = repeat.tick() => repeat_ended(pair).await,
             _ = replaced.changed() => return Ok(()),
             () = cancelled.cancelled() => return Ok(()),
         }
+    }
+}
+
+/// Says why the session ends and closes it, unless a newer one has taken its place: a buyer that
+/// does not hear of the end would send its vouchers to nobody.
+async fn hang_up(pair: &PayeePair, generation: u64, why: Option<&PaymentError>) {
+    let mut session = pair.session.lock().await;
+    if *pair.generation.borrow() != generation {
+        return;
+    }
+    if let (Some(mut writer), Some(error)) = (session.take(), why) {
+        let refusal = SessionMessage::Error {
+            code: "refused".into(),
+            message: error.to_string(),
+        };
+        let bytes = refusal.encode();
+        let last = writer.send(FrameKind::Session, &bytes);
+        let _ = tokio::time::timeout(SEND_TIMEOUT, last).await;
     }
 }
 
@@ -136,62 +163,13 @@ async fn handshake(
         return Err(PaymentError::Refused("SYNC names another channel".into()));
     }
     if let Some((cumulative, signature)) = theirs.voucher {
-        store_voucher(shared, &pair, cumulative, signature).await?;
+        store_voucher(shared, &pair, cumulative, signature, true).await?;
     }
     for message in sync_messages(shared, &pair, &theirs).await? {
         writer.put(FrameKind::Session, &message.encode());
     }
     writer.flush().await.map_err(broken)?;
     Ok(pair)
-}
-
-/// Finds the buyer's channel, or remembers the one it opens; the first order books it. Idempotent.
-fn open_pair(
-    shared: &Arc<Shared>,
-    buyer: PeerId,
-    open: &Open,
-) -> Result<Arc<PayeePair>, PaymentError> {
-    let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).map_err(refused)?;
-    let channel = descriptor.credit_id();
-    open.verify(channel, &buyer).map_err(refused)?;
-    if descriptor.seller != shared.keys.payment.address() {
-        return Err(PaymentError::Refused(
-            "the channel pays another address".into(),
-        ));
-    }
-    if let Some(pair) = shared.pairs.lock().get(&buyer) {
-        return if pair.channel() == channel {
-            Ok(Arc::clone(pair))
-        } else {
-            Err(PaymentError::Refused(
-                "another channel of this buyer is open".into(),
-            ))
-        };
-    }
-    let row = ChannelRow {
-        at_ms: shared.clock.now_ms(),
-        role: Role::Sell,
-        channel,
-        peer: buyer,
-        mode: "credit".to_owned(),
-        descriptor: open.descriptor.clone(),
-        epoch: open.epoch,
-        deposit: shared.settings.credit_limit,
-        open_signature: open.signature.0,
-    };
-    let pool = Arc::clone(&shared.pool);
-    let pair = PayeePair::new(row, &descriptor, &shared.settings, pool);
-    let mut pairs = shared.pairs.lock();
-    if pairs.len() >= shared.settings.buyers_max {
-        // Keys are free: those that opened, ordered nothing and left make room.
-        pairs.retain(|_, pair| pair.is_booked() || Arc::strong_count(pair) > 1);
-        if pairs.len() >= shared.settings.buyers_max {
-            return Err(PaymentError::Refused("too many buyers".into()));
-        }
-    }
-    Ok(Arc::clone(
-        pairs.entry(buyer).or_insert_with(|| Arc::new(pair)),
-    ))
 }
 
 /// SYNC as one or more messages: attempts in doubt with their receipts, split by size.
@@ -202,46 +180,25 @@ async fn sync_messages(
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let mut unknown = Vec::new();
     for attempt in &theirs.open {
-        let known = {
-            let state = pair.state.lock();
-            state.running.contains(attempt) || state.ended.contains_key(attempt)
-        };
-        let booked = || async {
-            Ok::<_, PaymentError>(
-                shared
-                    .ledger
-                    .attempt(attempt)
-                    .await?
-                    .and_then(|a| a.final_row)
-                    .map(|f| f.billed),
-            )
-        };
-        if !known && booked().await?.unwrap_or(MicroUsd::ZERO) == MicroUsd::ZERO {
+        let known = pair.state.lock().knows(attempt);
+        if !known && is_unknown(shared.ledger.attempt(attempt).await?.as_ref()) {
             unknown.push(*attempt);
         }
     }
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
-    {
-        let state = pair.state.lock();
-        for (attempt, ended) in &state.ended {
-            let item = SyncAttempt {
-                attempt: *attempt,
-                receipt: ended.receipt.clone(),
-                signed_head: Vec::new(),
-            };
-            let size = 64 + ended.receipt.as_ref().map_or(0, Vec::len);
-            let full = batches
-                .last()
-                .is_some_and(|b| b.len() >= ATTEMPTS_PER_MESSAGE_MAX);
-            if bytes + size > SYNC_BYTES_MAX || full {
-                batches.push(Vec::new());
-                bytes = 0;
-            }
-            bytes += size;
-            if let Some(batch) = batches.last_mut() {
-                batch.push(item);
-            }
+    for item in pair.state.lock().waiting() {
+        let size = 64 + item.receipt.as_ref().map_or(0, Vec::len);
+        let full = batches
+            .last()
+            .is_some_and(|b| b.len() >= ATTEMPTS_PER_MESSAGE_MAX);
+        if bytes + size > SYNC_BYTES_MAX || full {
+            batches.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(item);
         }
     }
     let mut messages = Vec::new();
@@ -253,15 +210,7 @@ async fn sync_messages(
 }
 
 fn sync(pair: &PayeePair, open: Vec<SyncAttempt>, unknown: Vec<AttemptId>) -> SyncSeller {
-    let state = pair.state.lock();
-    SyncSeller {
-        channel: pair.channel(),
-        deposit: state.machine.deposit(),
-        settled: state.settlements,
-        voucher: state.last_voucher,
-        open,
-        unknown,
-    }
+    pair.state.lock().sync(pair.channel(), open, unknown)
 }
 
 /// One turn: the frame that came and everything behind it, one commit, one flush.
@@ -312,10 +261,14 @@ async fn turn(
     }
     let mut answers = Vec::new();
     if !accepted.is_empty() {
-        answers.extend(book_accepts(shared, pair, accepted, best.is_some()).await?);
+        let commit_follows = best.is_some_and(|(voucher, _)| {
+            let wanted = pair.state.lock().wants(voucher, false);
+            wanted.unwrap_or(false)
+        });
+        answers.extend(book_accepts(shared, pair, accepted, commit_follows).await?);
     }
     if let Some((cumulative, signature)) = best {
-        store_voucher(shared, pair, cumulative, signature).await?;
+        store_voucher(shared, pair, cumulative, signature, false).await?;
         let channel = pair.channel();
         answers.push(SessionMessage::VoucherAck {
             channel,
@@ -343,15 +296,11 @@ async fn store_voucher(
     pair: &PayeePair,
     cumulative: MicroUsd,
     signature: EvmSignature,
+    shown_by_sync: bool,
 ) -> Result<(), PaymentError> {
-    if cumulative <= pair.held() {
+    let wanted = pair.state.lock().wants(cumulative, shown_by_sync);
+    if !wanted.map_err(|e| PaymentError::Refused(e.to_string()))? {
         return Ok(());
-    }
-    let deposit = pair.state.lock().machine.deposit();
-    if cumulative > deposit {
-        return Err(PaymentError::Refused(format!(
-            "voucher of {cumulative} USD is above the credit of {deposit} USD"
-        )));
     }
     let voucher = Voucher {
         channel: pair.channel(),
@@ -371,8 +320,8 @@ async fn store_voucher(
     pair.book_channel(&shared.ledger).await?;
     let durable = shared.ledger.persist_voucher(row).await?;
     crate::failpoint::hit("seller_voucher_durable");
-    pair.credit(durable.cumulative, signature)
-        .map_err(|e| PaymentError::Refused(e.to_string()))
+    pair.credit(durable.cumulative, signature);
+    Ok(())
 }
 
 /// Books accepted costs; what is not waiting for one is only acknowledged.
@@ -383,19 +332,10 @@ async fn book_accepts(
     commit_follows: bool,
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let waiting: Vec<(AttemptId, MicroUsd, Ended)> = {
-        let state = pair.state.lock();
-        let ended = |attempt: &AttemptId| state.ended.get(attempt).cloned();
-        let mut seen = HashSet::new();
-        items
-            .iter()
-            .filter(|(attempt, _)| seen.insert(*attempt))
-            .filter_map(|(a, cost)| ended(a).map(|e| (*a, e.most().min(*cost), e)))
-            .collect()
-    };
-    let rows: Vec<FinalRow> = waiting
+    let rows = pair.state.lock().finals_of(&items, now_ms);
+    let costs: Vec<(AttemptId, MicroUsd)> = rows
         .iter()
-        .map(|(attempt, cost, ended)| ended.clone().into_final(*attempt, *cost, now_ms))
+        .map(|row| (row.attempt_id, row.billed))
         .collect();
     if !rows.is_empty() {
         // The voucher of this turn commits right behind; one fsync serves both.
@@ -407,8 +347,8 @@ async fn book_accepts(
             crate::failpoint::hit("seller_accept_durable");
         }
     }
-    for (attempt, cost, _) in waiting {
-        pair.accepted(&attempt, cost);
+    for (attempt, cost) in costs {
+        pair.accepted(&attempt, cost, now_ms);
     }
     Ok(items
         .chunks(ATTEMPTS_PER_MESSAGE_MAX)
@@ -418,21 +358,8 @@ async fn book_accepts(
 
 /// Shows again what waits for an ACCEPT: receipts, and attempts that a crash left without one.
 async fn repeat_ended(pair: &PayeePair) {
-    let mut messages = Vec::new();
-    let mut lost = Vec::new();
-    {
-        let state = pair.state.lock();
-        for (attempt, ended) in state.ended.iter().take(ATTEMPTS_PER_MESSAGE_MAX) {
-            match &ended.receipt {
-                Some(receipt) => messages.push(SessionMessage::Receipt(receipt.clone())),
-                None => lost.push(SyncAttempt {
-                    attempt: *attempt,
-                    receipt: None,
-                    signed_head: Vec::new(),
-                }),
-            }
-        }
-    }
+    let (receipts, lost) = pair.state.lock().repeats();
+    let mut messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
     if !lost.is_empty() {
         messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
     }

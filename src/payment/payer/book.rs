@@ -55,19 +55,8 @@ async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
     make_durable(shared, pair, rows).await?;
     let (accepts, voucher) = {
         let mut state = pair.state.lock();
-        state.booking.clear();
-        for (attempt, cost) in accepts {
-            state.accept(attempt, cost);
-        }
-        // Before SYNC nothing may be said; what waits is said right after it.
-        if state.up {
-            (
-                std::mem::take(&mut state.to_accept),
-                state.unshown_voucher(),
-            )
-        } else {
-            (Vec::new(), None)
-        }
+        state.booked(accepts);
+        state.take_unsaid()
     };
     let accepts_sent = !accepts.is_empty();
     if accepts_sent {
@@ -92,12 +81,9 @@ async fn make_durable(
     pair: &Pair,
     finals: Vec<FinalRow>,
 ) -> Result<(), PaymentError> {
-    let (due, channel, newest) = {
-        let state = pair.state.lock();
-        (state.machine.wanted(), state.channel, state.newest)
-    };
+    let due = pair.state.lock().due_voucher();
     let rows: Vec<Row> = finals.into_iter().map(Row::Final).collect();
-    let (Some(cumulative), Some(channel)) = (due, channel) else {
+    let Some((channel, cumulative, attempt)) = due else {
         return book_finals(shared, rows).await;
     };
     if !rows.is_empty() {
@@ -115,14 +101,12 @@ async fn make_durable(
         channel,
         cumulative,
         signature: signature.0,
-        attempt: newest,
+        attempt,
     };
     let durable = shared.ledger.persist_voucher(row).await?;
-    let signature = EvmSignature(durable.signature);
-    let mut state = pair.state.lock();
-    state.machine.signed_up_to(durable.cumulative);
-    state.last_voucher = Some((durable.cumulative, signature));
-    drop(state);
+    pair.state
+        .lock()
+        .voucher_durable(durable.cumulative, EvmSignature(durable.signature));
     crate::failpoint::hit("buyer_voucher_durable");
     Ok(())
 }

@@ -4,7 +4,9 @@
 //! that it began: the receipt, up to what it had promised plus one window, never above `max_cost`;
 //! (c) no receipt, the seller died: its own count, 0 if none; (d) unknown to the seller: 0.
 
-use crate::types::MicroUsd;
+use crate::ledger::{AttemptState, DeliveredRow, FinalRow, Outcome};
+use crate::protocol::SignedReceipt;
+use crate::types::{AttemptId, MicroUsd, UnixMs};
 
 /// What the buyer knows of an attempt that has no final row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,85 @@ pub fn accepted_cost(known: Known, shown: Shown) -> MicroUsd {
             Shown::Receipt(claim),
         ) => claim.min(promised.saturating_add(window)).min(max_cost),
         (Known::Begun { .. }, Shown::Lost) | (_, Shown::Unknown) => MicroUsd::ZERO,
+    }
+}
+
+/// What an ACCEPT says again of an attempt that is over: the cost that was booked; 0 for one that
+/// this ledger never ordered, because nothing is booked that cannot be explained.
+#[must_use]
+pub fn repeated_cost(known: Option<&AttemptState>) -> Option<MicroUsd> {
+    match known {
+        Some(known) => known.final_row.as_ref().map(|row| row.billed),
+        None => Some(MicroUsd::ZERO),
+    }
+}
+
+/// What was agreed when an attempt began.
+#[derive(Clone, Debug)]
+pub(super) struct Live {
+    pub prefill: MicroUsd,
+    pub max_cost: MicroUsd,
+    pub voucher_before: MicroUsd,
+    pub window: MicroUsd,
+}
+
+/// An attempt without a final row that no longer runs.
+#[derive(Clone, Debug)]
+pub(super) struct Doubtful {
+    pub began: Live,
+    pub counted: Option<DeliveredRow>,
+    pub model: String,
+    pub status: u16,
+    /// What spending limits count for it already.
+    pub charged: MicroUsd,
+}
+
+impl Doubtful {
+    /// What is known of it, with `signed` promised in all by now.
+    pub fn known(&self, signed: MicroUsd) -> Known {
+        self.counted.as_ref().map_or_else(
+            || Known::Begun {
+                promised: signed
+                    .saturating_sub(self.began.voucher_before)
+                    .max(self.began.prefill),
+                window: self.began.window,
+                max_cost: self.began.max_cost,
+            },
+            |row| Known::Counted(row.cost),
+        )
+    }
+
+    pub fn into_final(
+        self,
+        attempt: AttemptId,
+        billed: MicroUsd,
+        shown: Shown,
+        receipt: Option<SignedReceipt>,
+        now_ms: UnixMs,
+    ) -> FinalRow {
+        let counted = self.counted.as_ref();
+        FinalRow {
+            at_ms: now_ms,
+            attempt_id: attempt,
+            outcome: if billed == MicroUsd::ZERO {
+                Outcome::Failed
+            } else {
+                Outcome::Accepted
+            },
+            status: receipt
+                .as_ref()
+                .map_or(self.status, |signed| signed.receipt.status),
+            billed,
+            usage: receipt.as_ref().map(|signed| signed.receipt.usage),
+            own_input: counted.and_then(|row| row.own_input),
+            own_output: counted.and_then(|row| row.own_output),
+            model_served: self.model,
+            ttft_ms: None,
+            total_ms: 0,
+            disputed: matches!(shown, Shown::Receipt(claim) if claim > billed),
+            receipt: receipt.map(|signed| signed.bytes.to_vec()),
+            error: Some("settled_after_interruption".to_owned()),
+        }
     }
 }
 

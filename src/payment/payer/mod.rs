@@ -9,6 +9,7 @@ mod book;
 pub mod doubt;
 mod pair;
 mod session;
+pub mod state;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use pair::{Pair, PairSnapshot, Spending};
+pub use state::PayerState;
 
 use super::PaymentError;
 use super::window::WindowSettings;

@@ -1,7 +1,16 @@
 //! What spending limits hear of answers in doubt.
 
 use super::*;
+use crate::ledger::Row;
 use crate::types::{Hash32, ModelId, PriceTable, RequestId, Usage};
+
+fn settle(pair: &Pair, attempt: &OpenRow, shown: Shown) {
+    let accept = shown != Shown::Unknown;
+    let Verdict::Settled { row, .. } = pair.judge(&attempt.attempt_id, shown, None, 3) else {
+        panic!("{shown:?} settles what is in doubt");
+    };
+    pair.book(*row, accept);
+}
 
 #[derive(Default)]
 struct Purse(Mutex<u64>);
@@ -67,13 +76,49 @@ fn regression_an_answer_in_doubt_counts_as_spent_until_less_is_owed() {
     }
     assert_eq!(*purse.0.lock(), 600);
     // The seller never heard of the first; of the second it lost the receipt.
-    let row = pair.resolve(&first.attempt_id, Shown::Unknown, None, 3);
-    pair.book(row.unwrap(), false);
+    settle(&pair, &first, Shown::Unknown);
     assert_eq!(*purse.0.lock(), 300);
-    let row = pair.resolve(&second.attempt_id, Shown::Lost, None, 3);
-    pair.book(row.unwrap(), true);
+    settle(&pair, &second, Shown::Lost);
     assert_eq!(*purse.0.lock(), 300);
     assert_eq!(pair.snapshot().settled, MicroUsd(300));
+}
+
+#[test]
+fn regression_credit_that_a_seller_raises_is_booked_before_a_voucher_uses_it() {
+    let channel = ChannelId([1; 32]);
+    let mut state = PayerState::new(WindowSettings::default());
+    state.pay_by(crate::ledger::ChannelRow {
+        at_ms: 1,
+        role: crate::ledger::Role::Buy,
+        channel,
+        peer: PeerId::random(),
+        mode: "credit".to_owned(),
+        descriptor: Vec::new(),
+        epoch: 0,
+        deposit: MicroUsd(1_000),
+        open_signature: [0; 64],
+    });
+    state.hear_deposit(MicroUsd(5_000));
+    assert_eq!(state.machine().deposit(), MicroUsd(1_000));
+    let sync = crate::protocol::session::SyncSeller {
+        channel,
+        deposit: MicroUsd(5_000),
+        settled: MicroUsd(300),
+        voucher: None,
+        open: Vec::new(),
+        unknown: Vec::new(),
+    };
+    let rows = state.deposit_rows(&sync, 2);
+    let [Row::Settlement(paid), Row::Channel(raised)] = &rows[..] else {
+        panic!("a payment and a new deposit, not {rows:?}");
+    };
+    assert_eq!((paid.amount, raised.deposit), (MicroUsd(300), sync.deposit));
+    assert!(
+        state.deposit_rows(&sync, 3).is_empty(),
+        "they are booked once"
+    );
+    state.learn_deposit(sync.deposit);
+    assert_eq!(state.machine().deposit(), sync.deposit);
 }
 
 #[test]
@@ -96,6 +141,7 @@ fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled()
         accepted_sum: MicroUsd::ZERO,
         written_off_sum: MicroUsd::ZERO,
         settlements_sum: MicroUsd::ZERO,
+        limit: MicroUsd(1_000_000),
         unfinished: vec![crate::ledger::AttemptState {
             delivered: Some(delivered(&attempt, 70)),
             final_row: None,
@@ -104,7 +150,6 @@ fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled()
     };
     pair.adopt(state, 10);
     assert_eq!(*purse.0.lock(), 0);
-    let row = pair.resolve(&attempt.attempt_id, Shown::Lost, None, 11);
-    pair.book(row.unwrap(), true);
+    settle(&pair, &attempt, Shown::Lost);
     assert_eq!(*purse.0.lock(), 70);
 }

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use tokio::io::{ReadHalf, WriteHalf};
 
 use super::Shared;
-use super::doubt::Shown;
+use super::doubt::{Shown, repeated_cost};
 use super::pair::Pair;
-use crate::ledger::{ChannelRow, Role, Row, SettlementRow};
+use super::state::Verdict;
+use crate::ledger::{ChannelRow, Role, Row};
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::network::{Protocol, Stream};
 use crate::payment::PaymentError;
@@ -18,7 +19,7 @@ use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
 };
-use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
+use crate::types::{AttemptId, ChannelId, Hash32};
 
 /// A seller that takes nothing for this long has no session any more; books go on without it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,10 +104,11 @@ async fn handshake(
     {
         // Together: who sees terms may trust the deposit.
         let mut state = pair.state.lock();
-        state.machine.set_deposit(deposit);
+        state.hear_deposit(deposit);
         state.terms = Some(terms.terms);
     }
-    send(pair, &[SessionMessage::SyncBuyer(pair.sync(channel))]).await;
+    let ours = pair.state.lock().sync(channel);
+    send(pair, &[SessionMessage::SyncBuyer(ours)]).await;
     match next(&mut reader).await? {
         SessionMessage::SyncSeller(sync) if sync.channel == channel => Ok((reader, sync)),
         _ => Err(out_of_order("SYNC")),
@@ -131,7 +133,7 @@ async fn open_channel(
     };
     let (known, epoch) = {
         let state = pair.state.lock();
-        (state.channel, state.epoch)
+        (state.channel(), state.epoch())
     };
     let descriptor = ChannelDescriptor::credit(&us, &them, epoch);
     let channel = descriptor.credit_id();
@@ -153,9 +155,12 @@ async fn open_channel(
             deposit: terms.credit_limit,
             open_signature: open.signature.0,
         };
-        shared.ledger.commit(vec![Row::Channel(row)]).await?;
+        shared
+            .ledger
+            .commit(vec![Row::Channel(row.clone())])
+            .await?;
+        pair.state.lock().pay_by(row);
     }
-    pair.state.lock().channel = Some(channel);
     send(pair, &[SessionMessage::Open(open)]).await;
     Ok(channel)
 }
@@ -169,12 +174,7 @@ async fn listen(
     loop {
         match next(&mut reader).await? {
             SessionMessage::VoucherAck { .. } | SessionMessage::Terms(_) => {}
-            SessionMessage::AcceptAck(attempts) => {
-                let mut state = pair.state.lock();
-                for attempt in attempts {
-                    state.unacked.remove(&attempt);
-                }
-            }
+            SessionMessage::AcceptAck(attempts) => pair.state.lock().acknowledged(&attempts),
             SessionMessage::Receipt(bytes) => on_receipt(shared, pair, bytes.into()).await?,
             SessionMessage::SyncSeller(sync) => on_sync(shared, pair, sync).await?,
             SessionMessage::Error { code, message } => {
@@ -187,7 +187,7 @@ async fn listen(
 
 /// SYNC: take the seller's deposit, its highest voucher and its attempts in doubt.
 async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), PaymentError> {
-    book_settlements(shared, pair, &sync).await?;
+    book_deposit(shared, pair, &sync).await?;
     if let Some((cumulative, signature)) = sync.voucher {
         let voucher = crate::protocol::Voucher {
             channel: sync.channel,
@@ -197,11 +197,7 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
             .verify(&signature, &shared.keys.voucher.address())
             .is_ok()
         {
-            let mut state = pair.state.lock();
-            if cumulative > state.machine.signed() {
-                state.machine.adopt(cumulative);
-                state.last_voucher = Some((cumulative, signature));
-            }
+            pair.state.lock().learn_voucher(cumulative, signature);
         }
     }
     for attempt in sync.unknown {
@@ -216,31 +212,13 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
     Ok(())
 }
 
-/// A payment booked at the seller is booked here once, by the difference of the sums.
-async fn book_settlements(
-    shared: &Shared,
-    pair: &Pair,
-    sync: &SyncSeller,
-) -> Result<(), PaymentError> {
-    let missing = {
-        let mut state = pair.state.lock();
-        state.machine.set_deposit(sync.deposit);
-        let missing = sync.settled.saturating_sub(state.settlements);
-        state.settlements = state.settlements.max(sync.settled);
-        missing
-    };
-    if missing == MicroUsd::ZERO {
-        return Ok(());
+/// What SYNC says of the deposit is durable before it counts.
+async fn book_deposit(shared: &Shared, pair: &Pair, sync: &SyncSeller) -> Result<(), PaymentError> {
+    let rows = pair.state.lock().deposit_rows(sync, shared.clock.now_ms());
+    if !rows.is_empty() {
+        shared.ledger.commit(rows).await?;
     }
-    let row = SettlementRow {
-        at_ms: shared.clock.now_ms(),
-        role: Role::Buy,
-        channel: sync.channel,
-        peer: *pair.seller(),
-        amount: missing,
-        note: "booked by the seller".to_owned(),
-    };
-    shared.ledger.commit(vec![Row::Settlement(row)]).await?;
+    pair.state.lock().learn_deposit(sync.deposit);
     Ok(())
 }
 
@@ -261,46 +239,30 @@ async fn settle_doubt(
     receipt: Option<SignedReceipt>,
 ) -> Result<(), PaymentError> {
     let accept = shown != Shown::Unknown;
-    if let Some(row) = pair.resolve(&attempt, shown, receipt, shared.clock.now_ms()) {
-        pair.book(row, accept);
-        return Ok(());
-    }
-    if !accept || pair.state.lock().is_under_way(&attempt) {
-        return Ok(());
-    }
-    match shared.ledger.attempt(&attempt).await? {
-        Some(known) => {
-            if let Some(row) = known.final_row {
-                pair.queue_accept(attempt, row.billed);
+    match pair.judge(&attempt, shown, receipt, shared.clock.now_ms()) {
+        Verdict::Settled { row, .. } => pair.book(*row, accept),
+        Verdict::UnderWay => {}
+        Verdict::AskLedger => {
+            let known = shared.ledger.attempt(&attempt).await?;
+            if let Some(cost) = repeated_cost(known.as_ref()) {
+                pair.queue_accept(attempt, cost);
             }
         }
-        // Never ordered by this ledger: nothing is booked that cannot be explained.
-        None => pair.queue_accept(attempt, MicroUsd::ZERO),
     }
     Ok(())
 }
 
-/// The session stands: what waited is said, again where no answer came.
+/// The session stands: what waited is said.
 fn stand_up(pair: &Pair) -> u64 {
-    let mut state = pair.state.lock();
-    state.up = true;
-    state.unsynced = false;
-    state.generation += 1;
-    let generation = state.generation;
-    let again: Vec<_> = state
-        .unacked
-        .iter()
-        .map(|(attempt, cost)| (*attempt, *cost))
-        .collect();
-    state.to_accept = again;
-    drop(state);
+    let generation = pair.state.lock().stand_up();
     pair.changed.notify_one();
     generation
 }
 
 /// Asks for attempts that fell into doubt while the session stood.
 pub(super) async fn sync_again(pair: &Pair) {
-    if let Some(sync) = pair.sync_again() {
+    let due = pair.state.lock().sync_again();
+    if let Some(sync) = due {
         send(pair, &[SessionMessage::SyncBuyer(sync)]).await;
     }
 }
@@ -319,9 +281,7 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
         if !matches!(sent, Ok(Ok(()))) {
             tracing::debug!(seller = %pair.seller(), "session write failed");
             *session = None;
-            let mut state = pair.state.lock();
-            state.up = false;
-            state.unsynced = true;
+            pair.state.lock().stand_down();
         }
     }
 }
@@ -331,8 +291,7 @@ async fn close(pair: &Pair, generation: u64) {
     let mut session = pair.session.lock().await;
     let mut state = pair.state.lock();
     if state.generation == generation {
-        state.up = false;
-        state.unsynced = true;
+        state.stand_down();
         *session = None;
     }
 }

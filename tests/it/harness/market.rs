@@ -106,19 +106,36 @@ impl Seller {
         upstream: &Upstream,
         more: &[&str],
     ) -> Node {
-        let home = super::node::Home::new();
-        let key = home.path().join("upstream-key");
-        std::fs::write(&key, UPSTREAM_KEY).unwrap();
         let (url, api) = match dialect {
             Dialect::Chat => (upstream.openai_url(), "openai-chat"),
             Dialect::Messages => (upstream.anthropic_url(), "anthropic"),
         };
+        Self::node_of(bootstrap, (&url, api), prices, more)
+    }
+
+    /// Starts a seller before an upstream that speaks OpenAI Responses.
+    pub async fn start_responses(bootstrap: &str, prices: (&str, &str), script: Script) -> Self {
+        let upstream = Upstream::start(script.key(UPSTREAM_KEY)).await;
+        let api = (upstream.openai_url(), "openai-responses");
+        let node = Self::node_of(bootstrap, (&api.0, api.1), prices, &[]);
+        Self { node, upstream }
+    }
+
+    fn node_of(
+        bootstrap: &str,
+        (url, api): (&str, &str),
+        prices: (&str, &str),
+        more: &[&str],
+    ) -> Node {
+        let home = super::node::Home::new();
+        let key = home.path().join("upstream-key");
+        std::fs::write(&key, UPSTREAM_KEY).unwrap();
         let model = format!("{MODEL}={UPSTREAM_MODEL}");
         let key = key.to_str().unwrap().to_owned();
         let mut args = vec![
             "sell",
             "--upstream",
-            &url,
+            url,
             "--api",
             api,
             "--api-key-file",

@@ -4,7 +4,10 @@
     reason = "a harness offers more than the tests of one day use"
 )]
 
+pub mod books;
+pub mod cheat;
 pub mod http;
 pub mod market;
 pub mod node;
+pub mod peer;
 pub mod upstream;

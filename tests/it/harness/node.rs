@@ -252,6 +252,26 @@ impl Node {
         self.spawn();
     }
 
+    /// From the next start on it listens where it listens now, as a node with a fixed port does.
+    pub fn keep_ports(&mut self) {
+        let listen = self.ready.get("listen").and_then(|all| {
+            let first = all.split(',').next()?;
+            Some(first.rsplit_once("/p2p/")?.0.to_owned())
+        });
+        let port = self
+            .ready
+            .contains_key("url")
+            .then(|| self.http().port().to_string());
+        let mut wanted = vec![("--listen", listen)];
+        wanted.extend([("--port", port.clone()), ("--http-port", port)]);
+        for (flag, value) in wanted {
+            let at = self.args.iter().position(|arg| arg == flag);
+            if let (Some(at), Some(value)) = (at, value) {
+                self.args[at + 1] = value;
+            }
+        }
+    }
+
     /// Starts it again so that it dies at a failpoint (`name`, `name:n`).
     pub fn restart_to_die_at(&mut self, failpoint: &str) {
         self.kill();
@@ -270,9 +290,21 @@ impl Drop for Node {
     }
 }
 
+/// The node's binary: the one that Cargo names to tests, or the one beside an example.
+fn binary() -> PathBuf {
+    if let Some(path) = option_env!("CARGO_BIN_EXE_node") {
+        return path.into();
+    }
+    let here = std::env::current_exe().unwrap();
+    let profile = here.ancestors().nth(2).expect("target/<profile>/examples");
+    let path = profile.join("node");
+    assert!(path.exists(), "build the node first: no {}", path.display());
+    path
+}
+
 /// The node's binary on a data directory, blind to the environment's own settings.
 fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
+    let mut command = Command::new(binary());
     for (name, _) in std::env::vars() {
         if name.starts_with("SOUK_")
             || name == FAILPOINT

@@ -7,7 +7,7 @@
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::script::{Script, UsageReport};
+use super::script::{Script, Stop, UsageReport};
 
 /// Tokens that a chat template adds to each message, as OpenAI documents it.
 const MESSAGE_OVERHEAD_TOKENS: u64 = 4;
@@ -19,6 +19,8 @@ pub enum Dialect {
     Chat,
     /// Anthropic Messages.
     Messages,
+    /// OpenAI Responses.
+    Responses,
 }
 
 /// What is answered.
@@ -54,6 +56,12 @@ pub struct Ask {
     pub include_usage: bool,
     /// What to answer.
     pub reply: Reply,
+    /// Thoughts to show first.
+    pub thinking: Option<String>,
+    /// How many calls to make, when tools are called.
+    pub calls: u64,
+    /// Why it ends.
+    pub stop: Stop,
     /// What to report; none when the script reports nothing.
     pub counts: Option<Counts>,
 }
@@ -61,7 +69,10 @@ pub struct Ask {
 impl Ask {
     /// Reads a request body; none when it is not a JSON object with `model` and `messages`.
     pub fn read(dialect: Dialect, body: &[u8], script: &Script) -> Option<Self> {
-        let request: Value = serde_json::from_slice(body).ok()?;
+        let mut request: Value = serde_json::from_slice(body).ok()?;
+        if dialect == Dialect::Responses {
+            super::responses::as_chat(&mut request)?;
+        }
         let messages = request.get("messages")?.as_array()?;
         let reply = choose_reply(dialect, &request, messages, script);
         let counts = count(&request, messages, &reply, script);
@@ -76,6 +87,9 @@ impl Ask {
                 .and_then(Value::as_bool)
                 .unwrap_or(false),
             reply,
+            thinking: script.thinking.clone(),
+            calls: script.calls,
+            stop: script.stop,
             counts,
         })
     }
@@ -125,7 +139,7 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
     let tools = request.get("tools")?.as_array()?;
     tools.iter().find_map(|tool| {
         let (tool, schema) = match dialect {
-            Dialect::Chat => (tool.get("function")?, "parameters"),
+            Dialect::Chat | Dialect::Responses => (tool.get("function")?, "parameters"),
             Dialect::Messages => (tool, "input_schema"),
         };
         let name = tool.get("name")?.as_str()?;
@@ -146,7 +160,7 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
 /// Returns the text of a tool's result when the message carries one.
 fn tool_result(dialect: Dialect, message: &Value) -> Option<String> {
     match dialect {
-        Dialect::Chat => {
+        Dialect::Chat | Dialect::Responses => {
             let is_tool = message.get("role")?.as_str()? == "tool";
             is_tool.then(|| text_of(message.get("content")))
         }
@@ -188,8 +202,10 @@ fn count(request: &Value, messages: &[Value], reply: &Reply, script: &Script) ->
     }
     let visible = match reply {
         Reply::Text(text) => tokens(text),
-        Reply::Tool { name, arguments } => tokens(name) + tokens(arguments),
+        Reply::Tool { name, arguments } => (tokens(name) + tokens(arguments)) * script.calls,
     };
+    let thought = script.thinking.as_deref().map_or(0, tokens);
+    let visible = visible + thought;
     let input = input * times;
     Some(Counts {
         input,

@@ -4,23 +4,33 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::ask::{Ask, Counts, Reply, pieces};
+use super::script::Stop;
 
 const CREATED: u64 = 1_700_000_000;
 
 /// Returns the body of a `stream:false` answer.
 pub fn whole(ask: &Ask, number: u64) -> Bytes {
-    let (message, finish) = match &ask.reply {
+    let (mut message, finish) = match &ask.reply {
         Reply::Text(text) => (
             json!({"role": "assistant", "content": text, "refusal": null}),
             "stop",
         ),
         Reply::Tool { name, arguments } => (
-            json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": [{
-                "id": call_id(number), "type": "function",
-                "function": {"name": name, "arguments": arguments}}]}),
+            {
+                let call = |i| {
+                    json!({"id": call_id(number, i), "type": "function",
+                    "function": {"name": name, "arguments": arguments}})
+                };
+                let calls: Vec<_> = (0..ask.calls).map(call).collect();
+                json!({"role": "assistant", "content": null, "refusal": null, "tool_calls": calls})
+            },
             "tool_calls",
         ),
     };
+    if let (Some(thoughts), Some(message)) = (&ask.thinking, message.as_object_mut()) {
+        message.insert("reasoning_content".into(), json!(thoughts));
+    }
+    let finish = finish_reason(ask, finish);
     let mut body = json!({
         "id": id(number), "object": "chat.completion", "created": CREATED, "model": ask.model,
         "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish}],
@@ -39,6 +49,12 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
         event(&envelope(ask, number, json!([choice]), Value::Null))
     };
     let mut events = vec![];
+    if let Some(thoughts) = &ask.thinking {
+        events.push(chunk(
+            json!({"role": "assistant", "reasoning_content": thoughts}),
+            Value::Null,
+        ));
+    }
     match &ask.reply {
         Reply::Text(text) => {
             events.push(chunk(
@@ -50,19 +66,21 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
                     .iter()
                     .map(|p| chunk(json!({"content": p}), Value::Null)),
             );
-            events.push(chunk(json!({}), json!("stop")));
+            events.push(chunk(json!({}), json!(finish_reason(ask, "stop"))));
         }
         Reply::Tool { name, arguments } => {
             let (head, tail) = halves(arguments);
-            let first = json!({"index": 0, "id": call_id(number), "type": "function",
-                "function": {"name": name, "arguments": ""}});
-            let start = json!({"role": "assistant", "content": null, "tool_calls": [first]});
-            events.push(chunk(start, Value::Null));
-            for part in [head, tail] {
-                let call = json!({"index": 0, "function": {"arguments": part}});
-                events.push(chunk(json!({"tool_calls": [call]}), Value::Null));
+            for i in 0..ask.calls {
+                let first = json!({"index": i, "id": call_id(number, i), "type": "function",
+                    "function": {"name": name, "arguments": ""}});
+                let start = json!({"role": "assistant", "content": null, "tool_calls": [first]});
+                events.push(chunk(start, Value::Null));
+                for part in [head, tail] {
+                    let call = json!({"index": i, "function": {"arguments": part}});
+                    events.push(chunk(json!({"tool_calls": [call]}), Value::Null));
+                }
             }
-            events.push(chunk(json!({}), json!("tool_calls")));
+            events.push(chunk(json!({}), json!(finish_reason(ask, "tool_calls"))));
         }
     }
     if let (Some(counts), true) = (ask.counts, ask.include_usage) {
@@ -131,6 +149,17 @@ fn id(number: u64) -> String {
     format!("chatcmpl-{number:08}")
 }
 
-fn call_id(number: u64) -> String {
-    format!("call_{number:08}")
+fn call_id(number: u64, index: u64) -> String {
+    match index {
+        0 => format!("call_{number:08}"),
+        _ => format!("call_{number:08}_{index}"),
+    }
+}
+
+fn finish_reason<'a>(ask: &Ask, natural: &'a str) -> &'a str {
+    match ask.stop {
+        Stop::Natural => natural,
+        Stop::Length => "length",
+        Stop::Refusal => "content_filter",
+    }
 }

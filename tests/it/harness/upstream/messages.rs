@@ -5,23 +5,30 @@ use serde_json::{Value, json};
 
 use super::ask::{Ask, Counts, Reply, pieces};
 use super::chat::halves;
+use super::script::Stop;
 
 /// Returns the body of a `stream:false` answer.
 pub fn whole(ask: &Ask, number: u64) -> Bytes {
-    let (block, stop) = match &ask.reply {
-        Reply::Text(text) => (json!({"type": "text", "text": text}), "end_turn"),
+    let (mut blocks, stop) = match &ask.reply {
+        Reply::Text(text) => (vec![json!({"type": "text", "text": text})], "end_turn"),
         Reply::Tool { name, arguments } => {
             let input: Value = serde_json::from_str(arguments).unwrap();
-            let id = tool_id(number);
-            (
-                json!({"type": "tool_use", "id": id, "name": name, "input": input}),
-                "tool_use",
-            )
+            let call = |i| {
+                json!({"type": "tool_use", "id": tool_id(number, i), "name": name,
+                "input": input})
+            };
+            ((0..ask.calls).map(call).collect(), "tool_use")
         }
     };
+    if let Some(thoughts) = &ask.thinking {
+        blocks.insert(
+            0,
+            json!({"type": "thinking", "thinking": thoughts, "signature": "sig"}),
+        );
+    }
     let mut body = json!({
         "id": id(number), "type": "message", "role": "assistant", "model": ask.model,
-        "content": [block], "stop_reason": stop, "stop_sequence": null,
+        "content": blocks, "stop_reason": stop_reason(ask, stop), "stop_sequence": null,
     });
     if let (Some(counts), Some(body)) = (ask.counts, body.as_object_mut()) {
         body.insert("usage".into(), usage(counts, counts.output));
@@ -39,38 +46,59 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
         message.insert("usage".into(), usage(counts, 1));
     }
     let mut events = vec![event("message_start", json!({"message": message}))];
-    let delta = |delta: Value| event("content_block_delta", json!({"index": 0, "delta": delta}));
-    let block = |block: Value| {
+    let delta =
+        |at: u64, delta: Value| event("content_block_delta", json!({"index": at, "delta": delta}));
+    let block = |at: u64, block: Value| {
         event(
             "content_block_start",
-            json!({"index": 0, "content_block": block}),
+            json!({"index": at, "content_block": block}),
         )
     };
+    let end = |at: u64| event("content_block_stop", json!({"index": at}));
+    let mut at = 0;
+    if let Some(thoughts) = &ask.thinking {
+        events.push(block(
+            at,
+            json!({"type": "thinking", "thinking": "", "signature": ""}),
+        ));
+        events.push(delta(
+            at,
+            json!({"type": "thinking_delta", "thinking": thoughts}),
+        ));
+        events.push(delta(
+            at,
+            json!({"type": "signature_delta", "signature": "sig"}),
+        ));
+        events.push(end(at));
+        at += 1;
+    }
     let stop = match &ask.reply {
         Reply::Text(text) => {
-            events.push(block(json!({"type": "text", "text": ""})));
+            events.push(block(at, json!({"type": "text", "text": ""})));
             events.push(event("ping", json!({})));
             for piece in pieces(text) {
-                events.push(delta(json!({"type": "text_delta", "text": piece})));
+                events.push(delta(at, json!({"type": "text_delta", "text": piece})));
             }
+            events.push(end(at));
             "end_turn"
         }
         Reply::Tool { name, arguments } => {
-            let id = tool_id(number);
-            events.push(block(
-                json!({"type": "tool_use", "id": id, "name": name, "input": {}}),
-            ));
-            events.push(event("ping", json!({})));
-            let (head, tail) = halves(arguments);
-            for part in [head, tail] {
-                events.push(delta(
-                    json!({"type": "input_json_delta", "partial_json": part}),
-                ));
+            for i in 0..ask.calls {
+                let id = tool_id(number, i);
+                let call = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
+                events.push(block(at + i, call));
+                events.push(event("ping", json!({})));
+                let (head, tail) = halves(arguments);
+                for part in [head, tail] {
+                    let part = json!({"type": "input_json_delta", "partial_json": part});
+                    events.push(delta(at + i, part));
+                }
+                events.push(end(at + i));
             }
             "tool_use"
         }
     };
-    events.push(event("content_block_stop", json!({"index": 0})));
+    let stop = stop_reason(ask, stop);
     let mut end = json!({"delta": {"stop_reason": stop, "stop_sequence": null}});
     if let (Some(counts), Some(end)) = (ask.counts, end.as_object_mut()) {
         end.insert("usage".into(), json!({"output_tokens": counts.output}));
@@ -125,6 +153,17 @@ fn id(number: u64) -> String {
     format!("msg_{number:08}")
 }
 
-fn tool_id(number: u64) -> String {
-    format!("toolu_{number:08}")
+fn tool_id(number: u64, index: u64) -> String {
+    match index {
+        0 => format!("toolu_{number:08}"),
+        _ => format!("toolu_{number:08}_{index}"),
+    }
+}
+
+fn stop_reason<'a>(ask: &Ask, natural: &'a str) -> &'a str {
+    match ask.stop {
+        Stop::Natural => natural,
+        Stop::Length => "max_tokens",
+        Stop::Refusal => "refusal",
+    }
 }

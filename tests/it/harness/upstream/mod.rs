@@ -1,7 +1,7 @@
 //! A scripted LLM provider on loopback: what a seller forwards to in tests.
 //!
 //! One [`Upstream`] is one HTTP/1.1 listener on a free port that speaks OpenAI Chat Completions,
-//! Anthropic Messages and `/v1/models`. What it does wrong is chosen per instance by a [`Script`],
+//! Anthropic Messages, OpenAI Responses and `/v1/models`. What it does wrong is chosen per instance by a [`Script`],
 //! never by the text of a prompt, so a test reads as a sentence. It records every request, every
 //! body byte that it sent, and when each client's socket closed.
 //!
@@ -13,7 +13,8 @@ mod chat;
 mod messages;
 mod models;
 mod record;
-mod script;
+mod responses;
+pub mod script;
 mod serve;
 mod socket;
 

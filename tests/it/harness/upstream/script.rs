@@ -31,8 +31,25 @@ pub struct Script {
     pub cached_percent: u64,
     /// Hidden reasoning tokens, reported as a part of the output.
     pub reasoning_tokens: u64,
+    /// Thoughts shown before the answer.
+    pub thinking: Option<String>,
+    /// How many calls a tool turn makes.
+    pub calls: u64,
+    /// Why answers end.
+    pub stop: Stop,
     /// The only key that is accepted; none = any.
     pub key: Option<String>,
+}
+
+/// Why an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It is over.
+    Natural,
+    /// The limit is reached.
+    Length,
+    /// The model will not.
+    Refusal,
 }
 
 /// One thing that an upstream does wrong. Counts are SSE events, or 64-byte pieces of a whole
@@ -82,6 +99,9 @@ impl Default for Script {
             usage: UsageReport::Honest,
             cached_percent: 25,
             reasoning_tokens: 0,
+            thinking: None,
+            calls: 1,
+            stop: Stop::Natural,
             key: None,
         }
     }
@@ -125,6 +145,24 @@ impl Script {
     /// Sets how usage is reported.
     pub fn usage(mut self, usage: UsageReport) -> Self {
         self.usage = usage;
+        self
+    }
+
+    /// Sets the thoughts shown before the answer.
+    pub fn thinking(mut self, thoughts: &str) -> Self {
+        self.thinking = Some(thoughts.to_owned());
+        self
+    }
+
+    /// Sets how many calls a tool turn makes.
+    pub fn calls(mut self, calls: u64) -> Self {
+        self.calls = calls;
+        self
+    }
+
+    /// Sets why answers end.
+    pub fn stop(mut self, stop: Stop) -> Self {
+        self.stop = stop;
         self
     }
 

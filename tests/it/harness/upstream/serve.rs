@@ -21,7 +21,7 @@ use super::ask::{Ask, Dialect};
 use super::record::Exchange;
 use super::script::{Fault, Script};
 use super::socket::Watched;
-use super::{Shared, chat, messages, models};
+use super::{Shared, chat, messages, models, responses};
 
 /// Numbers answers, so that no two are equal byte for byte.
 static NEXT_ANSWER: AtomicU64 = AtomicU64::new(1);
@@ -115,6 +115,8 @@ async fn answer(
         Dialect::Chat
     } else if path.ends_with("/messages") {
         Dialect::Messages
+    } else if path.ends_with("/responses") {
+        Dialect::Responses
     } else {
         return json(
             StatusCode::NOT_FOUND,
@@ -171,8 +173,10 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
     let pieces = match (ask.stream, dialect) {
         (true, Dialect::Chat) => chat::events(&ask, number),
         (true, Dialect::Messages) => messages::events(&ask, number),
+        (true, Dialect::Responses) => responses::events(&ask, number),
         (false, Dialect::Chat) => whole(chat::whole(&ask, number), script),
         (false, Dialect::Messages) => whole(messages::whole(&ask, number), script),
+        (false, Dialect::Responses) => whole(responses::whole(&ask, number), script),
     };
     let kind = if ask.stream {
         "text/event-stream; charset=utf-8"
@@ -199,7 +203,7 @@ const JSON: &str = "application/json";
 
 fn error(dialect: Dialect, status: u16, message: &str) -> Bytes {
     match dialect {
-        Dialect::Chat => chat::error(status, message),
+        Dialect::Chat | Dialect::Responses => chat::error(status, message),
         Dialect::Messages => messages::error(status, message),
     }
 }
@@ -237,7 +241,7 @@ fn steps(dialect: Dialect, pieces: Vec<Bytes>, stream: bool, script: &Script) ->
         Fault::StallAfter(_) => steps.push_back(Step::Stall),
         Fault::CutAfter(_) => steps.extend([Step::Wait(CUT_DELAY), Step::Cut]),
         Fault::MalformedJson if stream => steps.push_back(Step::Send(match dialect {
-            Dialect::Chat => chat::malformed_event(),
+            Dialect::Chat | Dialect::Responses => chat::malformed_event(),
             Dialect::Messages => messages::malformed_event(),
         })),
         Fault::Flood => steps.extend(filler.map(Step::Repeat)),

@@ -1,0 +1,92 @@
+//! OPEN: which channel a buyer may have here, and the pair that goes with it.
+
+use std::sync::Arc;
+
+use super::Shared;
+use super::pair::PayeePair;
+use crate::ledger::{ChannelRow, Role};
+use crate::payment::PaymentError;
+use crate::protocol::session::Open;
+use crate::protocol::voucher::CreditParty;
+use crate::protocol::{ChannelDescriptor, DecodeError};
+use crate::types::PeerId;
+
+/// Finds the buyer's channel, or remembers the one it opens; the first order books it. Idempotent.
+pub(super) fn open_pair(
+    shared: &Arc<Shared>,
+    buyer: PeerId,
+    open: &Open,
+) -> Result<Arc<PayeePair>, PaymentError> {
+    let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).map_err(refused)?;
+    let channel = descriptor.credit_id();
+    open.verify(channel, &buyer).map_err(refused)?;
+    if descriptor.seller != shared.keys.payment.address() {
+        return Err(PaymentError::Refused(
+            "the channel pays another address".into(),
+        ));
+    }
+    if descriptor != expected(shared, buyer, &descriptor, open.epoch) {
+        return Err(PaymentError::Refused(
+            "the channel is not the one between these two nodes".into(),
+        ));
+    }
+    if let Some(pair) = shared.pairs.lock().get(&buyer) {
+        return if pair.channel() == channel {
+            Ok(Arc::clone(pair))
+        } else {
+            Err(PaymentError::Refused(
+                "another channel of this buyer is open".into(),
+            ))
+        };
+    }
+    let row = ChannelRow {
+        at_ms: shared.clock.now_ms(),
+        role: Role::Sell,
+        channel,
+        peer: buyer,
+        mode: "credit".to_owned(),
+        descriptor: open.descriptor.clone(),
+        epoch: open.epoch,
+        deposit: shared.settings.credit_limit,
+        open_signature: open.signature.0,
+    };
+    let pool = Arc::clone(&shared.pool);
+    let pair = PayeePair::new(row, &descriptor, &shared.settings, pool);
+    let mut pairs = shared.pairs.lock();
+    if pairs.len() >= shared.settings.buyers_max {
+        // Keys are free: those that opened, ordered nothing and left make room.
+        pairs.retain(|_, pair| pair.is_booked() || Arc::strong_count(pair) > 1);
+        if pairs.len() >= shared.settings.buyers_max {
+            return Err(PaymentError::Refused("too many buyers".into()));
+        }
+    }
+    Ok(Arc::clone(
+        pairs.entry(buyer).or_insert_with(|| Arc::new(pair)),
+    ))
+}
+
+/// The only credit channel that `buyer` can have here in this epoch, with the keys it names: an OPEN
+/// for another node that earns to the same address is not for us.
+fn expected(
+    shared: &Shared,
+    buyer: PeerId,
+    named: &ChannelDescriptor,
+    epoch: u64,
+) -> ChannelDescriptor {
+    let buyer = CreditParty {
+        peer: buyer,
+        payment: named.buyer,
+        voucher_signer: named.voucher_signer,
+    };
+    let address = shared.keys.payment.address();
+    let seller = CreditParty {
+        peer: shared.keys.identity.peer_id(),
+        payment: address,
+        voucher_signer: address,
+    };
+    ChannelDescriptor::credit(&buyer, &seller, epoch)
+}
+
+fn refused(error: DecodeError) -> PaymentError {
+    PaymentError::Refused(error.to_string())
+}

@@ -1,0 +1,435 @@
+//! What the payer knows of one seller, as a pure state: no lock, no socket, no clock.
+//!
+//! The channel machine, the attempts that run or are in doubt, and what waits to be booked or sent.
+//! [`super::Pair`] puts it behind a lock, `book` makes its rows durable, `session` carries its
+//! messages; the seeded simulator drives it over a lossy wire with crashes.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use super::doubt::{Doubtful, Live, Shown, accepted_cost};
+use crate::ledger::{
+    AttemptState, ChannelRow, ChannelState, DeliveredRow, FinalRow, OpenRow, Role, Row,
+    SettlementRow,
+};
+use crate::payment::channel::{Hold, Payer};
+use crate::payment::window::WindowSettings;
+use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
+use crate::protocol::session::{SyncBuyer, SyncSeller};
+use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
+use crate::types::{AttemptId, ChannelId, MicroUsd, UnixMs};
+
+/// Accepts remembered until the seller acknowledges them; older ones come back by SYNC.
+const UNACKED_MAX: usize = 4_096;
+
+/// After a restart the sellers paid within this time are told what was booked.
+const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+
+/// One seller as the payer sees it.
+pub struct PayerState {
+    windows: WindowSettings,
+    pub(super) machine: Payer,
+    /// The channel's newest row.
+    row: Option<ChannelRow>,
+    /// What vouchers may add up to by the rows of this ledger.
+    booked_limit: MicroUsd,
+    pub(super) terms: Option<Terms>,
+    pub(super) settlements: MicroUsd,
+    pub(super) up: bool,
+    /// Rises with every session, so that an old one's end does not end the next.
+    pub(super) generation: u64,
+    /// The seller may wait for something since the last session: a SYNC is due.
+    pub(super) unsynced: bool,
+    /// Seller's clock minus ours, ms.
+    pub(super) clock_offset_ms: i64,
+    last_voucher: Option<(MicroUsd, EvmSignature)>,
+    /// The highest voucher that this session has shown.
+    shown: MicroUsd,
+    /// Attempts that run in this process.
+    live: HashMap<AttemptId, Live>,
+    /// Attempts without a final row that no longer run.
+    doubtful: HashMap<AttemptId, Doubtful>,
+    /// Finals to make durable, with whether an ACCEPT follows.
+    finals: Vec<(FinalRow, bool)>,
+    /// Attempts whose finals are on their way to the disk.
+    booking: HashSet<AttemptId>,
+    /// Accepts sent or to be sent again, until acknowledged.
+    unacked: HashMap<AttemptId, MicroUsd>,
+    /// Accepts to send in the next flush.
+    to_accept: Vec<(AttemptId, MicroUsd)>,
+    /// The newest attempt whose open row is queued: the one a voucher is signed for.
+    newest: Option<AttemptId>,
+    /// The seller asked, or a stream started: do not linger.
+    pub(super) urgent: bool,
+}
+
+/// What follows from an attempt that the seller showed.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It was in doubt and is settled: [`PayerState::book`] this row.
+    Settled {
+        /// The final row.
+        row: Box<FinalRow>,
+        /// What spending limits count for it already.
+        charged: MicroUsd,
+    },
+    /// Not in doubt and not under way: the ledger knows what was booked ([`super::doubt::repeated_cost`]).
+    AskLedger,
+    /// It runs, or is being booked: its ACCEPT comes by itself.
+    UnderWay,
+}
+
+impl PayerState {
+    /// A seller of which nothing is known yet.
+    #[must_use]
+    pub fn new(windows: WindowSettings) -> Self {
+        let zero = MicroUsd::ZERO;
+        Self {
+            windows,
+            machine: Payer::new(windows, zero, zero, zero),
+            row: None,
+            booked_limit: zero,
+            terms: None,
+            settlements: zero,
+            up: false,
+            generation: 0,
+            unsynced: false,
+            clock_offset_ms: 0,
+            last_voucher: None,
+            shown: zero,
+            live: HashMap::new(),
+            doubtful: HashMap::new(),
+            finals: Vec::new(),
+            booking: HashSet::new(),
+            unacked: HashMap::new(),
+            to_accept: Vec::new(),
+            newest: None,
+            urgent: false,
+        }
+    }
+
+    /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
+    /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
+    pub fn adopt(&mut self, channel: ChannelState, now_ms: UnixMs) {
+        let voucher = channel.voucher.as_ref();
+        self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
+        let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
+        let accepted = channel.accepted_sum;
+        self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
+        self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
+        self.booked_limit = channel.limit;
+        self.row = Some(channel.row);
+        self.settlements = channel.settlements_sum;
+        for attempt in channel.unfinished {
+            self.adopt_attempt(attempt);
+        }
+    }
+
+    fn adopt_attempt(&mut self, attempt: AttemptState) {
+        let counted = attempt
+            .delivered
+            .as_ref()
+            .map_or(MicroUsd::ZERO, |d| d.cost);
+        let id = attempt.open.attempt_id;
+        let began = Live {
+            prefill: attempt.open.prefill,
+            max_cost: attempt.open.max_cost,
+            voucher_before: attempt.open.voucher_before,
+            window: self.windows.stream(&attempt.open.price),
+        };
+        if self
+            .machine
+            .begin(id, MicroUsd::ZERO, MicroUsd::ZERO)
+            .is_ok()
+        {
+            self.machine.start(&id, counted);
+        }
+        let doubtful = Doubtful {
+            began,
+            model: attempt.open.model.to_string(),
+            status: attempt.delivered.as_ref().map_or(0, |d| d.status),
+            counted: attempt.delivered,
+            charged: MicroUsd::ZERO,
+        };
+        self.doubtful.insert(id, doubtful);
+    }
+
+    /// This channel pays; its row is durable.
+    pub fn pay_by(&mut self, row: ChannelRow) {
+        self.booked_limit = row.deposit;
+        self.row = Some(row);
+    }
+    /// The channel that pays, once it is known.
+    #[must_use]
+    pub fn channel(&self) -> Option<ChannelId> {
+        self.row.as_ref().map(|row| row.channel)
+    }
+    /// The channel's epoch.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.row.as_ref().map_or(0, |row| row.epoch)
+    }
+    /// The channel machine.
+    #[must_use]
+    pub const fn machine(&self) -> &Payer {
+        &self.machine
+    }
+    /// Attempts running now.
+    #[must_use]
+    pub fn live_count(&self) -> usize {
+        self.live.len()
+    }
+    /// Attempts that the next SYNC settles.
+    #[must_use]
+    pub fn doubtful_count(&self) -> usize {
+        self.doubtful.len()
+    }
+    /// True while rows wait for the disk or an ACCEPT for its acknowledgement.
+    #[must_use]
+    pub fn has_unsaid(&self) -> bool {
+        let rows = !self.finals.is_empty() || !self.booking.is_empty();
+        rows || !self.unacked.is_empty() || !self.to_accept.is_empty()
+    }
+    /// True when something waits for a session: attempts in doubt, unacknowledged accepts, a SYNC.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        let waits = !self.doubtful.is_empty() || !self.unacked.is_empty();
+        // A running stream needs vouchers, so it needs a session too.
+        self.unsynced || waits || (!self.up && !self.live.is_empty())
+    }
+    /// The cumulative voucher signed so far, and what a request with this prefill would need.
+    #[must_use]
+    pub fn quote(&self, prefill: MicroUsd, window: MicroUsd) -> (MicroUsd, MicroUsd) {
+        let book = self.machine.book();
+        let owed = book
+            .total()
+            .saturating_add(book.pending())
+            .saturating_add(prefill);
+        (
+            self.machine.signed(),
+            owed.saturating_sub(book.window().saturating_add(window)),
+        )
+    }
+
+    /// Begins an attempt: its prefill counts as pending. [`Self::opened`] must follow.
+    ///
+    /// # Errors
+    /// When the credit with this seller does not cover it.
+    pub fn begin(&mut self, open: &OpenRow, window: MicroUsd) -> Result<(), Hold> {
+        self.machine.begin(open.attempt_id, open.prefill, window)?;
+        let live = Live {
+            prefill: open.prefill,
+            max_cost: open.max_cost,
+            voucher_before: open.voucher_before,
+            window,
+        };
+        self.live.insert(open.attempt_id, live);
+        Ok(())
+    }
+    /// The attempt's open row is with the ledger: from now on a voucher may name it. A voucher's
+    /// row must never be durable before the row it names.
+    pub fn opened(&mut self, attempt: &AttemptId) {
+        self.newest = Some(*attempt);
+    }
+    /// RESP_HEAD: the meter stands at `running`.
+    pub fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        self.machine.start(attempt, running);
+    }
+    /// Received and metered up to `running`.
+    pub fn receive(&mut self, attempt: &AttemptId, running: MicroUsd) {
+        self.machine.receive(attempt, running);
+    }
+    /// Queues the final row of an attempt; it costs `row.billed` from now on.
+    pub fn book(&mut self, row: FinalRow, accept: bool) {
+        self.live.remove(&row.attempt_id);
+        self.doubtful.remove(&row.attempt_id);
+        self.machine.settle(&row.attempt_id, row.billed);
+        self.finals.push((row, accept));
+    }
+    /// The attempt ended without a receipt. Says whether it ran here.
+    pub fn park(&mut self, row: &DeliveredRow, model: &str) -> bool {
+        self.machine.receive(&row.attempt_id, row.cost);
+        let Some(began) = self.live.remove(&row.attempt_id) else {
+            return false;
+        };
+        let doubtful = Doubtful {
+            began,
+            counted: Some(row.clone()),
+            model: model.to_owned(),
+            status: row.status,
+            charged: row.cost,
+        };
+        self.doubtful.insert(row.attempt_id, doubtful);
+        true
+    }
+
+    /// Judges an attempt that the seller shows: in SYNC, or by a repeated RECEIPT.
+    pub fn judge(
+        &mut self,
+        attempt: &AttemptId,
+        shown: Shown,
+        receipt: Option<SignedReceipt>,
+        now_ms: UnixMs,
+    ) -> Verdict {
+        let signed = self.machine.signed();
+        let Entry::Occupied(entry) = self.doubtful.entry(*attempt) else {
+            let nothing_waits = shown == Shown::Unknown;
+            return if nothing_waits || self.is_under_way(attempt) {
+                Verdict::UnderWay
+            } else {
+                Verdict::AskLedger
+            };
+        };
+        let doubt = entry.remove();
+        let billed = accepted_cost(doubt.known(signed), shown);
+        let charged = doubt.charged;
+        let row = doubt.into_final(*attempt, billed, shown, receipt, now_ms);
+        Verdict::Settled {
+            row: Box::new(row),
+            charged,
+        }
+    }
+
+    /// Queues an ACCEPT whose final row is durable.
+    pub fn accept(&mut self, attempt: AttemptId, cost: MicroUsd) {
+        if self.unacked.len() < UNACKED_MAX {
+            self.unacked.insert(attempt, cost);
+        }
+        self.to_accept.push((attempt, cost));
+    }
+    /// Takes the queued finals; they stay known until [`Self::booked`].
+    pub fn take_finals(&mut self) -> Vec<(FinalRow, bool)> {
+        let finals = std::mem::take(&mut self.finals);
+        self.booking
+            .extend(finals.iter().map(|(row, _)| row.attempt_id));
+        finals
+    }
+    /// What was taken is durable: queues its ACCEPTs.
+    pub fn booked(&mut self, accepts: Vec<(AttemptId, MicroUsd)>) {
+        self.booking.clear();
+        for (attempt, cost) in accepts {
+            self.accept(attempt, cost);
+        }
+    }
+    /// What may be said now: ACCEPTs and the highest voucher. Before SYNC nothing may be; what
+    /// waits is said right after it.
+    pub fn take_unsaid(&mut self) -> (Vec<(AttemptId, MicroUsd)>, Option<SessionMessage>) {
+        if self.up {
+            (std::mem::take(&mut self.to_accept), self.unshown_voucher())
+        } else {
+            (Vec::new(), None)
+        }
+    }
+    /// The seller has booked these.
+    pub fn acknowledged(&mut self, attempts: &[AttemptId]) {
+        for attempt in attempts {
+            self.unacked.remove(attempt);
+        }
+    }
+    /// The voucher to make durable now, and the attempt it is signed for.
+    #[must_use]
+    pub fn due_voucher(&self) -> Option<(ChannelId, MicroUsd, Option<AttemptId>)> {
+        Some((self.channel()?, self.machine.wanted()?, self.newest))
+    }
+    /// A voucher is durable: from now on it may be shown.
+    pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
+        self.machine.signed_up_to(cumulative);
+        self.last_voucher = Some((cumulative, signature));
+    }
+    /// The seller showed a voucher with our own good signature; a higher one is taken up.
+    pub fn learn_voucher(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
+        if cumulative > self.machine.signed() {
+            self.machine.adopt(cumulative);
+            self.last_voucher = Some((cumulative, signature));
+        }
+    }
+    /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
+    pub fn hear_deposit(&mut self, deposit: MicroUsd) {
+        self.machine.set_deposit(deposit.min(self.booked_limit));
+    }
+    /// Rows for what SYNC says of the deposit: payments booked at the seller are booked here once,
+    /// by the difference of the sums, and credit beyond that is a new row of the channel. They must
+    /// be durable before [`Self::learn_deposit`], for a voucher needs the row that allows it.
+    pub fn deposit_rows(&mut self, sync: &SyncSeller, at_ms: UnixMs) -> Vec<Row> {
+        let Some(channel) = &self.row else {
+            return Vec::new();
+        };
+        let mut rows = Vec::new();
+        let missing = sync.settled.saturating_sub(self.settlements);
+        if missing > MicroUsd::ZERO {
+            self.settlements = sync.settled;
+            self.booked_limit = self.booked_limit.saturating_add(missing);
+            rows.push(Row::Settlement(SettlementRow {
+                at_ms,
+                role: Role::Buy,
+                channel: channel.channel,
+                peer: channel.peer,
+                amount: missing,
+                note: "booked by the seller".to_owned(),
+            }));
+        }
+        if sync.deposit > self.booked_limit {
+            self.booked_limit = sync.deposit;
+            rows.push(Row::Channel(ChannelRow {
+                at_ms,
+                deposit: sync.deposit,
+                ..channel.clone()
+            }));
+        }
+        rows
+    }
+    /// The deposit that SYNC names counts from now on.
+    pub fn learn_deposit(&mut self, deposit: MicroUsd) {
+        self.machine.set_deposit(deposit);
+    }
+
+    /// What the buyer tells in SYNC: its highest voucher, and the attempts it asks for.
+    pub fn sync(&mut self, channel: ChannelId) -> SyncBuyer {
+        self.shown = self.last_voucher.map_or(MicroUsd::ZERO, |(v, _)| v);
+        let doubtful = self.doubtful.keys();
+        SyncBuyer {
+            channel,
+            voucher: self.last_voucher,
+            open: doubtful.take(ATTEMPTS_PER_MESSAGE_MAX).copied().collect(),
+        }
+    }
+    /// A SYNC for attempts that fell into doubt while the session stood.
+    pub fn sync_again(&mut self) -> Option<SyncBuyer> {
+        let due = self.up && !self.doubtful.is_empty();
+        let channel = self.channel().filter(|_| due)?;
+        Some(self.sync(channel))
+    }
+    /// SYNC is over: what waited is said, again where no answer came. Gives the generation.
+    pub fn stand_up(&mut self) -> u64 {
+        self.up = true;
+        self.unsynced = false;
+        self.generation += 1;
+        self.to_accept = self.unacked.iter().map(|(a, cost)| (*a, *cost)).collect();
+        self.generation
+    }
+    /// The session ended; the seller may have restarted and lost what it was told last.
+    pub fn stand_down(&mut self) {
+        self.up = false;
+        self.unsynced = true;
+    }
+
+    /// True while the attempt runs or its final row is not durable yet.
+    fn is_under_way(&self, attempt: &AttemptId) -> bool {
+        let queued = |(row, _): &(FinalRow, bool)| row.attempt_id == *attempt;
+        self.live.contains_key(attempt)
+            || self.booking.contains(attempt)
+            || self.finals.iter().any(queued)
+    }
+
+    /// The highest voucher, unless this session has shown it; it counts as shown then.
+    fn unshown_voucher(&mut self) -> Option<SessionMessage> {
+        let channel = self.channel()?;
+        let (cumulative, signature) = self.last_voucher.filter(|(v, _)| *v > self.shown)?;
+        self.shown = cumulative;
+        Some(SessionMessage::Voucher {
+            channel,
+            cumulative,
+            signature,
+        })
+    }
+}

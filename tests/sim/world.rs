@@ -1,0 +1,457 @@
+//! The event loop: what happens when, which faults strike, and the end in which all must agree.
+
+use std::collections::BTreeMap;
+
+use souk::types::{AttemptId, MicroUsd, RequestId};
+
+use super::Plant;
+use super::buyer::Buyer;
+use super::check::Breach;
+use super::plan::{Figures, Plan, Script};
+use super::rng::Rng;
+use super::seller::Seller;
+use super::wire::{Conn, Msg, Side, Wires};
+
+/// Faults strike until here, ms of simulated time.
+const FAULTS_UNTIL: u64 = 40_000;
+/// By then everything has come to rest: receipts repeat every 5 s, a lost peer is noticed in 12 s.
+const REST_AT: u64 = 160_000;
+/// The last request has its answer by then.
+const END_AT: u64 = 200_000;
+/// Both nodes look for what is left over this often.
+const TICK: u64 = 5_000;
+/// A history that takes more events than this does not come to rest.
+const EVENTS_MAX: u64 = 60_000;
+
+pub enum Event {
+    Ask {
+        request: RequestId,
+        number: u32,
+        tries: u32,
+    },
+    Arrive {
+        to: Side,
+        life: u64,
+        conn: Conn,
+        msg: Msg,
+    },
+    /// This side notices that a stream is gone.
+    Broken {
+        side: Side,
+        life: u64,
+        conn: Conn,
+    },
+    Write {
+        side: Side,
+        life: u64,
+    },
+    BuyerTurn {
+        life: u64,
+    },
+    BuyerTimer {
+        life: u64,
+        attempt: AttemptId,
+        stamp: u64,
+    },
+    HandshakeTimer {
+        life: u64,
+        conn: Conn,
+    },
+    Piece {
+        life: u64,
+        attempt: AttemptId,
+    },
+    SellerTimer {
+        life: u64,
+        attempt: AttemptId,
+        stamp: u64,
+    },
+    Tick {
+        side: Side,
+        life: u64,
+    },
+    Start {
+        side: Side,
+    },
+    /// The buyer pays outside, and the seller books it.
+    PaidOutside,
+    FaultsEnd,
+}
+
+pub struct World {
+    pub now: u64,
+    pub rng: Rng,
+    pub plan: Plan,
+    pub plant: Option<Plant>,
+    pub buyer: Buyer,
+    pub seller: Seller,
+    pub wires: Wires,
+    pub scripts: BTreeMap<AttemptId, Script>,
+    pub figures: Figures,
+    pub faults: bool,
+    queue: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    pub next_attempt: u64,
+    trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub fn new(seed: u64, plant: Option<Plant>, traced: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let mut world = Self {
+            now: 0,
+            buyer: Buyer::new(),
+            seller: Seller::new(plan.credit),
+            rng,
+            plan,
+            plant,
+            wires: Wires::default(),
+            scripts: BTreeMap::new(),
+            figures: Figures::default(),
+            faults: true,
+            queue: BTreeMap::new(),
+            sequence: 0,
+            next_attempt: 0,
+            trace: traced.then(Vec::new),
+        };
+        world.buyer.disk.books_once = plant != Some(Plant::DoubleChargeAfterRestart);
+        world
+    }
+
+    /// Lives through the whole history.
+    pub fn run(&mut self) -> Result<Figures, Breach> {
+        self.at(0, Event::Start { side: Side::Seller });
+        self.at(0, Event::Start { side: Side::Buyer });
+        for n in 0..self.plan.requests {
+            let at = self.rng.between(10, FAULTS_UNTIL - 5_000);
+            self.at(at, ask(n, 0));
+        }
+        if self.rng.chance(400) {
+            let at = self.rng.between(5_000, FAULTS_UNTIL);
+            self.at(at, Event::PaidOutside);
+        }
+        self.at(FAULTS_UNTIL, Event::FaultsEnd);
+        self.until(REST_AT)?;
+        self.check_rest()?;
+        let wanted = self.probe();
+        self.until(END_AT)?;
+        self.check_rest()?;
+        self.check_probe(wanted)?;
+        self.figures.seeds = 1;
+        self.figures.attempts = self.scripts.len() as u64;
+        let charges = &self.buyer.disk.charges;
+        self.figures.charged = charges.len() as u64;
+        self.figures.micro_usd = charges.iter().map(|(_, _, cost)| cost.0).sum();
+        Ok(self.figures.clone())
+    }
+
+    /// One more request, now that nothing fails; `None` when the credit left does not allow it.
+    fn probe(&mut self) -> Option<RequestId> {
+        let machine = self.buyer.state.machine();
+        let left = machine.deposit().saturating_sub(machine.book().total());
+        let refuses = self.seller.refuses_for_write_offs(self.now);
+        let request = request_id(self.plan.requests);
+        self.plan.leaves = 0;
+        self.plan.breaks = 0;
+        self.plan.greed = 0;
+        self.at(self.now, ask(self.plan.requests, 0));
+        (left > MicroUsd(60_000) && !refuses).then_some(request)
+    }
+
+    fn until(&mut self, end: u64) -> Result<(), Breach> {
+        while let Some((&(at, _), _)) = self.queue.first_key_value() {
+            if at > end {
+                break;
+            }
+            let Some(((at, _), event)) = self.queue.pop_first() else {
+                break;
+            };
+            self.now = at;
+            self.figures.events += 1;
+            if self.figures.events > EVENTS_MAX {
+                return Err(Breach::new(
+                    "no rest",
+                    format!("{EVENTS_MAX} events and no end"),
+                ));
+            }
+            self.handle(event)?;
+            self.check_step()?;
+            self.maybe_fail();
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    /// False for what belongs to a process that has died since.
+    fn is_current(&self, event: &Event) -> bool {
+        let (side, life) = match event {
+            Event::Arrive { to, life, conn, .. } => {
+                return self.life(*to) == Some(*life) && self.wires.stands(*conn);
+            }
+            Event::Broken { side, life, .. }
+            | Event::Write { side, life }
+            | Event::Tick { side, life } => (*side, *life),
+            Event::BuyerTurn { life }
+            | Event::BuyerTimer { life, .. }
+            | Event::HandshakeTimer { life, .. } => (Side::Buyer, *life),
+            Event::Piece { life, .. } | Event::SellerTimer { life, .. } => (Side::Seller, *life),
+            Event::Ask { .. } | Event::Start { .. } | Event::PaidOutside | Event::FaultsEnd => {
+                return true;
+            }
+        };
+        self.life(side) == Some(life)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Breach> {
+        if !self.is_current(&event) {
+            return Ok(());
+        }
+        match event {
+            Event::Ask {
+                request,
+                number,
+                tries,
+            } => self.ask(request, number, tries),
+            Event::Arrive { to, conn, msg, .. } => self.arrive(to, conn, msg)?,
+            Event::Broken { side, conn, .. } => {
+                self.say(|| format!("{side:?} notices the end of {conn:?}"));
+                match side {
+                    Side::Buyer => self.buyer_broken(conn),
+                    Side::Seller => self.seller_broken(conn),
+                }
+            }
+            Event::Write { side, .. } => self.write(side)?,
+            Event::BuyerTurn { .. } => self.buyer_turn()?,
+            Event::BuyerTimer { attempt, stamp, .. } => self.buyer_late(attempt, stamp),
+            Event::HandshakeTimer { conn, .. } => self.handshake_late(conn),
+            Event::Piece { attempt, .. } => self.seller_piece(attempt),
+            Event::SellerTimer { attempt, stamp, .. } => self.seller_late(attempt, stamp),
+            Event::Tick { side, life } => {
+                self.at(self.now + TICK, Event::Tick { side, life });
+                match side {
+                    Side::Buyer => self.buyer_tick(),
+                    Side::Seller => self.seller_tick(),
+                }
+            }
+            Event::Start { side } => self.start(side),
+            Event::PaidOutside => self.seller_settles(),
+            Event::FaultsEnd => self.end_faults(),
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, to: Side, conn: Conn, msg: Msg) -> Result<(), Breach> {
+        self.say(|| format!("{to:?} gets {msg:?} on {conn:?}"));
+        match (to, conn) {
+            (Side::Buyer, Conn::Infer(attempt)) => self.buyer_answer(attempt, msg),
+            (Side::Buyer, Conn::Session(_)) => return self.buyer_session(conn, msg),
+            (Side::Seller, Conn::Infer(attempt)) => self.seller_order(attempt, msg),
+            (Side::Seller, Conn::Session(_)) => return self.seller_session(conn, msg),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, side: Side) {
+        if self.life(side).is_some() {
+            return;
+        }
+        self.say(|| format!("{side:?} starts"));
+        match side {
+            Side::Buyer => self.buyer.start(self.now),
+            Side::Seller => {
+                if self.faults && self.plan.credit_changes && self.seller.life > 0 {
+                    let credit = self.plan.credit.0;
+                    self.seller.credit = MicroUsd(self.rng.between(credit / 2, credit * 2));
+                }
+                self.seller.start(self.now);
+                self.schedule_write(Side::Seller);
+            }
+        }
+        let life = self.life(side).unwrap_or(0);
+        let first = self.now + self.rng.between(1, TICK);
+        self.at(first, Event::Tick { side, life });
+    }
+
+    /// Kills a node: memory, queued rows and streams are gone.
+    pub fn crash(&mut self, side: Side) {
+        self.say(|| format!("{side:?} dies"));
+        self.figures.crashes += 1;
+        let disk = match side {
+            Side::Buyer => &mut self.buyer.disk,
+            Side::Seller => &mut self.seller.disk,
+        };
+        disk.lose_queue();
+        match side {
+            Side::Buyer => self.buyer.up = false,
+            Side::Seller => self.seller.up = false,
+        }
+        for conn in self.wires.all() {
+            self.cut(conn);
+        }
+        let pause = self.rng.between(20, 4_000);
+        self.at(self.now + pause, Event::Start { side });
+    }
+
+    /// Cuts a stream; each side notices it in its own time.
+    pub fn cut(&mut self, conn: Conn) {
+        if !self.wires.cut(conn) {
+            return;
+        }
+        for side in [Side::Buyer, Side::Seller] {
+            let slow = self.rng.chance(200);
+            let after = self.rng.between(0, if slow { 12_000 } else { 100 });
+            if let Some(life) = self.life(side) {
+                self.at(self.now + after, Event::Broken { side, life, conn });
+            }
+        }
+    }
+
+    fn maybe_fail(&mut self) {
+        if !self.faults {
+            return;
+        }
+        if self.rng.chance(self.plan.crash) {
+            let side = if self.rng.chance(500) {
+                Side::Buyer
+            } else {
+                Side::Seller
+            };
+            if self.life(side).is_some() {
+                self.crash(side);
+            }
+        }
+        if self.rng.chance(self.plan.cut) {
+            let all = self.wires.all();
+            if !all.is_empty() {
+                let index = self.rng.between(0, all.len() as u64 - 1);
+                self.figures.cuts += 1;
+                self.say(|| "a stream is cut".to_owned());
+                self.cut(all[index as usize]);
+            }
+        }
+    }
+
+    /// From here on nothing fails any more. The session is made anew once: a message that the wild
+    /// wire dropped has no other cause to be said again.
+    fn end_faults(&mut self) {
+        self.say(|| "faults end".to_owned());
+        self.faults = false;
+        for conn in self.wires.all() {
+            if matches!(conn, Conn::Session(_)) {
+                self.cut(conn);
+            }
+        }
+    }
+
+    /// The life of a node, if it runs.
+    pub fn life(&self, side: Side) -> Option<u64> {
+        match side {
+            Side::Buyer => self.buyer.up.then_some(self.buyer.life),
+            Side::Seller => self.seller.up.then_some(self.seller.life),
+        }
+    }
+
+    pub fn at(&mut self, at: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), event);
+    }
+
+    /// Sends to the other side; what becomes of it is the wire's matter.
+    pub fn send(&mut self, from: Side, conn: Conn, msg: Msg) {
+        if !self.wires.stands(conn) {
+            return;
+        }
+        let to = from.other();
+        let Some(life) = self.life(to) else {
+            return;
+        };
+        let wild = self.faults && self.plan.wild && matches!(conn, Conn::Session(_));
+        let copies = if wild && self.rng.chance(self.plan.drop) {
+            self.figures.lost += 1;
+            0
+        } else if wild && self.rng.chance(self.plan.double) {
+            2
+        } else {
+            1
+        };
+        for _ in 0..copies {
+            let slow = self.faults && self.rng.chance(30);
+            let alone = self.now + self.rng.between(1, if slow { 3_000 } else { 40 });
+            let at = if wild {
+                alone
+            } else {
+                self.wires.in_order(conn, to, alone)
+            };
+            let msg = msg.clone();
+            self.at(
+                at,
+                Event::Arrive {
+                    to,
+                    life,
+                    conn,
+                    msg,
+                },
+            );
+        }
+    }
+
+    /// The time until the next group commit.
+    pub fn schedule_write(&mut self, side: Side) {
+        let life = self.life(side).unwrap_or(0);
+        let slow = self.faults && self.rng.chance(30);
+        let after = self.rng.between(1, if slow { 500 } else { 12 });
+        self.at(self.now + after, Event::Write { side, life });
+    }
+
+    /// A group commit: everything queued, at times only its first part, at times a failure.
+    fn write(&mut self, side: Side) -> Result<(), Breach> {
+        let fails = self.faults && self.rng.chance(self.plan.write_fails);
+        let partly = self.faults && self.rng.chance(100);
+        let draw = self.rng.next();
+        let disk = match side {
+            Side::Buyer => &mut self.buyer.disk,
+            Side::Seller => &mut self.seller.disk,
+        };
+        let waiting = disk.waiting();
+        if fails && waiting > 0 {
+            // Rows before the failure may be there; the node stops either way.
+            disk.write(draw as usize % (waiting + 1))?;
+            self.say(|| format!("a write of the {side:?}'s fails"));
+            self.crash(side);
+            return Ok(());
+        }
+        disk.write(if partly { waiting.div_ceil(2) } else { waiting })?;
+        if disk.waiting() > 0 {
+            self.schedule_write(side);
+        }
+        match side {
+            Side::Buyer => self.buyer_durable(),
+            Side::Seller => self.seller_durable(),
+        }
+    }
+
+    pub fn say(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>7} ms  {}", self.now, what()));
+        }
+    }
+
+    pub fn trace(self) -> Vec<String> {
+        self.trace.unwrap_or_default()
+    }
+}
+
+pub fn request_id(n: u64) -> RequestId {
+    let mut id = [0; 16];
+    id[8..].copy_from_slice(&n.to_be_bytes());
+    RequestId(id)
+}
+
+fn ask(n: u64, tries: u32) -> Event {
+    Event::Ask {
+        request: request_id(n),
+        number: 1,
+        tries,
+    }
+}

@@ -1,0 +1,90 @@
+//! Long experiments, each one command that prints one line of figures and exits non-zero on a
+//! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
+//! `power`, power cuts while a ledger is written.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![allow(clippy::disallowed_methods, clippy::as_conversions)]
+
+#[path = "../it/harness/mod.rs"]
+#[allow(unused_imports, reason = "the behaviour tests use more of the harness")]
+mod harness;
+mod kill;
+mod power;
+#[path = "../sim/mod.rs"]
+mod sim;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Long experiments on money: each prints one line of figures and fails on a breach.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    experiment: Experiment,
+}
+
+#[derive(Subcommand)]
+enum Experiment {
+    /// The seeded simulator of two channel ends over a lossy wire, with crashes.
+    Sim {
+        /// Histories to run.
+        #[arg(long, default_value_t = 100_000)]
+        seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+    /// kill -9 of the buyer or the seller at random moments under load.
+    Kill {
+        /// Kills.
+        #[arg(long, default_value_t = 1_000)]
+        rounds: u64,
+        /// Draws the moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Power cuts while a ledger is written; needs root and loop devices.
+    Power {
+        /// Cuts.
+        #[arg(long, default_value_t = 100)]
+        cuts: u64,
+        /// Draws the moments.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// The writer that `power` cuts.
+    #[command(hide = true)]
+    Write { dir: PathBuf },
+    /// What a cut left.
+    #[command(hide = true)]
+    Inspect { dir: PathBuf },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Args::parse().experiment {
+        Experiment::Sim { seeds, from } => {
+            sim::run_many(from..from + seeds, None).map(|figures| figures.to_string())
+        }
+        Experiment::Kill { rounds, seed } => kill::run(rounds, seed).await,
+        Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
+        Experiment::Write { dir } => power::write(&dir).await,
+        Experiment::Inspect { dir } => power::inspect(&dir).await,
+    };
+    match outcome {
+        Ok(figures) => {
+            println!("{figures}");
+            ExitCode::SUCCESS
+        }
+        Err(breach) => {
+            eprintln!("{breach}");
+            ExitCode::FAILURE
+        }
+    }
+}
