@@ -30,6 +30,8 @@ mod view;
 pub mod watcher;
 
 #[cfg(test)]
+mod digest_tests;
+#[cfg(test)]
 mod driver_tests;
 
 use futures::future::BoxFuture;
