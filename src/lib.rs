@@ -13,6 +13,7 @@
 //! - [`llm_api`]: the HTTP dialects of LLM providers, as pure functions over bytes.
 //! - [`keys`]: one seed, and the identity and payment keys that come from it.
 //! - [`ledger`]: the durable truth about money; all SQL of the crate.
+//! - [`chain`]: the EVM side: RPC, the hub contract, a watcher of its events, an outbox.
 //! - [`network`]: libp2p; moves bytes, knows no money.
 //! - [`discovery`]: who sells what: announcing, looking up, the offers at hand.
 //! - [`payment`]: who may owe whom how much; vouchers and how both books come to the same sum.
@@ -86,6 +87,7 @@ pub mod keys;
 pub mod llm_api;
 pub mod protocol;
 
+pub mod chain;
 pub mod ledger;
 pub mod network;
 

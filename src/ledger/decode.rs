@@ -1,12 +1,14 @@
 //! Columns to typed rows. Every value is checked: a file may have been changed by anybody.
 
+use super::onchain::{CursorRow, EventRow, IntentRow, OutcomeRow, SentRow};
 use super::rows::{
     BudgetRow, ChannelRow, DeliveredRow, FinalRow, OfferRow, OpenRow, Outcome, Role, SettlementRow,
     VoucherRow,
 };
 use super::table::{Table, Value};
 use crate::types::{
-    AttemptId, ChannelId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, RequestId, Usage,
+    AttemptId, ChannelId, EvmAddress, Hash32, IntentId, MicroUsd, ModelId, PeerId, PriceTable,
+    Purpose, RequestId, Stage, Step, Usage,
 };
 
 /// A column does not hold what its table promises: the file was changed or is damaged.
@@ -93,6 +95,13 @@ impl<'a> Fields<'a> {
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], BadColumn> {
         let bytes = self.blob()?;
         <[u8; N]>::try_from(bytes).map_err(|_| self.bad())
+    }
+    /// Exactly `N` bytes or null.
+    fn maybe_array<const N: usize>(&mut self) -> Result<Option<[u8; N]>, BadColumn> {
+        match self.maybe_blob()? {
+            Some(bytes) => <[u8; N]>::try_from(bytes).map(Some).map_err(|_| self.bad()),
+            None => Ok(None),
+        }
     }
     /// A side.
     pub(super) fn role(&mut self) -> Result<Role, BadColumn> {
@@ -293,5 +302,98 @@ pub(super) fn to_budget(values: &[Value]) -> Result<BudgetRow, BadColumn> {
         model: f.maybe_text()?.map(ModelId::new),
         daily: f.maybe_int()?.map(MicroUsd),
         monthly: f.maybe_int()?.map(MicroUsd),
+    })
+}
+
+/// Reads a `tx_intent` row.
+pub(super) fn to_intent(values: &[Value]) -> Result<IntentRow, BadColumn> {
+    let mut f = Fields::new(Table::TxIntent, values);
+    Ok(IntentRow {
+        at_ms: f.int()?,
+        intent: IntentId(f.array()?),
+        chain_id: f.int()?,
+        sender: EvmAddress(f.array()?),
+        nonce: f.int()?,
+        target: f.maybe_array()?.map(EvmAddress),
+        value: f.int()?,
+        calldata: f.blob()?.to_vec(),
+        calldata_hash: Hash32(f.array()?),
+        gas_limit: f.int()?,
+        purpose: Purpose::from_word(f.text()?),
+        channel: f.maybe_array()?.map(ChannelId),
+        gain: f.money()?,
+    })
+}
+
+/// Reads a `tx_sent` row.
+pub(super) fn to_sent(values: &[Value]) -> Result<SentRow, BadColumn> {
+    let mut f = Fields::new(Table::TxSent, values);
+    Ok(SentRow {
+        at_ms: f.int()?,
+        intent: IntentId(f.array()?),
+        tx: Hash32(f.array()?),
+        max_fee: f.int()?,
+        max_priority_fee: f.int()?,
+        raw: f.blob()?.to_vec(),
+    })
+}
+
+/// Reads a `tx_outcome` row.
+pub(super) fn to_outcome(values: &[Value]) -> Result<OutcomeRow, BadColumn> {
+    let mut f = Fields::new(Table::TxOutcome, values);
+    Ok(OutcomeRow {
+        at_ms: f.int()?,
+        intent: IntentId(f.array()?),
+        step: {
+            let word = f.text()?;
+            Step::from_word(word).ok_or_else(|| f.bad())?
+        },
+        tx: f.maybe_array()?.map(Hash32),
+        block: match (f.maybe_int()?, f.maybe_array()?) {
+            (Some(number), Some(hash)) => Some((number, Hash32(hash))),
+            (None, None) => None,
+            _ => return Err(f.bad()),
+        },
+        succeeded: f.int()? != 0,
+        fee: f.int()?,
+    })
+}
+
+/// Reads a `chain_event` row.
+pub(super) fn to_event(values: &[Value]) -> Result<EventRow, BadColumn> {
+    let mut f = Fields::new(Table::ChainEvent, values);
+    Ok(EventRow {
+        at_ms: f.int()?,
+        chain_id: f.int()?,
+        hub: EvmAddress(f.array()?),
+        stage: {
+            let word = f.text()?;
+            Stage::from_word(word).ok_or_else(|| f.bad())?
+        },
+        kind: f.text()?.to_owned(),
+        channel: f.maybe_array()?.map(ChannelId),
+        amount: f.money()?,
+        block: (f.int()?, Hash32(f.array()?)),
+        tx: Hash32(f.array()?),
+        log_index: f.int()?,
+        topics: {
+            let (topics, rest) = f.blob()?.as_chunks::<32>();
+            if !rest.is_empty() {
+                return Err(f.bad());
+            }
+            topics.iter().copied().map(Hash32).collect()
+        },
+        data: f.blob()?.to_vec(),
+    })
+}
+
+/// Reads a `chain_cursor` row.
+pub(super) fn to_cursor(values: &[Value]) -> Result<CursorRow, BadColumn> {
+    let mut f = Fields::new(Table::ChainCursor, values);
+    Ok(CursorRow {
+        at_ms: f.int()?,
+        chain_id: f.int()?,
+        hub: EvmAddress(f.array()?),
+        block: (f.int()?, Hash32(f.array()?)),
     })
 }

@@ -5,6 +5,7 @@
 //! reaches the writer; texts that may come from peers are cut, bytes are never cut.
 
 use super::error::LedgerError;
+use super::onchain::{CursorRow, EventRow, IntentRow, OutcomeRow, SentRow};
 use super::rows::{
     BudgetRow, ChannelRow, DeliveredRow, FinalRow, OfferRow, OpenRow, Outcome, Role, Row,
     SettlementRow, VoucherRow,
@@ -31,6 +32,11 @@ pub(super) fn encode(row: Row) -> Result<Encoded, LedgerError> {
         Row::Settlement(r) => settlement(&mut out, r)?,
         Row::Offer(r) => offer(&mut out, r)?,
         Row::BudgetSet(r) => budget(&mut out, r)?,
+        Row::Intent(r) => intent(&mut out, r)?,
+        Row::Sent(r) => sent(&mut out, r)?,
+        Row::Outcome(r) => outcome(&mut out, r)?,
+        Row::Event(r) => event(&mut out, r)?,
+        Row::Cursor(r) => cursor(&mut out, r)?,
     };
     Ok(Encoded {
         table,
@@ -155,6 +161,84 @@ fn budget(out: &mut Columns, r: BudgetRow) -> Result<Table, LedgerError> {
     Ok(Table::Budget)
 }
 
+fn intent(out: &mut Columns, r: IntentRow) -> Result<Table, LedgerError> {
+    out.int("at_ms", r.at_ms)?;
+    out.bytes(r.intent.as_bytes());
+    out.int("chain_id", r.chain_id)?;
+    out.bytes(r.sender.as_bytes());
+    out.int("nonce", r.nonce)?;
+    out.maybe_bytes(r.target.as_ref().map(|target| target.as_bytes().as_slice()));
+    out.int("value", r.value)?;
+    out.blob("calldata", r.calldata)?;
+    out.bytes(r.calldata_hash.as_bytes());
+    out.int("gas_limit", r.gas_limit)?;
+    out.text(r.purpose.as_str().to_owned());
+    out.maybe_bytes(
+        r.channel
+            .as_ref()
+            .map(|channel| channel.as_bytes().as_slice()),
+    );
+    out.int("gain", r.gain.0)?;
+    Ok(Table::TxIntent)
+}
+
+fn sent(out: &mut Columns, r: SentRow) -> Result<Table, LedgerError> {
+    out.int("at_ms", r.at_ms)?;
+    out.bytes(r.intent.as_bytes());
+    out.bytes(r.tx.as_bytes());
+    out.int("max_fee", r.max_fee)?;
+    out.int("max_priority_fee", r.max_priority_fee)?;
+    out.blob("raw", r.raw)?;
+    Ok(Table::TxSent)
+}
+
+fn outcome(out: &mut Columns, r: OutcomeRow) -> Result<Table, LedgerError> {
+    out.int("at_ms", r.at_ms)?;
+    out.bytes(r.intent.as_bytes());
+    out.text(r.step.as_str().to_owned());
+    out.maybe_bytes(r.tx.as_ref().map(|tx| tx.as_bytes().as_slice()));
+    out.maybe_int("block_number", r.block.map(|(number, _)| number))?;
+    out.maybe_bytes(r.block.as_ref().map(|(_, hash)| hash.as_bytes().as_slice()));
+    out.int("succeeded", r.succeeded.into())?;
+    out.int("fee", r.fee)?;
+    Ok(Table::TxOutcome)
+}
+
+fn event(out: &mut Columns, r: EventRow) -> Result<Table, LedgerError> {
+    out.int("at_ms", r.at_ms)?;
+    out.int("chain_id", r.chain_id)?;
+    out.bytes(r.hub.as_bytes());
+    out.text(r.stage.as_str().to_owned());
+    out.text(r.kind);
+    out.maybe_bytes(
+        r.channel
+            .as_ref()
+            .map(|channel| channel.as_bytes().as_slice()),
+    );
+    out.limit(r.amount);
+    out.int("block_number", r.block.0)?;
+    out.bytes(r.block.1.as_bytes());
+    out.bytes(r.tx.as_bytes());
+    out.int("log_index", r.log_index)?;
+    let topics: Vec<u8> = r
+        .topics
+        .iter()
+        .flat_map(|topic| *topic.as_bytes())
+        .collect();
+    out.blob("topics", topics)?;
+    out.blob("data", r.data)?;
+    Ok(Table::ChainEvent)
+}
+
+fn cursor(out: &mut Columns, r: CursorRow) -> Result<Table, LedgerError> {
+    out.int("at_ms", r.at_ms)?;
+    out.int("chain_id", r.chain_id)?;
+    out.bytes(r.hub.as_bytes());
+    out.int("block_number", r.block.0)?;
+    out.bytes(r.block.1.as_bytes());
+    Ok(Table::ChainCursor)
+}
+
 /// Cuts `text` to at most `max` bytes at a character's border.
 pub(super) fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
@@ -191,6 +275,12 @@ impl Columns {
     }
     fn bytes(&mut self, bytes: &[u8]) {
         self.0.push(Value::Blob(bytes.to_vec()));
+    }
+    fn maybe_bytes(&mut self, bytes: Option<&[u8]>) {
+        match bytes {
+            Some(bytes) => self.bytes(bytes),
+            None => self.0.push(Value::Null),
+        }
     }
     fn blob(&mut self, field: &'static str, bytes: Vec<u8>) -> Result<(), LedgerError> {
         if bytes.len() > BLOB_BYTES_MAX {

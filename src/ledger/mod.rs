@@ -37,6 +37,8 @@ mod encode;
 mod error;
 mod handle;
 mod manual;
+mod onchain;
+mod onchain_reader;
 mod reader;
 pub mod report;
 mod rows;
@@ -49,6 +51,7 @@ pub use cache::{Cache, CachedOffer, CachedPeer};
 pub use error::LedgerError;
 pub use handle::{Ledger, Persisted};
 pub use manual::{LedgerWrite, apply};
+pub use onchain::{CursorRow, EventRow, IntentRow, IntentState, OutcomeRow, SentRow};
 pub use reader::Reader;
 pub use rows::{
     AttemptState, BudgetRow, ChannelRow, ChannelState, DeliveredRow, FinalRow, OfferRow, OpenRow,
@@ -58,6 +61,8 @@ pub use writer::{CheckpointSigner, Settings, Writer};
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod onchain_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

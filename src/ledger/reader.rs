@@ -21,7 +21,7 @@ use super::sums::{self, Balance, CheckpointMark, Stretch, bucket_of};
 use super::table::{Stored, Table, stored};
 use crate::types::{AttemptId, ChannelId, MicroUsd, ModelId, RequestId, UnixMs};
 
-const WHAT: &str = "read the ledger";
+pub(super) const WHAT: &str = "read the ledger";
 
 /// The reading half of the ledger.
 #[derive(Clone)]
@@ -349,7 +349,7 @@ impl Reader {
         })
     }
 
-    fn typed<T>(&self, result: Result<T, BadColumn>) -> Result<T, LedgerError> {
+    pub(super) fn typed<T>(&self, result: Result<T, BadColumn>) -> Result<T, LedgerError> {
         result.map_err(|bad| LedgerError::Corrupt {
             path: self.path.clone(),
             reason: bad.to_string(),
@@ -394,7 +394,7 @@ async fn settled_since_row(
 }
 
 /// A value a query is asked with.
-enum Key<'a> {
+pub(super) enum Key<'a> {
     Int(i64),
     Text(&'a str),
     Blob(&'a [u8]),
@@ -416,7 +416,7 @@ impl<'a> From<&'a [u8]> for Key<'a> {
     }
 }
 
-async fn rows<'k>(
+pub(super) async fn rows<'k>(
     conn: &mut SqliteConnection,
     table: Table,
     rest: &'static str,

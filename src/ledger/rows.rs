@@ -3,6 +3,7 @@
 //! One struct per table. Every row carries its own time (the caller's clock), so that a replayed
 //! history is the same history. Nothing here holds a prompt, a completion or a key.
 
+use super::onchain::{CursorRow, EventRow, IntentRow, OutcomeRow, SentRow};
 use crate::types::{
     AttemptId, ChannelId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, RequestId, UnixMs, Usage,
 };
@@ -265,6 +266,16 @@ pub enum Row {
     Offer(OfferRow),
     /// The user set spending limits.
     BudgetSet(BudgetRow),
+    /// A transaction is to be made.
+    Intent(IntentRow),
+    /// It was signed.
+    Sent(SentRow),
+    /// Something became of it.
+    Outcome(OutcomeRow),
+    /// The hub said something.
+    Event(EventRow),
+    /// The hub's events are read up to here.
+    Cursor(CursorRow),
 }
 
 /// Everything the ledger knows about one attempt.

@@ -49,6 +49,16 @@ pub(super) enum Table {
     Settlement,
     /// Spending limits.
     Budget,
+    /// Transactions that are to be made.
+    TxIntent,
+    /// Their signed forms.
+    TxSent,
+    /// What became of them.
+    TxOutcome,
+    /// Events of the hub.
+    ChainEvent,
+    /// From where the hub's events are read on.
+    ChainCursor,
     /// Sums per quarter hour.
     Rollup,
     /// Sums per channel.
@@ -59,7 +69,7 @@ pub(super) enum Table {
 
 impl Table {
     /// All tables, in insert order.
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Channel,
         Self::Offer,
         Self::Open,
@@ -68,6 +78,11 @@ impl Table {
         Self::Voucher,
         Self::Settlement,
         Self::Budget,
+        Self::TxIntent,
+        Self::TxSent,
+        Self::TxOutcome,
+        Self::ChainEvent,
+        Self::ChainCursor,
         Self::Rollup,
         Self::Balance,
         Self::Checkpoint,
@@ -84,6 +99,11 @@ impl Table {
             Self::Voucher => "voucher",
             Self::Settlement => "settlement",
             Self::Budget => "budget",
+            Self::TxIntent => "tx_intent",
+            Self::TxSent => "tx_sent",
+            Self::TxOutcome => "tx_outcome",
+            Self::ChainEvent => "chain_event",
+            Self::ChainCursor => "chain_cursor",
             Self::Rollup => "rollup",
             Self::Balance => "balance",
             Self::Checkpoint => "checkpoint",
@@ -101,6 +121,18 @@ impl Table {
             Self::Voucher => &VOUCHER,
             Self::Settlement => &["at_ms", "role", "channel", "peer", "amount", "note"],
             Self::Budget => &["at_ms", "model", "daily", "monthly"],
+            Self::TxIntent => &TX_INTENT,
+            Self::TxSent => &[
+                "at_ms",
+                "intent",
+                "tx_hash",
+                "max_fee",
+                "max_priority_fee",
+                "raw",
+            ],
+            Self::TxOutcome => &TX_OUTCOME,
+            Self::ChainEvent => &CHAIN_EVENT,
+            Self::ChainCursor => &["at_ms", "chain_id", "hub", "block_number", "block_hash"],
             Self::Rollup => &ROLLUP,
             Self::Balance => &["role", "channel", "voucher", "accepted", "lost", "settled"],
             Self::Checkpoint => &["at_ms", "covers", "unfinished", "signature"],
@@ -215,6 +247,46 @@ const VOUCHER: [&str; 7] = [
     "step",
     "signature",
     "attempt",
+];
+const TX_INTENT: [&str; 13] = [
+    "at_ms",
+    "intent",
+    "chain_id",
+    "sender",
+    "nonce",
+    "target",
+    "value",
+    "calldata",
+    "calldata_hash",
+    "gas_limit",
+    "purpose",
+    "channel",
+    "gain",
+];
+const TX_OUTCOME: [&str; 8] = [
+    "at_ms",
+    "intent",
+    "step",
+    "tx_hash",
+    "block_number",
+    "block_hash",
+    "succeeded",
+    "fee",
+];
+const CHAIN_EVENT: [&str; 13] = [
+    "at_ms",
+    "chain_id",
+    "hub",
+    "stage",
+    "kind",
+    "channel",
+    "amount",
+    "block_number",
+    "block_hash",
+    "tx_hash",
+    "log_index",
+    "topics",
+    "data",
 ];
 const ROLLUP: [&str; 18] = [
     "bucket_ms",

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::types::{
-    AttemptId, ChannelId, Hash32, ManualClock, MicroUsd, ModelId, PeerId, PriceTable, RequestId,
-    Usage,
+    AttemptId, ChannelId, EvmAddress, Hash32, IntentId, ManualClock, MicroUsd, ModelId, PeerId,
+    PriceTable, Purpose, RequestId, Stage, Step, Usage,
 };
 
 /// A ledger with its writer running.
@@ -179,5 +179,91 @@ pub(super) fn request(role: Role, n: u64, chan: u8, at_ms: u64, before: u64) -> 
         Row::Voucher(paid),
         Row::Delivered(delivered(n, at_ms + 10, 5000)),
         Row::Final(accepted(n, at_ms + 11, 5000)),
+    ]
+}
+
+pub(super) const HUB: EvmAddress = EvmAddress([5; 20]);
+pub(super) const SENDER: EvmAddress = EvmAddress([6; 20]);
+
+pub(super) fn intent(n: u8, nonce: u64, chan: Option<u8>) -> IntentRow {
+    IntentRow {
+        at_ms: 1_700_000_000_000,
+        intent: IntentId([n; 16]),
+        chain_id: 8453,
+        sender: SENDER,
+        nonce,
+        target: Some(HUB),
+        value: 0,
+        calldata: vec![1, 2, 3],
+        calldata_hash: Hash32([9; 32]),
+        gas_limit: 100_000,
+        purpose: Purpose::Settle,
+        channel: chan.map(channel_id),
+        gain: MicroUsd(1_000_000),
+    }
+}
+
+pub(super) fn sent(n: u8, tx: u8) -> SentRow {
+    SentRow {
+        at_ms: 1_700_000_000_001,
+        intent: IntentId([n; 16]),
+        tx: Hash32([tx; 32]),
+        max_fee: 2_000_000_000,
+        max_priority_fee: 1_000_000,
+        raw: vec![2, tx],
+    }
+}
+
+pub(super) fn outcome(n: u8, tx: Option<u8>, step: Step) -> OutcomeRow {
+    OutcomeRow {
+        at_ms: 1_700_000_000_002,
+        intent: IntentId([n; 16]),
+        step,
+        tx: tx.map(|tx| Hash32([tx; 32])),
+        block: tx.map(|tx| (77, Hash32([tx; 32]))),
+        succeeded: true,
+        fee: 44_400,
+    }
+}
+
+pub(super) fn event(index: u64, stage: Stage) -> EventRow {
+    EventRow {
+        at_ms: 1_700_000_000_003,
+        chain_id: 8453,
+        hub: HUB,
+        stage,
+        kind: "settled".to_owned(),
+        channel: Some(channel_id(1)),
+        amount: MicroUsd(7),
+        block: (70 + index, Hash32([8; 32])),
+        tx: Hash32([7; 32]),
+        log_index: index,
+        topics: vec![Hash32([1; 32]), Hash32([2; 32])],
+        data: vec![3; 64],
+    }
+}
+
+pub(super) fn cursor(number: u64) -> CursorRow {
+    CursorRow {
+        at_ms: 1_700_000_000_004,
+        chain_id: 8453,
+        hub: HUB,
+        block: (number, Hash32([4; 32])),
+    }
+}
+
+/// A transaction's whole life and an event's, and some that are under way.
+pub(super) fn onchain_rows() -> Vec<Row> {
+    vec![
+        Row::Intent(intent(1, 0, Some(1))),
+        Row::Sent(sent(1, 1)),
+        Row::Outcome(outcome(1, Some(1), Step::Mined)),
+        Row::Outcome(outcome(1, Some(1), Step::Reorged)),
+        Row::Event(event(0, Stage::Seen)),
+        Row::Event(event(0, Stage::Confirmed)),
+        Row::Event(event(1, Stage::Seen)),
+        Row::Event(event(1, Stage::Removed)),
+        Row::Event(event(2, Stage::Seen)),
+        Row::Cursor(cursor(60)),
     ]
 }

@@ -355,7 +355,7 @@ async fn damaged_foreign_newer_and_changed_files_are_refused_with_the_reason() {
     let newer = open_error(&path).await;
     assert!(matches!(newer, LedgerError::TooNew { found: 99, .. }));
     assert!(Reader::open(&path).await.is_err());
-    raw(&path, "pragma user_version = 1; pragma application_id = 5").await;
+    raw(&path, "pragma user_version = 2; pragma application_id = 5").await;
     let foreign = open_error(&path).await.to_string();
     assert!(foreign.contains("other program"), "{foreign}");
     raw(&path, "pragma application_id = 0x534f554b").await;

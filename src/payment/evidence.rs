@@ -4,9 +4,12 @@
 
 use bytes::Bytes;
 
+use crate::chain::transaction::{self, keccak};
 use crate::keys;
 use crate::ledger::audit::SignatureCheck;
-use crate::ledger::{ChannelRow, FinalRow, OfferRow, OpenRow, Role, VoucherRow};
+use crate::ledger::{
+    ChannelRow, FinalRow, IntentRow, OfferRow, OpenRow, Role, SentRow, VoucherRow,
+};
 use crate::protocol::offer::SignedOffer;
 use crate::protocol::session::Open;
 use crate::protocol::{
@@ -49,6 +52,31 @@ impl SignatureCheck for Evidence {
         }
         .verify(&EvmSignature(voucher.signature), &descriptor.voucher_signer)
         .map_err(text)
+    }
+
+    fn intent(&self, row: &IntentRow) -> Result<(), String> {
+        if keccak(&row.calldata) != row.calldata_hash {
+            return Err("the calldata's hash is another".into());
+        }
+        Ok(())
+    }
+
+    fn transaction(&self, intent: &IntentRow, sent: &SentRow) -> Result<(), String> {
+        let (signer, hash, tx) =
+            transaction::decode(&sent.raw).map_err(|error| error.to_string())?;
+        let does_what_was_intended = tx.chain_id == intent.chain_id
+            && tx.nonce == intent.nonce
+            && tx.to == intent.target
+            && tx.value == u128::from(intent.value)
+            && tx.data == intent.calldata
+            && tx.gas_limit == intent.gas_limit;
+        if !does_what_was_intended || hash != sent.tx {
+            return Err("the signed transaction is not the intended one".into());
+        }
+        if signer != intent.sender {
+            return Err("the transaction is signed by another key".into());
+        }
+        Ok(())
     }
 
     fn head(&self, open: &OpenRow) -> Result<(), String> {

@@ -16,6 +16,7 @@
 
 pub mod channel;
 pub mod evidence;
+pub mod journal;
 pub mod payee;
 pub mod payer;
 pub mod running;

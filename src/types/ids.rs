@@ -81,6 +81,11 @@ byte_id!(
     EvmAddress, 20
 );
 
+byte_id!(
+    /// A transaction that is to be made, whatever fees it takes in the end.
+    IntentId, 16
+);
+
 impl RequestId {
     /// A fresh id: 6 bytes of milliseconds, then 10 random bytes. Ids of one node rise with time,
     /// which keeps the ledger's index pages few and warm.

@@ -8,13 +8,17 @@ mod clock;
 pub mod day;
 mod ids;
 mod money;
+mod onchain;
 mod price;
 mod secret;
 mod usage;
 
 pub use clock::{Clock, ManualClock, SystemClock, UnixMs};
-pub use ids::{AttemptId, ChannelId, EvmAddress, Hash32, IdError, ModelId, PeerId, RequestId};
+pub use ids::{
+    AttemptId, ChannelId, EvmAddress, Hash32, IdError, IntentId, ModelId, PeerId, RequestId,
+};
 pub use money::{MicroUsd, MoneyError};
+pub use onchain::{Purpose, Stage, Step};
 pub use price::{PriceTable, TOKENS_PER_PRICE};
 pub use secret::Secret;
 pub use usage::Usage;

@@ -15,6 +15,7 @@ mod harness;
 #[path = "../sim/mod.rs"]
 mod sim;
 
+mod chain;
 mod concurrency;
 mod crash;
 mod dialects;

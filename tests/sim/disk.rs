@@ -111,7 +111,14 @@ impl Disk {
                 self.limit = self.limit.saturating_add(row.amount);
                 self.settlements = self.settlements.saturating_add(row.amount);
             }
-            Row::Offer(_) | Row::BudgetSet(_) => {}
+            // The simulated pair pays by credit: no chain.
+            Row::Offer(_)
+            | Row::BudgetSet(_)
+            | Row::Intent(_)
+            | Row::Sent(_)
+            | Row::Outcome(_)
+            | Row::Event(_)
+            | Row::Cursor(_) => {}
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use super::super::sums::{
 };
 use super::super::table::{ChainHash, Stored, Table, Value, genesis};
 use super::super::writer::checkpoint_message;
+use super::onchain::Onchain;
 use super::rules::{final_counts, judge, limit_of};
 use super::{AuditOptions, AuditReport, SignatureCheck};
 use crate::types::{AttemptId, ChannelId, MicroUsd, RequestId, UnixMs};
@@ -65,9 +66,10 @@ pub(super) struct Books<'a> {
     last_data: (i64, ChainHash),
     /// Attempts that vouchers name and that are not open yet, with the voucher's row.
     awaited: HashMap<AttemptId, i64>,
+    onchain: Onchain,
 }
 
-type Check = Result<(), String>;
+pub(super) type Check = Result<(), String>;
 
 impl From<BadColumn> for String {
     fn from(bad: BadColumn) -> Self {
@@ -92,6 +94,7 @@ impl<'a> Books<'a> {
             claimed: Vec::new(),
             last_data: (0, genesis()),
             awaited: HashMap::new(),
+            onchain: Onchain::default(),
         }
     }
 
@@ -106,6 +109,11 @@ impl<'a> Books<'a> {
             Table::Voucher => self.voucher(row, report),
             Table::Settlement => self.settlement(row),
             Table::Budget => to_budget(&row.values).map(|_| ()).map_err(String::from),
+            Table::TxIntent => self.onchain.intent(row, self.signatures, report),
+            Table::TxSent => self.onchain.sent(row, self.signatures, report),
+            Table::TxOutcome => self.onchain.outcome(row),
+            Table::ChainEvent => self.onchain.event(row, report),
+            Table::ChainCursor => self.onchain.cursor(row),
             Table::Rollup | Table::Balance => {
                 self.claimed.push(row.values.clone());
                 Ok(())

@@ -2,10 +2,12 @@
 //!
 //! The hash chain, each balance and rollup, I2 (vouchers never decrease, never above the deposit),
 //! I4 (an attempt opens once and is booked once), I5 (Σ accepted cost against vouchers and
-//! deposit), receipts of what was paid, and, through [`SignatureCheck`], every signature. Any
+//! deposit), I6 and I7 (intents, transactions and events follow each other as they may), receipts
+//! of what was paid, and, through [`SignatureCheck`], every signature. Any
 //! difference is reported by row; one changed byte in any row is one.
 
 mod books;
+mod onchain;
 mod rules;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use self::books::Books;
 use super::batch::ChainEnd;
 use super::chain::{self, PAGE_ROWS, Walker};
 use super::error::{Doing as _, LedgerError};
+use super::onchain::{IntentRow, SentRow};
 use super::reader::Reader;
 use super::rows::{ChannelRow, FinalRow, OfferRow, OpenRow, VoucherRow};
 use super::table::genesis;
@@ -62,6 +65,20 @@ pub trait SignatureCheck: Send + Sync {
     /// # Errors
     /// When the signature does not verify.
     fn offer(&self, _row: &OfferRow) -> Result<(), String> {
+        Ok(())
+    }
+    /// The hash of an intent's calldata.
+    ///
+    /// # Errors
+    /// When it is the hash of something else.
+    fn intent(&self, _row: &IntentRow) -> Result<(), String> {
+        Ok(())
+    }
+    /// The sender's signature over a transaction that does what the intent says.
+    ///
+    /// # Errors
+    /// When it is another transaction or another's signature.
+    fn transaction(&self, _intent: &IntentRow, _sent: &SentRow) -> Result<(), String> {
         Ok(())
     }
     /// This node's signature over a checkpoint's message.
@@ -119,6 +136,10 @@ pub struct AuditReport {
     pub unfinished: u64,
     /// Vouchers read.
     pub vouchers: u64,
+    /// Transactions intended.
+    pub transactions: u64,
+    /// Rows about events of the hub.
+    pub chain_events: u64,
     /// Signatures handed to the check.
     pub signatures: u64,
     /// Requests with more than one charged attempt: output delivered before a failover was paid.

@@ -26,7 +26,7 @@ impl CheckpointSigner for Signer {
 /// A ledger with at least one row in every table and no null column that a flip would miss.
 async fn full_ledger(path: &Path) {
     let settings = Settings {
-        checkpoint_rows: 9,
+        checkpoint_rows: 19,
         signer: Some(Arc::new(Signer)),
     };
     let clock = Arc::new(crate::types::ManualClock::new(T0));
@@ -58,6 +58,7 @@ async fn full_ledger(path: &Path) {
             note: "bank".to_owned(),
         }),
     ];
+    rows.extend(onchain_rows());
     rows.extend(request(Role::Sell, 1, 1, T0, 0));
     rows.push(Row::Open(open(Role::Sell, 2, 1, T0)));
     ledger.commit(rows).await.unwrap();

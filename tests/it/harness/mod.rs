@@ -4,10 +4,12 @@
     reason = "a harness offers more than the tests of one day use"
 )]
 
+pub mod anvil;
 pub mod books;
 pub mod cheat;
 pub mod http;
 pub mod market;
 pub mod node;
 pub mod peer;
+pub mod proxy;
 pub mod upstream;

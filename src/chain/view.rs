@@ -1,0 +1,111 @@
+//! What a chain shows, as plain data: blocks, logs, receipts, fees. No type of a foreign crate, so
+//! that payment rules and the in-memory chain need none.
+
+use crate::types::{EvmAddress, Hash32};
+
+/// A block by number and hash; two blocks of one number differ in their hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockRef {
+    /// Height.
+    pub number: u64,
+    /// Commits to everything below.
+    pub hash: Hash32,
+}
+
+/// The header fields that are used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Number and hash.
+    pub at: BlockRef,
+    /// Hash of the block below.
+    pub parent: Hash32,
+    /// Seconds since 1970, as the block claims.
+    pub timestamp_s: u64,
+    /// Wei per gas that are burned.
+    pub base_fee: u128,
+}
+
+/// Which block is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// The newest.
+    Latest,
+    /// The newest that the node calls safe.
+    Safe,
+    /// The one of this height.
+    Number(u64),
+}
+
+/// A log as the contract wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawLog {
+    /// The block it is in.
+    pub block: BlockRef,
+    /// The transaction that caused it.
+    pub tx: Hash32,
+    /// Place among all logs of the block.
+    pub index: u64,
+    /// Event signature and indexed fields.
+    pub topics: Vec<Hash32>,
+    /// The other fields.
+    pub data: Vec<u8>,
+}
+
+/// Logs of one contract in a range of blocks, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// The contract.
+    pub address: EvmAddress,
+    /// First block.
+    pub from: u64,
+    /// Last block.
+    pub to: u64,
+}
+
+/// What became of a transaction in a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The block.
+    pub block: BlockRef,
+    /// False when it reverted.
+    pub succeeded: bool,
+    /// Gas it used.
+    pub gas_used: u64,
+    /// Wei per gas it paid.
+    pub gas_price: u128,
+    /// The contract it made.
+    pub created: Option<EvmAddress>,
+}
+
+/// What a transaction must offer now, in wei per gas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fees {
+    /// The newest block's base fee.
+    pub base: u128,
+    /// A usual tip.
+    pub priority: u128,
+}
+
+/// A call that changes nothing, or one to be estimated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Who would call.
+    pub from: EvmAddress,
+    /// The contract; none makes one.
+    pub to: Option<EvmAddress>,
+    /// Function and arguments.
+    pub data: Vec<u8>,
+    /// Wei.
+    pub value: u128,
+}
+
+/// Up to which block an account's transactions are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NonceAt {
+    /// In blocks.
+    Latest,
+    /// In blocks up to this height.
+    Number(u64),
+    /// In blocks and waiting.
+    Pending,
+}

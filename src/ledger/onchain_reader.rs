@@ -1,0 +1,184 @@
+//! Reading what the ledger knows of a chain: what a restarted outbox and watcher continue from.
+
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::decode::{BadColumn, to_cursor, to_event, to_intent, to_outcome, to_sent};
+use super::error::{Doing as _, LedgerError};
+use super::onchain::{CursorRow, EventRow, IntentState, OutcomeRow, SentRow};
+use super::reader::{Reader, WHAT, rows};
+use super::table::{Table, Value, stored};
+use crate::types::{ChannelId, EvmAddress, IntentId, Stage};
+
+impl Reader {
+    /// Intents of a sender on a chain that have no last step, by nonce.
+    ///
+    /// # Errors
+    /// When the database cannot be read or a row does not hold what it should.
+    pub async fn open_intents(
+        &self,
+        chain_id: u64,
+        sender: &EvmAddress,
+    ) -> Result<Vec<IntentState>, LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WHAT)?;
+        let sql = Table::TxIntent.select(
+            "where chain_id = ?1 and sender = ?2
+               and not exists (select 1 from tx_outcome o where o.intent = tx_intent.intent
+                               and o.step in ('confirmed', 'displaced'))
+             order by nonce",
+        );
+        let found = sqlx::query(AssertSqlSafe(sql))
+            .bind(i64::try_from(chain_id).unwrap_or(i64::MAX))
+            .bind(sender.as_bytes().as_slice())
+            .fetch_all(&mut *tx)
+            .await
+            .doing(WHAT)?;
+        let mut states = Vec::with_capacity(found.len());
+        for row in &found {
+            let row = stored(Table::TxIntent, row).doing(WHAT)?;
+            let intent = self.typed(to_intent(&row.values))?;
+            let sent = self.sent(&mut tx, &intent.intent).await?;
+            let last = self.steps(&mut tx, &intent.intent).await?.pop();
+            states.push(IntentState { intent, sent, last });
+        }
+        Ok(states)
+    }
+
+    /// What became of an intent, oldest first.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn outcomes(&self, intent: &IntentId) -> Result<Vec<OutcomeRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        self.steps(&mut conn, intent).await
+    }
+
+    /// The newest cursor of a hub.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn chain_cursor(
+        &self,
+        chain_id: u64,
+        hub: &EvmAddress,
+    ) -> Result<Option<CursorRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        let rest = "where hub = ?1 order by seq desc";
+        let found = rows(
+            &mut conn,
+            Table::ChainCursor,
+            rest,
+            hub.as_bytes().as_slice(),
+        )
+        .await?;
+        for row in &found {
+            let cursor = self.typed(to_cursor(&row.values))?;
+            if cursor.chain_id == chain_id {
+                return Ok(Some(cursor));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A hub's events above `block` that were seen and not removed: each once, at its newest stage,
+    /// in the order in which they were seen.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn events_above(
+        &self,
+        chain_id: u64,
+        hub: &EvmAddress,
+        block: u64,
+    ) -> Result<Vec<EventRow>, LedgerError> {
+        let sql = Table::ChainEvent
+            .select("where hub = ?1 and chain_id = ?2 and block_number > ?3 order by seq");
+        let found = sqlx::query(AssertSqlSafe(sql))
+            .bind(hub.as_bytes().as_slice())
+            .bind(i64::try_from(chain_id).unwrap_or(i64::MAX))
+            .bind(i64::try_from(block).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await
+            .doing(WHAT)?;
+        let mut standing = Standing::default();
+        for row in &found {
+            let row = stored(Table::ChainEvent, row).doing(WHAT)?;
+            standing.enter(self.typed(to_event(&row.values))?);
+        }
+        Ok(standing.0)
+    }
+
+    /// A channel's events that stand, seen or confirmed, oldest first.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn channel_events(&self, channel: &ChannelId) -> Result<Vec<EventRow>, LedgerError> {
+        let mut conn = self.pool.acquire().await.doing(WHAT)?;
+        let rest = "where channel = ?1 order by seq";
+        let found = rows(
+            &mut conn,
+            Table::ChainEvent,
+            rest,
+            channel.as_bytes().as_slice(),
+        )
+        .await?;
+        let mut standing = Standing::default();
+        for row in &found {
+            standing.enter(self.typed(to_event(&row.values))?);
+        }
+        Ok(standing.0)
+    }
+
+    async fn sent(
+        &self,
+        conn: &mut SqliteConnection,
+        intent: &IntentId,
+    ) -> Result<Vec<SentRow>, LedgerError> {
+        self.of_intent(conn, Table::TxSent, intent, to_sent).await
+    }
+
+    async fn steps(
+        &self,
+        conn: &mut SqliteConnection,
+        intent: &IntentId,
+    ) -> Result<Vec<OutcomeRow>, LedgerError> {
+        self.of_intent(conn, Table::TxOutcome, intent, to_outcome)
+            .await
+    }
+
+    async fn of_intent<T>(
+        &self,
+        conn: &mut SqliteConnection,
+        table: Table,
+        intent: &IntentId,
+        read: fn(&[Value]) -> Result<T, BadColumn>,
+    ) -> Result<Vec<T>, LedgerError> {
+        let rest = "where intent = ?1 order by seq";
+        let found = rows(conn, table, rest, intent.as_bytes().as_slice()).await?;
+        found
+            .iter()
+            .map(|row| self.typed(read(&row.values)))
+            .collect()
+    }
+}
+
+/// Events that were seen and not removed.
+#[derive(Default)]
+struct Standing(Vec<EventRow>);
+
+impl Standing {
+    fn enter(&mut self, row: EventRow) {
+        let same = |one: &EventRow| {
+            (one.block, one.log_index, one.chain_id, one.hub)
+                == (row.block, row.log_index, row.chain_id, row.hub)
+        };
+        match row.stage {
+            Stage::Seen => self.0.push(row),
+            Stage::Confirmed => {
+                if let Some(one) = self.0.iter_mut().find(|one| same(one)) {
+                    one.stage = Stage::Confirmed;
+                }
+            }
+            Stage::Removed => self.0.retain(|one| !same(one)),
+        }
+    }
+}

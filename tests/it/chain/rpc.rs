@@ -1,0 +1,76 @@
+//! RPC nodes that are down, slow, behind, or on another chain.
+
+use std::time::{Duration, Instant};
+
+use souk::chain::{At, Chain, ChainError};
+
+use super::rpc_of;
+use crate::harness::anvil::Anvil;
+use crate::harness::proxy::{Mode, Proxy};
+
+async fn head(chain: &dyn Chain) -> Result<u64, ChainError> {
+    Ok(chain.block(At::Latest).await?.unwrap().at.number)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_or_silent_is_replaced_by_the_next() {
+    let anvil = Anvil::start();
+    let first = Proxy::start(anvil.port).await;
+    let second = Proxy::start(anvil.port).await;
+    let chain = rpc_of(vec![first.url(), second.url()], anvil.chain_id);
+    assert_eq!(head(chain.as_ref()).await.unwrap(), 0);
+    first.set(Mode::Down);
+    assert_eq!(head(chain.as_ref()).await.unwrap(), 0);
+    first.set(Mode::Pass);
+    second.set(Mode::Stall);
+    let before = Instant::now();
+    assert_eq!(head(chain.as_ref()).await.unwrap(), 0);
+    let took = before.elapsed();
+    assert!(
+        took < Duration::from_secs(6),
+        "one time-out, not more: {took:?}"
+    );
+    first.set(Mode::Down);
+    second.set(Mode::Down);
+    match head(chain.as_ref()).await {
+        Err(ChainError::Unreachable(why)) => {
+            assert!(
+                why.contains(&first.url()) && why.contains(&second.url()),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    second.set(Mode::Pass);
+    assert_eq!(
+        head(chain.as_ref()).await.unwrap(),
+        0,
+        "it comes back by itself"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_another_chain_is_refused_and_named() {
+    let (ours, other) = (Anvil::start(), Anvil::start());
+    let alone = rpc_of(vec![other.url()], ours.chain_id);
+    match head(alone.as_ref()).await {
+        Err(ChainError::WrongChain {
+            expected, found, ..
+        }) => {
+            assert_eq!((expected, found), (ours.chain_id, other.chain_id));
+        }
+        wrong => panic!("{wrong:?}"),
+    }
+    ours.mine(3);
+    let both = rpc_of(vec![other.url(), ours.url()], ours.chain_id);
+    assert_eq!(head(both.as_ref()).await.unwrap(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_far_behind_the_others_is_not_believed() {
+    let best = Anvil::start();
+    let late = Anvil::start_as(best.chain_id);
+    best.mine(50);
+    let chain = rpc_of(vec![late.url(), best.url()], best.chain_id);
+    assert_eq!(head(chain.as_ref()).await.unwrap(), 50);
+}
