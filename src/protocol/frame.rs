@@ -1,7 +1,7 @@
 //! Frames: type `u8`, length `u24` big-endian, payload of at most 64 KiB.
 //!
 //! Pure: [`encode_into`] appends to a buffer that is flushed once, [`decode`] takes from a buffer
-//! that a socket fills. The async halves are in `payment::wire`.
+//! that a socket fills. The async halves are in `network::framed`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -14,7 +14,7 @@ pub const HEADER_BYTES: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// B→S: signature ‖ head, the first frame.
+    /// B→S: signature ‖ head; begins a request.
     ReqHead = 1,
     /// Raw bytes of a request or an answer.
     Body = 2,

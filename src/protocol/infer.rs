@@ -1,4 +1,7 @@
 //! The small messages of an infer stream: response head, NEED, CANCEL, ERROR, NOP.
+//!
+//! A stream carries one request at a time: REQ_HEAD, BODY, END; then RESP_HEAD, BODY, END, USAGE. After
+//! a good end the next REQ_HEAD may follow on it within 10 s; after anything else it is closed.
 
 use serde::{Deserialize, Serialize};
 
