@@ -204,12 +204,15 @@ pub(super) fn audit(report: &AuditReport, as_json: bool) -> anyhow::Result<Strin
     }
     writeln!(
         text,
-        "{} rows, {} channels, {} attempts ({} unfinished), {} vouchers, {} signatures: {}",
+        "{} rows, {} channels, {} attempts ({} unfinished), {} vouchers, {} transactions, {} chain \
+         events, {} signatures: {}",
         report.rows,
         report.channels,
         report.attempts,
         report.unfinished,
         report.vouchers,
+        report.transactions,
+        report.chain_events,
         report.signatures,
         match report.difference_count {
             0 => "all good".to_owned(),

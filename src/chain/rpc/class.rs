@@ -11,8 +11,6 @@ const MESSAGE_CHARS_MAX: usize = 300;
 const REVERTED: i64 = 3;
 /// Too many requests, or a range of logs that is too wide (EIP-1474: limit exceeded).
 const LIMIT_EXCEEDED: i64 = -32_005;
-/// The node does not know the method.
-const METHOD_NOT_FOUND: i64 = -32_601;
 /// The node itself failed.
 const INTERNAL: i64 = -32_603;
 
@@ -33,12 +31,11 @@ const REFUSALS: [(&str, SendRefusal); 9] = [
 ];
 
 /// What nodes say about a range of logs they find too wide.
-const TOO_WIDE: [&str; 6] = [
+const TOO_WIDE: [&str; 5] = [
     "block range",
     "range is too large",
     "range too large",
     "query returned more than",
-    "limit exceeded",
     "too many results",
 ];
 
@@ -71,7 +68,7 @@ pub(super) fn sort(url: &str, error: &RpcError<TransportErrorKind>) -> ChainErro
         return ChainError::RangeTooWide(message);
     }
     match payload.code {
-        LIMIT_EXCEEDED | METHOD_NOT_FOUND | INTERNAL => node(message),
+        LIMIT_EXCEEDED | INTERNAL => node(message),
         _ => ChainError::Refused(message),
     }
 }
@@ -127,8 +124,11 @@ mod tests {
         ));
         let wide = said(r#"{"code":-32000,"message":"block range is too wide"}"#);
         assert!(matches!(wide, ChainError::RangeTooWide(_)));
-        let busy = said(r#"{"code":-32005,"message":"rate"}"#);
+        let busy = said(r#"{"code":-32005,"message":"daily limit exceeded"}"#);
         assert_eq!(busy.retry(), Retry::NextUrl);
+        // A chain without tips must not look like a chain without nodes.
+        let unknown = said(r#"{"code":-32601,"message":"the method does not exist"}"#);
+        assert_eq!(unknown.retry(), Retry::Never);
         let odd = said(r#"{"code":-32602,"message":"invalid params"}"#);
         assert_eq!(odd.retry(), Retry::Never);
     }
