@@ -191,7 +191,7 @@ contract Proofs {
         assert(stateOf(c).settled == due(s, cumulative[1]));
     }
 
-    /// The same for any two channels; takes ten minutes, so only the deep check runs it.
+    /// The same for any two channels; takes minutes, so only `deep` runs it.
     function deep_ABatchIsASequence(Claim calldata k, Claim calldata l) external {
         ChannelState memory s = stateOf(k.channel);
         ChannelState memory t = stateOf(l.channel);
