@@ -60,3 +60,4 @@ install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most
 clean: ## Remove build outputs and downloaded clients
 	$(CARGO) clean
 	rm -rf tests/clients/.venv tests/clients/.lab tests/clients/node_modules
+	rm -rf contracts/node_modules contracts/.venv contracts/.out contracts/.cache
