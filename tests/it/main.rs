@@ -29,6 +29,7 @@ mod money;
 mod overbilling;
 mod replay;
 mod responses;
+mod routing;
 mod simulated;
 mod unpaid;
 mod upstream;
