@@ -63,6 +63,9 @@ pub struct GlobalArgs {
     /// Start from these peers (repeatable)
     #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
     pub bootstrap: Vec<String>,
+    /// JSON-RPC node of the chain, the preferred one first (repeatable)
+    #[arg(long, global = true, value_name = "URL")]
+    pub rpc: Vec<String>,
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -211,6 +214,7 @@ impl GlobalArgs {
             ("node.listen", "--listen", &self.listen),
             ("node.external", "--external", &self.external),
             ("node.bootstrap", "--bootstrap", &self.bootstrap),
+            ("chain.rpc", "--rpc", &self.rpc),
         ] {
             if !addresses.is_empty() {
                 all.push(Setting::flag(key, flag, addresses.clone()));
