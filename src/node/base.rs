@@ -12,6 +12,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use super::chain;
+use crate::chain::link::Link;
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirLock};
 use crate::discovery::OfferCache;
@@ -44,6 +46,8 @@ pub(super) struct Base {
     pub ledger: Ledger,
     pub cache: Cache,
     pub network: Handle,
+    /// The chain that deposits lie on; none pays by unsecured credit.
+    pub chain: Option<Link>,
     pub counter: TokenCounter,
     pub front: Tasks,
     pub base: Tasks,
@@ -75,6 +79,10 @@ impl Base {
             .context("the ledger cannot be opened")?;
         let stop = disk.cancelled();
         disk.spawn_critical("ledger", async move { Ok(writer.run(stop).await?) });
+        let link = chain::open(&config.chain, &ledger, &clock, &keys.payment)?;
+        if let Some(link) = &link {
+            chain::start(link, &base).await?;
+        }
         let cache = Cache::open(&dir.cache_db())
             .await
             .context("the cache cannot be opened")?;
@@ -104,6 +112,7 @@ impl Base {
             ledger,
             cache,
             network: handle,
+            chain: link,
             counter,
             front,
             base,

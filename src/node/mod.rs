@@ -6,6 +6,7 @@
 
 mod base;
 mod buy;
+mod chain;
 mod demo;
 mod sell;
 

@@ -8,6 +8,7 @@
 mod class;
 mod convert;
 mod pool;
+mod transport;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,12 +19,12 @@ use alloy::network::Ethereum;
 use alloy::primitives::B256;
 use alloy::providers::{Provider, RootProvider};
 use alloy::rpc::client::RpcClient;
-use alloy::transports::http::Http;
 use alloy::transports::{RpcError, TransportErrorKind, TransportResult};
 
 use self::class::sort;
 use self::convert::{block, filter, number_at, raw_log, receipt, request};
 use self::pool::{Pool, Report};
+use self::transport::{ANSWER_BYTES_MAX, Bounded};
 use super::hub::convert::address;
 use super::{
     Answer, At, Block, Call, Chain, ChainError, Fees, LogQuery, NonceAt, RawLog, Receipt, Retry,
@@ -48,6 +49,8 @@ pub struct Settings {
     pub lag_blocks_max: u64,
     /// How long a node that failed is left alone.
     pub rest_ms: u64,
+    /// Longest answer of a node that is read.
+    pub answer_bytes_max: usize,
 }
 
 impl Settings {
@@ -61,6 +64,7 @@ impl Settings {
             // Ten seconds of a rollup with a block every 2 s, a minute of a slower chain.
             lag_blocks_max: 5,
             rest_ms: 30_000,
+            answer_bytes_max: ANSWER_BYTES_MAX,
         }
     }
 }
@@ -99,7 +103,7 @@ impl Rpc {
                 return Err(refused(format!("{} is no HTTP URL", shown(&url))));
             }
             let shown = shown(&url);
-            let transport = Http::with_client(client.clone(), url);
+            let transport = Bounded::new(client.clone(), url, settings.answer_bytes_max);
             let provider = RootProvider::new(RpcClient::new(transport, true));
             nodes.push(Node { shown, provider });
         }
