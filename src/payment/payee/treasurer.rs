@@ -43,8 +43,8 @@ struct Treasurer {
     shared: Arc<Shared>,
     onchain: Onchain,
     tried: HashMap<ChannelId, Tried>,
-    /// The account has no coins for gas, which was said.
-    is_out_of_gas: bool,
+    /// Why something waits, as it was last said.
+    complaint: String,
 }
 
 /// Runs until shutdown.
@@ -58,7 +58,7 @@ pub(super) async fn run(
         shared: Arc::clone(&shared),
         onchain,
         tried: HashMap::new(),
-        is_out_of_gas: false,
+        complaint: String::new(),
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -145,7 +145,7 @@ impl Treasurer {
             return Ok(());
         }
         pair.book_channel(&self.shared.ledger).await?;
-        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, None);
+        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, Some(now_ms));
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
@@ -197,7 +197,7 @@ impl Treasurer {
         if self.sent_lately(pair, Purpose::TopUp, deposit, now_ms) {
             return Ok(());
         }
-        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, None);
+        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, Some(now_ms));
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::TopUp, deposit, now_ms);
@@ -234,7 +234,8 @@ impl Treasurer {
         if let Some(one) = &mut pair.state.lock().on_chain {
             one.ending = true;
         }
-        let Some((claim, gain)) = self.claim(pair, true) else {
+        // Not weighed against what it gains: the fee of the opening was paid for this too.
+        let Some((claim, _)) = self.claim(pair, true) else {
             return Ok(());
         };
         if self.sent_lately(pair, Purpose::Close, claim.cumulative, now_ms) {
@@ -242,7 +243,13 @@ impl Treasurer {
         }
         super::session::tell_close(pair).await;
         let call = calls::close(&claim);
-        let request = self.request(call, Purpose::Close, Some(id), gain, Some(deadline_ms));
+        let request = self.request(
+            call,
+            Purpose::Close,
+            Some(id),
+            MicroUsd::ZERO,
+            Some(deadline_ms),
+        );
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Close, claim.cumulative, now_ms);
@@ -318,7 +325,7 @@ impl Treasurer {
         let tried = self.tried.entry(id).or_default();
         tried.refusals = 0;
         tried.sent = Some((purpose, sum, now_ms));
-        self.is_out_of_gas = false;
+        self.complaint.clear();
     }
 
     /// It can wait; a journal that fails cannot.
@@ -330,14 +337,15 @@ impl Treasurer {
     ) -> Result<(), PaymentError> {
         match error {
             SubmitError::Chain(ChainError::Journal(why)) => Err(PaymentError::Session(why)),
-            SubmitError::NoGas { .. } => {
-                if !std::mem::replace(&mut self.is_out_of_gas, true) {
-                    tracing::warn!(%error, "nothing can be brought to the chain");
-                }
-                Ok(())
-            }
+            // What is under way, or cheap gas, is waited for without a word.
+            SubmitError::Busy(_) | SubmitError::TooDear { .. } => Ok(()),
             error => {
-                tracing::debug!(buyer = %pair.buyer(), channel = %pair.channel(), what, %error, "later");
+                let complaint = error.to_string();
+                if complaint != self.complaint {
+                    tracing::warn!(buyer = %pair.buyer(), channel = %pair.channel(), what, %error,
+                        "it is brought to the chain later");
+                    self.complaint = complaint;
+                }
                 Ok(())
             }
         }
