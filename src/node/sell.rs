@@ -392,7 +392,11 @@ fn open_seller(
 
 /// Takes infer and session streams.
 fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
-    let Incoming { infer, mut session } = incoming;
+    let Incoming {
+        infer,
+        mut session,
+        relay: _,
+    } = incoming;
     let seller = seller.clone();
     base.front
         .spawn("accept-infer", async move { seller.accept(infer).await });
