@@ -14,6 +14,7 @@
 //! [`relay`] is `/souk/relay-tx/1`, both its sides. Made by `node`, called by the control APIs of
 //! buyer and seller and, where no role runs, by the command line.
 
+mod api;
 pub mod balance;
 pub mod channels;
 mod order;
