@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Wallet, WalletError};
+use crate::chain::digest::HubDomain;
 use crate::chain::hub::{HubEvent, HubLog};
 use crate::chain::{BlockRef, RawLog};
-use crate::ledger::{EventRow, LedgerError, Reader, Role};
+use crate::ledger::{EventRow, LedgerError, Reader, Role, SettlementRow};
 use crate::protocol::voucher::ChannelDescriptor;
 use crate::types::{ChannelId, EvmAddress, MicroUsd, Stage};
 
@@ -164,6 +165,50 @@ pub(super) fn decode(row: EventRow) -> Result<(HubEvent, bool), LedgerError> {
         LedgerError::Invalid("a stored event is no event of the hub; `node ledger verify`".into())
     })?;
     Ok((log.event, row.stage == Stage::Confirmed))
+}
+
+/// What was settled on a chain, as rows of a report: the fee of each opening and each voucher paid,
+/// once it is final, on the channels that the ledger knows.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn settlements(
+    reader: &Reader,
+    domain: HubDomain,
+) -> Result<Vec<SettlementRow>, LedgerError> {
+    let mut known = BTreeMap::new();
+    for role in [Role::Buy, Role::Sell] {
+        for row in reader.channels(role).await? {
+            // A node that buys from itself has both sides of a channel.
+            known.insert((row.channel, role), row.peer);
+        }
+    }
+    let mut rows = vec![];
+    for event in reader.hub_events(domain.chain_id, &domain.hub).await? {
+        if event.stage != Stage::Confirmed {
+            continue;
+        }
+        let (at_ms, channel) = (event.at_ms, event.channel);
+        let amount = match decode(event)?.0 {
+            HubEvent::Opened { open_fee, .. } => open_fee,
+            HubEvent::Settled { paid, .. } => paid,
+            _ => continue,
+        };
+        let Some(channel) = channel else { continue };
+        for role in [Role::Buy, Role::Sell] {
+            if let Some(peer) = known.get(&(channel, role)) {
+                rows.push(SettlementRow {
+                    at_ms,
+                    role,
+                    channel,
+                    peer: *peer,
+                    amount,
+                    note: String::new(),
+                });
+            }
+        }
+    }
+    Ok(rows)
 }
 
 impl Wallet {
