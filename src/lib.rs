@@ -17,6 +17,7 @@
 //! - [`network`]: libp2p; moves bytes, knows no money.
 //! - [`discovery`]: who sells what: announcing, looking up, the offers at hand.
 //! - [`payment`]: who may owe whom how much; vouchers and how both books come to the same sum.
+//! - [`wallet`]: the node's money on its chain: balances, deposits, withdrawals, channels, relaying.
 //! - [`http`]: the local front: guard, limits, bodies, server. Knows neither money nor peers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
 //! - [`seller`]: a buyer's stream in, the upstream's answer out, and what it earns.
@@ -93,6 +94,7 @@ pub mod network;
 
 pub mod discovery;
 pub mod payment;
+pub mod wallet;
 
 pub mod http;
 

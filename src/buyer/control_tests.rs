@@ -77,6 +77,7 @@ async fn start() -> Node {
         network,
         book: book.clone(),
         payer: payer.await.unwrap(),
+        wallet: None,
         ledger: ledger.clone(),
         budget: budget.clone(),
         started_ms: clock.now_ms(),

@@ -170,6 +170,11 @@ impl Link {
     pub fn send_settings(&self) -> outbox::Settings {
         self.0.settings.send
     }
+    /// Which hub is watched, from where, and how.
+    #[must_use]
+    pub fn watch_settings(&self) -> watcher::Settings {
+        self.0.settings.watch
+    }
     /// Time between looks at the chain.
     #[must_use]
     pub fn poll_every(&self) -> Duration {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{ChainSection, Config};
-use crate::keys::parse_checksummed;
+use crate::keys::parse_address;
 use crate::types::EvmAddress;
 
 /// What the hub contract lets a challenge period be.
@@ -82,7 +82,7 @@ pub(super) fn chain(config: &Config, wrong: &mut impl FnMut(&str, String)) {
         }
     }
     for (path, text) in [("chain.hub", &chain.hub), ("chain.token", &chain.token)] {
-        if let Some(Err(message)) = text.as_deref().map(address) {
+        if let Some(Err(message)) = text.as_deref().map(parse_address) {
             wrong(path, message);
         }
     }
@@ -123,20 +123,6 @@ fn complete(chain: &ChainSection, wrong: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// An address: EIP-55 mixed case, or all in one case.
-fn address(text: &str) -> Result<EvmAddress, String> {
-    let wrong = || format!("`{text}` is no address; they look like 0x5FbD…0aa3, 40 hex digits");
-    let bare = text.strip_prefix("0x").ok_or_else(wrong)?;
-    let address: EvmAddress = bare.parse().map_err(|_| wrong())?;
-    let is_mixed = bare != bare.to_lowercase() && bare != bare.to_uppercase();
-    if is_mixed && parse_checksummed(text).is_none() {
-        return Err(format!(
-            "`{text}` has a typing error: its EIP-55 checksum is wrong"
-        ));
-    }
-    Ok(address)
-}
-
 impl ChainSection {
     /// True when a chain is configured.
     #[must_use]
@@ -146,11 +132,15 @@ impl ChainSection {
     /// The hub's address; checked when the config was loaded.
     #[must_use]
     pub fn hub_address(&self) -> Option<EvmAddress> {
-        self.hub.as_deref().and_then(|text| address(text).ok())
+        self.hub
+            .as_deref()
+            .and_then(|text| parse_address(text).ok())
     }
     /// The token's address, as above.
     #[must_use]
     pub fn token_address(&self) -> Option<EvmAddress> {
-        self.token.as_deref().and_then(|text| address(text).ok())
+        self.token
+            .as_deref()
+            .and_then(|text| parse_address(text).ok())
     }
 }

@@ -238,7 +238,7 @@ async fn save(network: &Handle, cache: &Cache, clock: &dyn Clock) {
     }
 }
 
-fn load_keys(config: &Config, dir: &DataDir) -> anyhow::Result<NodeKeys> {
+pub(super) fn load_keys(config: &Config, dir: &DataDir) -> anyhow::Result<NodeKeys> {
     let passphrase = config.node.passphrase.read()?;
     let passphrase = passphrase.as_ref().map(|secret| secret.expose().as_str());
     NodeKeys::load(&dir.key_file(), passphrase, config.payment.device).map_err(|error| {

@@ -7,17 +7,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
+use super::base::Base;
 use crate::chain::digest::HubDomain;
+use crate::chain::journal::Journal;
 use crate::chain::link::{self, Link, is_wrong};
 use crate::chain::rpc::{self, Rpc};
 use crate::chain::{ChainError, outbox, watcher};
-use crate::config::ChainSection;
+use crate::config::{ChainSection, Config};
 use crate::failure::{Failure, FailureKind};
 use crate::keys::PaymentKey;
 use crate::ledger::Ledger;
+use crate::network::Stream;
 use crate::payment::journal::LedgerJournal;
 use crate::tasks::Tasks;
-use crate::types::Clock;
+use crate::types::{Clock, PeerId};
+use crate::wallet::relay::ask::Sellers;
+use crate::wallet::relay::{Asker, Relayer};
+use crate::wallet::{self, Wallet};
 
 /// The start waits this long for the first answer of a chain.
 const FIRST_CHECK: Duration = Duration::from_secs(5);
@@ -31,6 +39,19 @@ const WEI_PER_GWEI: u128 = 1_000_000_000;
 pub(super) fn open(
     config: &ChainSection,
     ledger: &Ledger,
+    clock: &Arc<dyn Clock>,
+    key: &PaymentKey,
+) -> anyhow::Result<Option<Link>> {
+    open_with(config, Arc::new(LedgerJournal(ledger.clone())), clock, key)
+}
+
+/// The same with any journal.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_with(
+    config: &ChainSection,
+    journal: Arc<dyn Journal>,
     clock: &Arc<dyn Clock>,
     key: &PaymentKey,
 ) -> anyhow::Result<Option<Link>> {
@@ -56,7 +77,6 @@ pub(super) fn open(
         watch,
         send: send_settings(config),
     };
-    let journal = Arc::new(LedgerJournal(ledger.clone()));
     let link = Link::new(chain, journal, Arc::clone(clock), key.clone(), settings);
     Ok(Some(link))
 }
@@ -100,6 +120,46 @@ pub(super) async fn start(link: &Link, tasks: &Tasks) -> anyhow::Result<()> {
         link.run(stop).await.map_err(|error| failure(&error).into())
     });
     Ok(())
+}
+
+/// The wallet of a running node; none without a chain.
+pub(super) fn wallet(base: &Base, sellers: Sellers) -> Option<Wallet> {
+    let link = base.chain.clone()?;
+    let relayers = Some(Asker::new(base.network.clone(), sellers));
+    Some(Wallet::new(wallet::Parts {
+        link,
+        key: base.keys.payment.clone(),
+        reader: base.ledger.reader().clone(),
+        clock: Arc::clone(&base.clock),
+        relayers,
+        settings: wallet_settings(&base.config),
+    }))
+}
+
+/// What a wallet may do.
+pub(super) const fn wallet_settings(config: &Config) -> wallet::Settings {
+    wallet::Settings {
+        relay_fee_max: config.payment.relay_fee_max,
+    }
+}
+
+/// Sends what buyers without gas sign; without a chain their streams end at once.
+pub(super) fn relay(base: &Base, mut streams: mpsc::Receiver<(PeerId, Stream)>) {
+    let Some(link) = base.chain.clone() else {
+        return;
+    };
+    let relayer = Relayer::new(link, Arc::clone(&base.clock));
+    let (tasks, stop) = (base.base.clone(), base.base.cancelled());
+    base.base.spawn("accept-relay", async move {
+        loop {
+            let (peer, stream) = tokio::select! {
+                next = streams.recv() => match next { Some(next) => next, None => return },
+                () = stop.cancelled() => return,
+            };
+            let relayer = relayer.clone();
+            tasks.spawn("relay", async move { relayer.serve(peer, stream).await });
+        }
+    });
 }
 
 /// What a command or a node says about a chain's error.

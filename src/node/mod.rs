@@ -8,6 +8,8 @@ mod base;
 mod buy;
 mod chain;
 mod demo;
+pub mod deploy;
+pub mod purse;
 mod sell;
 
 use base::Base;

@@ -25,6 +25,7 @@ use crate::seller::upstream::{Upstream, UpstreamSettings};
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
 use crate::types::{MicroUsd, Secret};
+use crate::wallet::relay::ask::Sellers;
 
 /// Prices follow the upstream's list this often; offers are renewed well before they end.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(20 * 60);
@@ -399,7 +400,12 @@ fn open_seller(
 
 /// Takes infer and session streams.
 fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
-    let Incoming { infer, mut session } = incoming;
+    let Incoming {
+        infer,
+        mut session,
+        relay,
+    } = incoming;
+    super::chain::relay(base, relay);
     let seller = seller.clone();
     base.front
         .spawn("accept-infer", async move { seller.accept(infer).await });
@@ -450,6 +456,8 @@ async fn control(
         seller: seller.clone(),
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
+        // A seller without gas asks whoever is connected; other sellers answer.
+        wallet: super::chain::wallet(base, connected(base)),
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),
@@ -461,4 +469,10 @@ async fn control(
         server.run(guard, Arc::new(control), &tasks, stop).await;
     });
     Ok(run_info)
+}
+
+/// The connected peers, as relayers.
+fn connected(base: &Base) -> Sellers {
+    let network = base.network.clone();
+    Arc::new(move || network.connected_peers())
 }

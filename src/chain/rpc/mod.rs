@@ -69,6 +69,31 @@ impl Settings {
     }
 }
 
+/// Asks a node which chain it serves, for a user who knows only the URL.
+///
+/// # Errors
+/// When the URL is none, or nobody answers there.
+pub async fn chain_id_of(url: &str, timeout: Duration) -> Result<u64, ChainError> {
+    let url: reqwest::Url = url
+        .parse()
+        .map_err(|error| ChainError::Refused(format!("this is no URL: {error}")))?;
+    let shown = shown(&url);
+    let client = client(timeout)?;
+    let transport = Bounded::new(client, url, ANSWER_BYTES_MAX);
+    let provider: RootProvider<Ethereum> = RootProvider::new(RpcClient::new(transport, true));
+    let answer = provider.get_chain_id().await;
+    answer.map_err(|error| sort(&shown, &error))
+}
+
+fn client(timeout: Duration) -> Result<reqwest::Client, ChainError> {
+    reqwest::Client::builder()
+        .timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .tcp_nodelay(true)
+        .build()
+        .map_err(|error| ChainError::Refused(format!("HTTP client: {error}")))
+}
+
 struct Node {
     shown: String,
     provider: RootProvider<Ethereum>,
@@ -88,12 +113,7 @@ impl Rpc {
     /// When a URL is no HTTP URL, or there is none, or TLS cannot be set up.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, ChainError> {
         let refused = |why: String| ChainError::Refused(why);
-        let client = reqwest::Client::builder()
-            .timeout(settings.call_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|error| refused(format!("HTTP client: {error}")))?;
+        let client = client(settings.call_timeout)?;
         let mut nodes = vec![];
         for text in &settings.urls {
             let url: reqwest::Url = text
