@@ -18,6 +18,7 @@
 //! - [`discovery`]: who sells what: announcing, looking up, the offers at hand.
 //! - [`payment`]: who may owe whom how much; vouchers and how both books come to the same sum.
 //! - [`router`]: which seller for a request, learned from what became of earlier ones.
+//! - [`wallet`]: the node's money on its chain: balances, deposits, withdrawals, channels, relaying.
 //! - [`http`]: the local front: guard, limits, bodies, server. Knows neither money nor peers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
 //! - [`seller`]: a buyer's stream in, the upstream's answer out, and what it earns.
@@ -95,6 +96,7 @@ pub mod network;
 pub mod discovery;
 pub mod payment;
 pub mod router;
+pub mod wallet;
 
 pub mod http;
 

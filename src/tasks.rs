@@ -23,11 +23,12 @@ const ABORT_GRACE: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum TasksError {
     /// A task that the node cannot live without ended early.
-    #[error("{name} stopped: {error:#}")]
+    #[error("{name} stopped")]
     Critical {
         /// The task.
         name: &'static str,
         /// Why.
+        #[source]
         error: anyhow::Error,
     },
     /// Tasks were dropped because they did not end in time.

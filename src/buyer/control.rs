@@ -32,6 +32,7 @@ use crate::payment::payer::{PairSnapshot, PayerHub};
 use crate::telemetry::Metrics;
 use crate::types::day::month_before;
 use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+use crate::wallet::Wallet;
 
 /// Requests that `/api/status` shows.
 const STATUS_REQUESTS: u32 = 10;
@@ -50,6 +51,8 @@ pub struct ControlParts {
     pub book: OfferBook,
     /// What is owed to whom.
     pub payer: PayerHub,
+    /// Money on the chain; none without one.
+    pub wallet: Option<Wallet>,
     /// The record.
     pub ledger: Ledger,
     /// What may be spent.
@@ -76,6 +79,7 @@ impl Control {
     /// Puts the API together.
     #[must_use]
     pub fn new(parts: ControlParts) -> Self {
+        let wallet = control::wallet::routes(parts.wallet.clone(), parts.guard.clone());
         let router = Router::new()
             .route("/", get(index))
             .route("/healthz", get(healthz))
@@ -89,7 +93,8 @@ impl Control {
             .route("/api/budget", post(set_budget).get(show_budget))
             .method_not_allowed_fallback(control::method_not_allowed)
             .fallback(control::fallback)
-            .with_state(Arc::new(parts));
+            .with_state(Arc::new(parts))
+            .merge(wallet);
         Self { router }
     }
 }
@@ -108,6 +113,8 @@ async fn index(State(parts): Parts) -> Html<String> {
         "/api/requests?limit=50",
         "/api/ledger?by=model",
         "/api/channels",
+        "/api/wallet",
+        "/api/wallet/channels",
         "/api/budget",
         "/metrics",
         "/healthz",

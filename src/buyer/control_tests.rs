@@ -48,6 +48,8 @@ async fn start() -> Node {
         network: NET.to_owned(),
         windows: WindowSettings::default(),
         handshake_timeout: Duration::from_secs(1),
+        device: 0,
+        onchain: None,
     };
     let budget = Budget::new(None, MicroUsd::ZERO, clock.clone());
     let payer = PayerHub::restore(
@@ -75,6 +77,7 @@ async fn start() -> Node {
         network,
         book: book.clone(),
         payer: payer.await.unwrap(),
+        wallet: None,
         ledger: ledger.clone(),
         budget: budget.clone(),
         started_ms: clock.now_ms(),

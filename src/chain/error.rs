@@ -77,6 +77,14 @@ pub enum ChainError {
         /// What lies there.
         found: String,
     },
+    /// The token cannot be paid with.
+    #[error("the token at 0x{address} cannot be used: {reason}; correct `token`")]
+    BadToken {
+        /// The address.
+        address: EvmAddress,
+        /// Why not.
+        reason: String,
+    },
     /// The chain contradicts what was final.
     #[error("block {0} was final and is gone; the chain reorganised deeper than is tracked")]
     TooDeep(u64),
@@ -99,6 +107,7 @@ impl ChainError {
             | Self::NotTaken { .. }
             | Self::Refused(_)
             | Self::OtherContract { .. }
+            | Self::BadToken { .. }
             | Self::TooDeep(_)
             | Self::Journal(_) => Retry::Never,
         }

@@ -1,4 +1,5 @@
-//! A journal in memory, for tests: what a ledger remembers, and failures on demand.
+//! A journal in memory: what a ledger remembers, and failures on demand. For tests, and for
+//! commands that leave nothing to remember (a deployment).
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@
 //!   signs what is sent.
 //! - [`watcher`] turns blocks and logs into ordered events and takes them back on a reorg.
 //! - [`outbox`] sends transactions: durable first, one per channel, through reorgs and restarts.
+//! - [`link`] puts them together as a node uses them: checked, watched, sending.
 //! - [`journal`] is the durable memory that both are given: the ledger, through `payment`, or
 //!   [`memory`] in tests.
 //!
@@ -22,6 +23,7 @@ mod error;
 pub mod fake;
 pub mod hub;
 pub mod journal;
+pub mod link;
 pub mod memory;
 pub mod outbox;
 pub mod rpc;

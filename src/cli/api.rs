@@ -11,6 +11,8 @@ use crate::data_dir::{DataDir, RunInfo};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A report over a million rows takes 0.1 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// A relayer asks its chain twice, and several may be asked one after the other.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(240);
 /// Ten thousand sellers of 1 KiB each.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -65,6 +67,20 @@ impl Api {
         self.send(request.body(body.to_string()), &url).await
     }
 
+    /// As [`Self::post`], for what waits for other nodes.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post_waiting(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let url = self.url(path);
+        let request = self
+            .client
+            .post(&url)
+            .timeout(RELAY_TIMEOUT)
+            .header("content-type", "application/json");
+        self.send(request.body(body.to_string()), &url).await
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.info.url.trim_end_matches('/'))
     }
@@ -101,8 +117,16 @@ fn refused(url: &str, status: u16, body: Option<&Value>) -> CliError {
         .and_then(|body| body.pointer("/error/message"))
         .and_then(Value::as_str)
         .unwrap_or("no JSON answer");
-    let message = format!("{url}: {status} {}", crate::telemetry::printable(text));
-    CliError::new(FailureKind::Failure, message)
+    let code = body
+        .and_then(|body| body.pointer("/error/code"))
+        .and_then(Value::as_str);
+    let text = crate::telemetry::printable(text);
+    match code {
+        // The node's own words are for the user; where they come from helps nobody.
+        Some("payment") => CliError::new(FailureKind::Payment, text),
+        Some("unavailable") => CliError::new(FailureKind::Network, text).retryable(),
+        _ => CliError::new(FailureKind::Failure, format!("{url}: {status} {text}")),
+    }
 }
 
 fn not_running(dir: &DataDir) -> CliError {

@@ -17,10 +17,14 @@ use jiff::tz::TimeZone;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger_view as view;
+use super::{CliError, FailureKind};
+use crate::chain::digest::HubDomain;
 use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
 use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
 use crate::ledger::{Ledger, LedgerWrite, Reader, Role, Settings, apply};
 use crate::types::{Clock, MicroUsd, ModelId, PeerId, SystemClock, UnixMs};
+use crate::wallet::channels::settlements;
+use crate::wallet::verify::Compared;
 
 /// The ledger's file in the data directory.
 pub const LEDGER_FILE: &str = "ledger.db";
@@ -59,7 +63,8 @@ enum LedgerCommand {
         #[arg(value_name = "REQUEST")]
         id: String,
     },
-    /// Recompute every balance, hash and signature; exits with 1 on any difference
+    /// Recompute every balance, hash and signature, compare with the chain where one is configured;
+    /// exits with 1 on any difference
     Verify,
     /// Write all requests to stdout
     Export {
@@ -157,6 +162,9 @@ enum Format {
 pub type WriteHook =
     Arc<dyn Fn(LedgerWrite) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync>;
 
+/// Compares the ledger with the chain.
+pub type CompareHook = Arc<dyn Fn() -> BoxFuture<'static, anyhow::Result<Compared>> + Send + Sync>;
+
 /// What the command works with besides its arguments.
 pub struct Env {
     /// Where `ledger.db` is.
@@ -169,6 +177,10 @@ pub struct Env {
     pub signatures: Arc<dyn SignatureCheck>,
     /// The running node, if there is one.
     pub running: Option<WriteHook>,
+    /// The hub, where a chain is configured: its events are settlements.
+    pub hub: Option<HubDomain>,
+    /// Compares with that chain in `verify`.
+    pub compare: Option<CompareHook>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where days begin.
@@ -185,6 +197,8 @@ impl Env {
             local: None,
             signatures: Arc::new(NoSignatureCheck),
             running: None,
+            hub: None,
+            compare: None,
             clock: Arc::new(SystemClock),
             zone: TimeZone::system(),
         }
@@ -246,7 +260,12 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
 async fn summary(args: &LedgerArgs, env: &Env) -> anyhow::Result<String> {
     let reader = Reader::open(&env.path()).await?;
     let filter = filter(&args.filter, env)?;
-    let summary = report::summary(&reader, group(args.by), &filter, &env.zone).await?;
+    let on_chain = match &env.hub {
+        Some(hub) => settlements(&reader, *hub).await?,
+        None => vec![],
+    };
+    let by = group(args.by);
+    let summary = report::summary_with(&reader, by, &filter, &env.zone, &on_chain).await?;
     if args.csv {
         let mut bytes = Vec::new();
         report::csv_summary(&summary, &mut bytes)?;
@@ -282,18 +301,30 @@ async fn check(env: &Env) -> anyhow::Result<String> {
         ..AuditOptions::default()
     };
     let report = verify(&reader, &options).await?;
-    let text = view::audit(&report, env.json)?;
-    if report.is_clean() {
+    let chain = match &env.compare {
+        None => None,
+        Some(compare) => Some(match compare().await {
+            // A chain that does not answer is no difference; one that is wrong is no comparison.
+            Err(error) if CliError::from_error(&error).kind == FailureKind::Network => {
+                Err(CliError::from_error(&error).message)
+            }
+            other => Ok(other?),
+        }),
+    };
+    let text = view::audit(&report, chain.as_ref(), env.json)?;
+    let off_chain = match &chain {
+        Some(Ok(compared)) => u64::try_from(compared.differences.len()).unwrap_or(u64::MAX),
+        _ => 0,
+    };
+    let differences = report.difference_count.saturating_add(off_chain);
+    if report.is_clean() && differences == 0 {
         return Ok(text);
     }
     // The list is data and goes to stdout; the failure makes the exit code.
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()?;
-    bail!(
-        "the ledger has {} differences; keep a copy of the data directory",
-        report.difference_count
-    );
+    bail!("the ledger has {differences} differences; keep a copy of the data directory");
 }
 
 async fn export(format: Format, args: &FilterArgs, env: &Env) -> anyhow::Result<String> {

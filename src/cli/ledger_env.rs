@@ -9,8 +9,12 @@ use serde_json::{Value, json};
 
 use super::GlobalArgs;
 use super::api::Api;
-use super::ledger::{Env, WriteHook};
+use super::ledger::{CompareHook, Env, WriteHook};
+use crate::chain::digest::HubDomain;
+use crate::config::Config;
+use crate::data_dir::DataDir;
 use crate::ledger::LedgerWrite;
+use crate::node::purse;
 use crate::payment::evidence::Evidence;
 use crate::types::PeerId;
 
@@ -26,11 +30,31 @@ pub(super) fn of(global: &GlobalArgs, json: bool) -> anyhow::Result<Env> {
     if let Some(me) = env.local {
         env.signatures = Arc::new(Evidence {
             me,
-            network: config.node.network,
+            network: config.node.network.clone(),
         });
+    }
+    if let (true, Some(hub)) = (config.chain.is_set(), config.chain.hub_address()) {
+        let chain_id = config.chain.chain_id;
+        env.hub = Some(HubDomain { chain_id, hub });
+        env.compare = Some(compare(config, dir));
     }
     env.running = Api::find(global).ok().map(hook);
     Ok(env)
+}
+
+/// Compares the ledger with the configured chain, also beside a running node.
+fn compare(config: Config, dir: DataDir) -> CompareHook {
+    let parts = Arc::new((config, dir));
+    Arc::new(move || {
+        let parts = Arc::clone(&parts);
+        async move {
+            let (config, dir) = &*parts;
+            let wallet = purse::reading(config, dir).await?;
+            let compared = wallet.compare().await;
+            compared.map_err(|error| purse::failure(&error).into())
+        }
+        .boxed()
+    })
 }
 
 /// The peer id in the key file; it stands there in clear, so no passphrase is asked.

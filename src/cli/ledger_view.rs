@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{Row, Table};
 
+use super::till::eth;
 use crate::ledger::BudgetRow;
 use crate::ledger::audit::AuditReport;
 use crate::ledger::report::{RequestRecord, ShownAttempt, Summary, SummaryRow, safe_text};
 use crate::types::MicroUsd;
+use crate::wallet::verify::Compared;
 
 /// What is not reported or does not apply.
 const NONE: &str = "–";
@@ -48,6 +50,7 @@ pub(super) fn summary(summary: &Summary, as_json: bool) -> anyhow::Result<String
         "authorised",
         "settled",
         "pending",
+        "gas ETH",
     ]);
     for row in summary.rows.iter().chain(&summary.totals) {
         table.add_row(summary_cells(row));
@@ -55,7 +58,7 @@ pub(super) fn summary(summary: &Summary, as_json: bool) -> anyhow::Result<String
     Ok(format!("{table}\n"))
 }
 
-fn summary_cells(row: &SummaryRow) -> [String; 14] {
+fn summary_cells(row: &SummaryRow) -> [String; 15] {
     [
         if row.key.is_empty() {
             NONE.to_owned()
@@ -75,6 +78,8 @@ fn summary_cells(row: &SummaryRow) -> [String; 14] {
         money(Some(row.authorised_micro_usd)),
         money(row.settled_micro_usd),
         money(row.pending_micro_usd),
+        row.gas_wei
+            .map_or_else(|| NONE.to_owned(), |wei| eth(wei.into())),
     ]
 }
 
@@ -193,12 +198,42 @@ pub(super) fn shown(attempts: &[ShownAttempt], as_json: bool) -> anyhow::Result<
     Ok(text)
 }
 
-/// What verify found.
-pub(super) fn audit(report: &AuditReport, as_json: bool) -> anyhow::Result<String> {
+/// What verify found; `chain` is the comparison with the chain, or why there was none.
+pub(super) fn audit(
+    report: &AuditReport,
+    chain: Option<&Result<Compared, String>>,
+    as_json: bool,
+) -> anyhow::Result<String> {
     if as_json {
-        return json(report);
+        let mut all = serde_json::to_value(report)?;
+        if let (Some(all), Some(chain)) = (all.as_object_mut(), chain) {
+            let value = match chain {
+                Ok(compared) => serde_json::to_value(compared)?,
+                Err(why) => serde_json::json!({ "not_compared": why }),
+            };
+            all.insert("chain".to_owned(), value);
+        }
+        return json(&all);
     }
     let mut text = String::new();
+    match chain {
+        None => {}
+        Some(Err(why)) => writeln!(text, "not compared with the chain: {}", safe_text(why))?,
+        Some(Ok(compared)) => {
+            for difference in &compared.differences {
+                writeln!(text, "{}", safe_text(difference))?;
+            }
+            let found = match compared.differences.len() {
+                0 => "equal".to_owned(),
+                count => format!("{count} differences"),
+            };
+            let channels = compared.channels;
+            writeln!(
+                text,
+                "compared with the chain: vault and {channels} channels {found}"
+            )?;
+        }
+    }
     for difference in &report.differences {
         writeln!(text, "{}", safe_text(&difference.what))?;
     }

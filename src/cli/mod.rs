@@ -5,6 +5,8 @@
 
 mod api;
 mod args;
+mod chain;
+mod channel;
 mod config;
 pub mod keygen;
 pub mod ledger;
@@ -14,6 +16,8 @@ mod models;
 mod output;
 mod roles;
 mod status;
+mod till;
+mod wallet;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -63,6 +67,9 @@ pub struct GlobalArgs {
     /// Start from these peers (repeatable)
     #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
     pub bootstrap: Vec<String>,
+    /// JSON-RPC node of the chain, the preferred one first (repeatable)
+    #[arg(long, global = true, value_name = "URL")]
+    pub rpc: Vec<String>,
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -95,6 +102,15 @@ enum Command {
     Status(status::StatusArgs),
     /// Report what was earned and spent
     Ledger(Box<ledger::LedgerArgs>),
+    /// Show and move the money on the chain
+    #[command(subcommand)]
+    Wallet(wallet::WalletCommand),
+    /// Show and end payment channels
+    #[command(subcommand)]
+    Channel(channel::ChannelCommand),
+    /// Make a chain of your own usable
+    #[command(subcommand)]
+    Chain(chain::ChainCommand),
     /// Run a bare node for others to start from
     Bootstrap,
     /// Check or show the configuration
@@ -177,6 +193,9 @@ impl Cli {
             Command::Bootstrap => roles::bootstrap(&global).await,
             Command::Models => models::run(&global, out).await,
             Command::Status(args) => status::run(&global, out, &args).await,
+            Command::Wallet(command) => wallet::run(&global, out, command).await,
+            Command::Channel(command) => channel::run(&global, out, command).await,
+            Command::Chain(command) => chain::run(&global, out, command).await,
             Command::Config(args) => config::run(&global, out, &args),
         }
     }
@@ -211,6 +230,7 @@ impl GlobalArgs {
             ("node.listen", "--listen", &self.listen),
             ("node.external", "--external", &self.external),
             ("node.bootstrap", "--bootstrap", &self.bootstrap),
+            ("chain.rpc", "--rpc", &self.rpc),
         ] {
             if !addresses.is_empty() {
                 all.push(Setting::flag(key, flag, addresses.clone()));

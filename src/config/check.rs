@@ -215,13 +215,8 @@ pub(super) fn rules(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<
     node_rules(config, &mut wrong);
     buy_rules(config, &mut wrong);
     sell_rules(config, &mut wrong);
-    let pay = &config.payment;
-    if pay.window_min > pay.window_max {
-        wrong("payment.window_min", "is above window_max".to_owned());
-    }
-    if pay.pair_min > pay.pair_max {
-        wrong("payment.pair_min", "is above pair_max".to_owned());
-    }
+    super::chain_rules::payment(config, &mut wrong);
+    super::chain_rules::chain(config, &mut wrong);
     problems
 }
 

@@ -5,6 +5,7 @@
 //! with its path and the nearest known name. Secrets are references only ([`SecretRef`]).
 //! Called by `cli` and by `node` (which hands every module below it its own `Settings`).
 
+mod chain_rules;
 mod check;
 mod sections;
 mod values;
@@ -19,8 +20,8 @@ use toml::{Table, Value};
 use check::Checker;
 pub use check::model_entry;
 pub use sections::{
-    BuySection, BuyTimeouts, LedgerSection, NodeSection, PaymentSection, Prefer, SellModel,
-    SellSection,
+    BuySection, BuyTimeouts, ChainSection, LedgerSection, NodeSection, PaymentSection, Prefer,
+    SellModel, SellSection,
 };
 pub use values::{SecretError, SecretRef, Switch};
 
@@ -54,6 +55,8 @@ pub struct Config {
     pub sell: SellSection,
     /// How much may be at risk.
     pub payment: PaymentSection,
+    /// Where deposits lie.
+    pub chain: ChainSection,
     /// The durable record.
     pub ledger: LedgerSection,
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{SecretRef, Switch, duration, opt_path, opt_percent, opt_text, opt_usd, usd};
+use super::values::{
+    SecretRef, Switch, duration, opt_count, opt_path, opt_percent, opt_text, opt_usd, usd,
+};
 use crate::types::MicroUsd;
 
 /// `[node]`: what every role shares.
@@ -313,6 +315,39 @@ pub struct PaymentSection {
     /// Most that is served before a deposit is confirmed, in USD.
     #[serde(with = "usd")]
     pub unconfirmed_max: MicroUsd,
+    /// Most of a deposit that counts while its block is not final, in USD.
+    #[serde(with = "usd")]
+    pub unsafe_max: MicroUsd,
+    /// What a seller asks for opening a channel, in USD; it repays the gas.
+    #[serde(with = "usd")]
+    pub open_fee: MicroUsd,
+    /// The highest such fee that this node pays, in USD.
+    #[serde(with = "usd")]
+    pub open_fee_max: MicroUsd,
+    /// Least deposit of a channel, in USD.
+    #[serde(with = "usd")]
+    pub deposit_min: MicroUsd,
+    /// Greatest deposit of a channel, in USD.
+    #[serde(with = "usd")]
+    pub deposit_max: MicroUsd,
+    /// Greatest share of the free vault in one channel, in hundredths of a percent.
+    #[serde(with = "opt_percent")]
+    pub deposit_share: Option<u32>,
+    /// How long a seller may bring its last voucher after the buyer asked for the end.
+    #[serde(with = "duration")]
+    pub challenge_period: Duration,
+    /// How long a channel lasts when nobody asks for its end.
+    #[serde(with = "duration")]
+    pub lifetime: Duration,
+    /// A channel that carried nothing for this long is closed.
+    #[serde(with = "duration")]
+    pub idle_close: Duration,
+    /// A seller settles when vouchers of this worth are not settled, in USD.
+    #[serde(with = "usd")]
+    pub settle_min: MicroUsd,
+    /// What a relayer may take for sending this node's signed calls, in USD.
+    #[serde(with = "usd")]
+    pub relay_fee_max: MicroUsd,
 }
 
 impl Default for PaymentSection {
@@ -326,6 +361,74 @@ impl Default for PaymentSection {
             prepay_max: MicroUsd(500_000),
             bootstrap_loss_max: MicroUsd(1_000_000),
             unconfirmed_max: MicroUsd(50_000),
+            unsafe_max: MicroUsd(100_000),
+            open_fee: MicroUsd(10_000),
+            open_fee_max: MicroUsd(50_000),
+            deposit_min: MicroUsd(500_000),
+            deposit_max: MicroUsd::from_usd(20),
+            deposit_share: Some(2_000),
+            challenge_period: Duration::from_secs(24 * 3_600),
+            lifetime: Duration::from_secs(30 * 24 * 3_600),
+            idle_close: Duration::from_secs(7 * 24 * 3_600),
+            settle_min: MicroUsd::from_usd(1),
+            relay_fee_max: MicroUsd(50_000),
+        }
+    }
+}
+
+/// `[chain]`: where deposits lie. Without an RPC node there is no chain, and payment is unsecured
+/// credit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChainSection {
+    /// JSON-RPC nodes, the preferred one first; empty = no chain.
+    pub rpc: Vec<String>,
+    /// The chain's number; 0 = not set.
+    pub chain_id: u64,
+    /// The `ChannelHub` contract.
+    #[serde(with = "opt_text")]
+    pub hub: Option<String>,
+    /// The token that is paid with.
+    #[serde(with = "opt_text")]
+    pub token: Option<String>,
+    /// The block the hub was deployed in, or any before it.
+    pub start_block: u64,
+    /// Blocks below the newest that count as final; `None` = what the RPC nodes call safe.
+    #[serde(with = "opt_count")]
+    pub confirmations: Option<u64>,
+    /// Time between looks at the chain.
+    #[serde(with = "duration")]
+    pub poll: Duration,
+    /// How long an RPC node may take for one answer.
+    #[serde(with = "duration")]
+    pub call_timeout: Duration,
+    /// Most blocks whose events are asked for at once.
+    pub log_range: u64,
+    /// Most gwei ever offered for a unit of gas.
+    pub gas_price_max: u64,
+    /// How long the oldest transaction waits before it offers more.
+    #[serde(with = "duration")]
+    pub bump_after: Duration,
+    /// What a coin of the chain costs, in USD: compares gas with what it gains.
+    #[serde(with = "usd")]
+    pub coin_price: MicroUsd,
+}
+
+impl Default for ChainSection {
+    fn default() -> Self {
+        Self {
+            rpc: Vec::new(),
+            chain_id: 0,
+            hub: None,
+            token: None,
+            start_block: 0,
+            confirmations: None,
+            poll: Duration::from_secs(4),
+            call_timeout: Duration::from_secs(10),
+            log_range: 2_000,
+            gas_price_max: 50,
+            bump_after: Duration::from_secs(60),
+            coin_price: MicroUsd::from_usd(3_000),
         }
     }
 }

@@ -224,6 +224,61 @@ fn contradictions_are_named() {
 }
 
 #[test]
+fn a_chain_is_whole_or_absent_and_its_addresses_are_checked() {
+    let hub = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
+    let token = "0xfb6916095ca1df60bb79ce92ce3ea74c37c5d359";
+    let text = format!(
+        "[chain]\nrpc = [\"https://rpc.example/key\"]\nchain_id = 8453\nhub = \"{hub}\"\n\
+         token = \"{token}\"\nconfirmations = 12\n"
+    );
+    let chain = load_text(&text).unwrap().config.chain;
+    assert!(chain.is_set());
+    assert_eq!(chain.confirmations, Some(12));
+    assert_eq!(crate::keys::to_checksum(&chain.hub_address().unwrap()), hub);
+    assert!(
+        chain.token_address().is_some(),
+        "one case needs no checksum"
+    );
+    assert!(!Config::default().chain.is_set());
+    assert!(
+        !load_text("[chain]\nrpc = [\"http://x\"]\n")
+            .unwrap()
+            .config
+            .chain
+            .is_set()
+    );
+
+    let typo = hub.replace("5aAeb", "5aAec");
+    let found = messages(load_text(&format!(
+        "[chain]\nrpc = [\"secret-key\"]\nhub = \"{typo}\"\npoll = \"1ms\"\n"
+    )));
+    let all = found.join("\n");
+    assert_eq!(found.len(), 5, "{all}");
+    assert!(all.contains("EIP-55 checksum"), "{all}");
+    assert!(all.contains("chain.chain_id: is missing"), "{all}");
+    assert!(all.contains("chain.token: is missing"), "{all}");
+    assert!(!all.contains("secret-key"), "{all}");
+}
+
+#[test]
+fn payment_keys_fit_the_contract_and_each_other() {
+    let found = messages(load_text(
+        "[payment]\nchallenge_period = \"30m\"\nopen_fee = 1\ndeposit_max = \"0.1\"\n\
+         deposit_share = \"\"\nlifetime = \"59m\"\nidle_close = \"0s\"\n",
+    ));
+    assert_eq!(found.len(), 6, "{found:?}");
+    let env = [
+        ("SOUK_CHAIN_RPC", "http://a,http://b"),
+        ("SOUK_CHAIN_CONFIRMATIONS", "3"),
+        ("SOUK_PAYMENT_CHALLENGE_PERIOD", "2h"),
+    ];
+    let config = load_all("", &env, vec![]).unwrap().config;
+    assert_eq!(config.chain.rpc, ["http://a", "http://b"]);
+    assert_eq!(config.chain.confirmations, Some(3));
+    assert_eq!(config.payment.challenge_period, Duration::from_secs(7_200));
+}
+
+#[test]
 fn a_named_file_must_exist_and_the_usual_one_need_not() {
     let mut sources = Sources {
         file: Some(PathBuf::from("/nonexistent/config.toml")),

@@ -182,6 +182,37 @@ pub mod opt_percent {
     }
 }
 
+/// A whole number, or `""`.
+pub mod opt_count {
+    use super::{Deserializer, Scalar, Serializer, de};
+    use serde::Deserialize;
+
+    /// Reads a number or nothing.
+    ///
+    /// # Errors
+    /// When the text is neither empty nor a whole number.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u64>, D::Error> {
+        let Scalar(text) = Scalar::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let wrong = || de::Error::custom(format!("`{text}` is not a whole number"));
+        text.parse().map(Some).map_err(|_| wrong())
+    }
+    /// Writes a number, or `""`.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(count) => serializer.serialize_u64(*count),
+            None => serializer.serialize_str(""),
+        }
+    }
+}
+
 /// Text or `""`.
 pub mod opt_text {
     use super::{Deserializer, Serializer};

@@ -4,6 +4,8 @@
 //! Invariants: a request's body is read (bounded, timed) before the router sees it, so that a
 //! client that leaves is noticed; an answer is bounded; nothing changes without the control token.
 
+pub mod wallet;
+
 use axum::extract::Request as RouterRequest;
 use axum::response::{IntoResponse, Response as RouterResponse};
 use axum::{Json, Router};
@@ -86,6 +88,9 @@ pub enum ControlError {
     /// The node is not able to now.
     #[error("{0}")]
     Unavailable(String),
+    /// Money is missing for it. No 402: that word is the clients'.
+    #[error("{0}")]
+    Payment(String),
     /// The ledger or another part failed.
     #[error("{0}")]
     Internal(String),
@@ -98,6 +103,7 @@ impl ControlError {
             Self::Token => (StatusCode::UNAUTHORIZED, "control_token_required"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::Payment(_) => (StatusCode::CONFLICT, "payment"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::seal::{self, SealError, Sealed};
-use super::{Seed, SeedError, to_checksum};
+use super::{PaymentKey, Seed, SeedError, to_checksum};
 use crate::types::PeerId;
 
 /// The only version there is.
@@ -253,6 +253,31 @@ fn check_ids(file: &OnDisk, seed: &Seed) -> Result<(), FileError> {
 /// # Errors
 /// When it is missing, not private, not ours, or refused by [`parse_key_file`].
 pub fn load_seed(path: &Path, passphrase: Option<&str>) -> Result<Seed, FileError> {
+    parse_key_file(&read_private(path)?, passphrase)
+}
+
+/// Reads the payment key out of a file of its own: 32 bytes of hex, as other wallets export it, or
+/// a key file of ours.
+///
+/// # Errors
+/// As [`load_seed`], or when the file holds neither.
+pub fn load_payment_key(path: &Path, passphrase: Option<&str>) -> Result<PaymentKey, FileError> {
+    let bytes = read_private(path)?;
+    let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    if text.starts_with('{') {
+        return Ok(parse_key_file(&bytes, passphrase)?.payment()?);
+    }
+    let mut raw = Zeroizing::new([0u8; 32]);
+    let bare = text.strip_prefix("0x").unwrap_or(text);
+    hex::decode_to_slice(bare.as_bytes(), raw.as_mut_slice()).map_err(|_| {
+        let what = "it is neither 32 bytes of hex nor a key file of ours";
+        FileError::Corrupt(what.to_owned())
+    })?;
+    Ok(PaymentKey::from_bytes(&raw)?)
+}
+
+/// The bytes of a file that only we can read.
+fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let io = |source: io::Error| FileError::Io {
         path: path.to_owned(),
         source,
@@ -273,7 +298,7 @@ pub fn load_seed(path: &Path, passphrase: Option<&str>) -> Result<Seed, FileErro
     if u64::try_from(bytes.len()).is_ok_and(|n| n > FILE_BYTES_MAX) {
         return Err(FileError::Corrupt("it is larger than 64 KiB".to_owned()));
     }
-    parse_key_file(&bytes, passphrase)
+    Ok(bytes)
 }
 
 fn check_private(path: &Path, regular: bool, mode: u32, owner: u32) -> Result<(), FileError> {

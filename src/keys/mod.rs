@@ -27,10 +27,12 @@ mod write;
 
 use std::path::Path;
 
-pub use file::{FileError, load_seed, parse_key_file, render_key_file};
+pub use file::{FileError, load_payment_key, load_seed, parse_key_file, render_key_file};
 pub use identity::{Identity, SignatureError, public_key_of, verify, verify_with_key};
 pub use import::{ImportError, parse_import};
-pub use payment_key::{PaymentKey, parse_checksummed, personal_hash, recover, to_checksum};
+pub use payment_key::{
+    PaymentKey, parse_address, parse_checksummed, personal_hash, recover, to_checksum,
+};
 pub use seal::SealError;
 pub use seed::{Seed, SeedError, WordCount};
 pub use write::{Replace, WriteError, Written, ensure_private_dir, write_key_file};

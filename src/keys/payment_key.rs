@@ -128,6 +128,23 @@ pub fn parse_checksummed(text: &str) -> Option<EvmAddress> {
         .map(|address| EvmAddress(address.into_array()))
 }
 
+/// Reads an address as people write it: EIP-55 mixed case with its checksum, or all in one case.
+///
+/// # Errors
+/// When it is none, or its checksum shows a typing error.
+pub fn parse_address(text: &str) -> Result<EvmAddress, String> {
+    let wrong = || format!("`{text}` is no address; they look like 0x5FbD…0aa3, 40 hex digits");
+    let bare = text.strip_prefix("0x").ok_or_else(wrong)?;
+    let address: EvmAddress = bare.parse().map_err(|_| wrong())?;
+    let is_mixed = bare != bare.to_lowercase() && bare != bare.to_uppercase();
+    if is_mixed && parse_checksummed(text).is_none() {
+        return Err(format!(
+            "`{text}` has a typing error: its EIP-55 checksum is wrong"
+        ));
+    }
+    Ok(address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

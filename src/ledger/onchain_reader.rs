@@ -1,5 +1,7 @@
 //! Reading what the ledger knows of a chain: what a restarted outbox and watcher continue from.
 
+use std::collections::HashMap;
+
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::decode::{BadColumn, to_cursor, to_event, to_intent, to_outcome, to_sent};
@@ -7,7 +9,7 @@ use super::error::{Doing as _, LedgerError};
 use super::onchain::{CursorRow, EventRow, IntentState, OutcomeRow, SentRow};
 use super::reader::{Reader, WHAT, rows};
 use super::table::{Table, Value, stored};
-use crate::types::{ChannelId, EvmAddress, IntentId, Stage};
+use crate::types::{ChannelId, EvmAddress, Hash32, IntentId, Stage};
 
 impl Reader {
     /// Intents of a sender on a chain that have no last step, by nonce.
@@ -104,7 +106,20 @@ impl Reader {
             let row = stored(Table::ChainEvent, row).doing(WHAT)?;
             standing.enter(self.typed(to_event(&row.values))?);
         }
-        Ok(standing.0)
+        Ok(standing.into_rows())
+    }
+
+    /// All of a hub's events that stand, as [`Self::events_above`].
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn hub_events(
+        &self,
+        chain_id: u64,
+        hub: &EvmAddress,
+    ) -> Result<Vec<EventRow>, LedgerError> {
+        // A hub has no events in block 0: it is deployed by a transaction.
+        self.events_above(chain_id, hub, 0).await
     }
 
     /// A channel's events that stand, seen or confirmed, oldest first.
@@ -125,7 +140,7 @@ impl Reader {
         for row in &found {
             standing.enter(self.typed(to_event(&row.values))?);
         }
-        Ok(standing.0)
+        Ok(standing.into_rows())
     }
 
     async fn sent(
@@ -161,24 +176,37 @@ impl Reader {
     }
 }
 
-/// Events that were seen and not removed.
+/// Events that were seen and not removed, each at its newest stage.
 #[derive(Default)]
-struct Standing(Vec<EventRow>);
+struct Standing {
+    rows: Vec<Option<EventRow>>,
+    places: HashMap<(u64, EvmAddress, (u64, Hash32), u64), usize>,
+}
 
 impl Standing {
     fn enter(&mut self, row: EventRow) {
-        let same = |one: &EventRow| {
-            (one.block, one.log_index, one.chain_id, one.hub)
-                == (row.block, row.log_index, row.chain_id, row.hub)
-        };
+        let key = (row.chain_id, row.hub, row.block, row.log_index);
         match row.stage {
-            Stage::Seen => self.0.push(row),
+            Stage::Seen => {
+                self.places.insert(key, self.rows.len());
+                self.rows.push(Some(row));
+            }
             Stage::Confirmed => {
-                if let Some(one) = self.0.iter_mut().find(|one| same(one)) {
+                let place = self.places.get(&key).copied();
+                if let Some(Some(one)) = place.and_then(|place| self.rows.get_mut(place)) {
                     one.stage = Stage::Confirmed;
                 }
             }
-            Stage::Removed => self.0.retain(|one| !same(one)),
+            Stage::Removed => {
+                let place = self.places.remove(&key);
+                if let Some(one) = place.and_then(|place| self.rows.get_mut(place)) {
+                    *one = None;
+                }
+            }
         }
+    }
+
+    fn into_rows(self) -> Vec<EventRow> {
+        self.rows.into_iter().flatten().collect()
     }
 }

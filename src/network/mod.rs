@@ -91,6 +91,8 @@ pub struct Incoming {
     pub infer: mpsc::Receiver<(PeerId, Stream)>,
     /// One per pair.
     pub session: mpsc::Receiver<(PeerId, Stream)>,
+    /// One per transaction that this node is asked to send.
+    pub relay: mpsc::Receiver<(PeerId, Stream)>,
 }
 
 /// Why the network did not start or stopped.

@@ -43,16 +43,22 @@ use super::limits::{
 pub const INFER_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/infer/1");
 /// Wire name of session streams.
 pub const SESSION_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/session/1");
+/// Wire name of streams that ask for a transaction to be sent.
+pub const RELAY_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/relay-tx/1");
+/// Streams that ask for a transaction and wait to be taken; each costs a look at the chain.
+const RELAY_QUEUE_MAX: usize = 16;
 /// Openers on their way to a connection's task.
 const OPENERS_QUEUED_MAX: usize = 256;
 
-/// Which of the two stream protocols.
+/// Which of the stream protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// One request.
     Infer,
     /// The ordered money and terms stream of a pair.
     Session,
+    /// One signed bundle of calls that the other side is asked to send to the chain.
+    Relay,
 }
 
 impl Protocol {
@@ -60,6 +66,7 @@ impl Protocol {
         match self {
             Self::Infer => INFER_PROTOCOL,
             Self::Session => SESSION_PROTOCOL,
+            Self::Relay => RELAY_PROTOCOL,
         }
     }
 }
@@ -236,16 +243,18 @@ impl Control {
     }
 }
 
-/// The accepted streams of both protocols.
+/// The accepted streams of all protocols.
 pub(super) struct Accepted {
     pub(super) infer: mpsc::Receiver<(PeerId, Stream)>,
     pub(super) session: mpsc::Receiver<(PeerId, Stream)>,
+    pub(super) relay: mpsc::Receiver<(PeerId, Stream)>,
 }
 
 #[derive(Clone)]
 struct Acceptors {
     infer: mpsc::Sender<(PeerId, Stream)>,
     session: mpsc::Sender<(PeerId, Stream)>,
+    relay: mpsc::Sender<(PeerId, Stream)>,
     node: Arc<Semaphore>,
 }
 
@@ -261,6 +270,7 @@ impl Behaviour {
     pub(super) fn new() -> (Self, Control, Accepted) {
         let (infer, infer_rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
         let (session, session_rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
+        let (relay, relay_rx) = mpsc::channel(RELAY_QUEUE_MAX);
         let index = Arc::new(Index::default());
         let behaviour = Self {
             index: index.clone(),
@@ -268,12 +278,14 @@ impl Behaviour {
             acceptors: Acceptors {
                 infer,
                 session,
+                relay,
                 node: Arc::new(Semaphore::new(STREAMS_MAX)),
             },
         };
         let accepted = Accepted {
             infer: infer_rx,
             session: session_rx,
+            relay: relay_rx,
         };
         (behaviour, Control { index }, accepted)
     }
@@ -359,25 +371,27 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// Accepts either protocol and says which.
+/// Accepts any of the protocols and says which.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Either2;
+pub(super) struct AnyOfThem;
 
-impl UpgradeInfo for Either2 {
+impl UpgradeInfo for AnyOfThem {
     type Info = StreamProtocol;
-    type InfoIter = std::array::IntoIter<StreamProtocol, 2>;
+    type InfoIter = std::array::IntoIter<StreamProtocol, 3>;
     fn protocol_info(&self) -> Self::InfoIter {
-        [INFER_PROTOCOL, SESSION_PROTOCOL].into_iter()
+        [INFER_PROTOCOL, SESSION_PROTOCOL, RELAY_PROTOCOL].into_iter()
     }
 }
 
-impl InboundUpgrade<libp2p::Stream> for Either2 {
+impl InboundUpgrade<libp2p::Stream> for AnyOfThem {
     type Output = (Protocol, libp2p::Stream);
     type Error = Infallible;
     type Future = std::future::Ready<Result<Self::Output, Infallible>>;
     fn upgrade_inbound(self, stream: libp2p::Stream, name: StreamProtocol) -> Self::Future {
         let protocol = if name == SESSION_PROTOCOL {
             Protocol::Session
+        } else if name == RELAY_PROTOCOL {
+            Protocol::Relay
         } else {
             Protocol::Infer
         };
@@ -405,6 +419,7 @@ impl Handler {
         let queue = match protocol {
             Protocol::Infer => &self.acceptors.infer,
             Protocol::Session => &self.acceptors.session,
+            Protocol::Relay => &self.acceptors.relay,
         };
         let taken = permits.is_ok_and(|(connection, node)| {
             let stream = Stream {
@@ -425,13 +440,13 @@ impl Handler {
 impl ConnectionHandler for Handler {
     type FromBehaviour = Infallible;
     type ToBehaviour = Infallible;
-    type InboundProtocol = Either2;
+    type InboundProtocol = AnyOfThem;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = Opener;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(Either2, ())
+        SubstreamProtocol::new(AnyOfThem, ())
     }
     fn connection_keep_alive(&self) -> bool {
         self.warm.load(Ordering::Relaxed)

@@ -169,6 +169,7 @@ pub(super) fn start(
     let incoming = Incoming {
         infer: accepted.infer,
         session: accepted.session,
+        relay: accepted.relay,
     };
     Ok((handle, incoming, runner))
 }

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use super::chain;
+use crate::chain::link::Link;
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirLock};
 use crate::discovery::OfferCache;
@@ -21,6 +23,7 @@ use crate::ledger::{Cache, CachedOffer, CachedPeer, CheckpointSigner, Ledger};
 use crate::llm_api::TokenCounter;
 use crate::network::{self, Handle, Incoming};
 use crate::payment::WindowSettings;
+use crate::payment::onchain::{Onchain, Rules};
 use crate::protocol::offer::SignedOffer;
 use crate::tasks::Tasks;
 use crate::types::{Clock, SystemClock};
@@ -44,6 +47,8 @@ pub(super) struct Base {
     pub ledger: Ledger,
     pub cache: Cache,
     pub network: Handle,
+    /// The chain that deposits lie on; none pays by unsecured credit.
+    pub chain: Option<Link>,
     pub counter: TokenCounter,
     pub front: Tasks,
     pub base: Tasks,
@@ -75,6 +80,10 @@ impl Base {
             .context("the ledger cannot be opened")?;
         let stop = disk.cancelled();
         disk.spawn_critical("ledger", async move { Ok(writer.run(stop).await?) });
+        let link = chain::open(&config.chain, &ledger, &clock, &keys.payment)?;
+        if let Some(link) = &link {
+            chain::start(link, &base).await?;
+        }
         let cache = Cache::open(&dir.cache_db())
             .await
             .context("the cache cannot be opened")?;
@@ -104,6 +113,7 @@ impl Base {
             ledger,
             cache,
             network: handle,
+            chain: link,
             counter,
             front,
             base,
@@ -133,6 +143,27 @@ impl Base {
             pair_max: payment.pair_max,
             prepay_max: payment.prepay_max,
         }
+    }
+
+    /// The chain that this node pays and is paid on, with the limits of `[payment]`.
+    pub fn onchain(&self) -> Option<Onchain> {
+        let link = self.chain.clone()?;
+        let pay = &self.config.payment;
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let rules = Rules {
+            unconfirmed_max: pay.unconfirmed_max,
+            unsafe_max: pay.unsafe_max,
+            open_fee: pay.open_fee,
+            open_fee_max: pay.open_fee_max,
+            deposit_min: pay.deposit_min,
+            deposit_max: pay.deposit_max,
+            deposit_share_bp: pay.deposit_share.unwrap_or(0),
+            challenge_period_s: seconds(pay.challenge_period),
+            lifetime_s: pay.lifetime.as_secs(),
+            idle_close_ms: u64::try_from(pay.idle_close.as_millis()).unwrap_or(u64::MAX),
+            settle_min: pay.settle_min,
+        };
+        Some(Onchain { link, rules })
     }
 
     /// Runs until `stop` or until a critical task ends, then shuts down in order.
@@ -207,7 +238,7 @@ async fn save(network: &Handle, cache: &Cache, clock: &dyn Clock) {
     }
 }
 
-fn load_keys(config: &Config, dir: &DataDir) -> anyhow::Result<NodeKeys> {
+pub(super) fn load_keys(config: &Config, dir: &DataDir) -> anyhow::Result<NodeKeys> {
     let passphrase = config.node.passphrase.read()?;
     let passphrase = passphrase.as_ref().map(|secret| secret.expose().as_str());
     NodeKeys::load(&dir.key_file(), passphrase, config.payment.device).map_err(|error| {

@@ -1,5 +1,6 @@
 //! Puts a buyer on a base: offer book, payer, local HTTP.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::base::{Base, CachedOffers};
@@ -18,6 +19,7 @@ use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
 use crate::types::PeerId;
+use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
 pub(super) struct Buying {
@@ -54,6 +56,8 @@ pub(super) async fn start(
         network: config.node.network.clone(),
         windows: base.windows(),
         handshake_timeout: config.buy.timeouts.head,
+        device: config.payment.device,
+        onchain: base.onchain(),
     };
     let spent = base
         .ledger
@@ -76,6 +80,7 @@ pub(super) async fn start(
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
     let control = Control::new(ControlParts {
+        wallet: super::chain::wallet(base, sellers(base, &book)),
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),
@@ -252,5 +257,17 @@ fn peer(key: &str, text: &str) -> Result<PeerId, Failure> {
     text.parse().map_err(|_| {
         let message = format!("{key}: `{text}` is no peer id");
         Failure::new(FailureKind::BadConfig, message).hint("`node status` shows full peer ids")
+    })
+}
+
+/// Sellers that could relay, connected ones first.
+fn sellers(base: &Base, book: &OfferBook) -> Sellers {
+    let (network, book) = (base.network.clone(), book.clone());
+    Arc::new(move || {
+        let offers = book.live();
+        let all: BTreeSet<PeerId> = offers.iter().map(|signed| signed.offer.seller).collect();
+        let mut peers: Vec<PeerId> = all.into_iter().collect();
+        peers.sort_by_key(|peer| !network.is_connected(peer));
+        peers
     })
 }

@@ -6,7 +6,10 @@
 
 mod base;
 mod buy;
+mod chain;
 mod demo;
+pub mod deploy;
+pub mod purse;
 mod sell;
 
 use base::Base;

@@ -25,6 +25,7 @@ use crate::seller::upstream::{Upstream, UpstreamSettings};
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
 use crate::types::{MicroUsd, Secret};
+use crate::wallet::relay::ask::Sellers;
 
 /// Prices follow the upstream's list this often; offers are renewed well before they end.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(20 * 60);
@@ -67,15 +68,20 @@ pub(super) async fn start(
     let config = &base.config;
     let upstream = open_upstream(base).await?;
     let (limit, total) = credit(base).await;
+    let onchain = base.onchain();
+    let address = base.keys.payment.address();
     let terms = SignedTerms::sign(
         Terms {
             seller: base.keys.identity.peer_id(),
-            payment_address: base.keys.payment.address(),
+            payment_address: address,
             credit_limit: limit,
-            open_fee: MicroUsd::ZERO,
+            open_fee: onchain
+                .as_ref()
+                .map_or(MicroUsd::ZERO, |one| one.rules.open_fee),
             reasoning_cap: u64::from(REASONING_CAP),
             data_policy: "not stated".to_owned(),
             supported_parameters: Vec::new(),
+            chain: onchain.as_ref().map(|one| one.terms(address)),
         },
         &base.keys.identity,
     );
@@ -312,7 +318,8 @@ async fn credit(base: &Base) -> (MicroUsd, MicroUsd) {
         .iter()
         .chain(&listeners)
         .all(|a| is_private(a));
-    let (limit, total) = if private {
+    // Who takes deposits gives no unsecured credit, unless it is told to.
+    let (limit, total) = if private && base.chain.is_none() {
         CREDIT_PRIVATE
     } else {
         (MicroUsd::ZERO, MicroUsd::ZERO)
@@ -347,6 +354,7 @@ async fn open_payee(
         credit_limit,
         credit_total,
         buyers_max: BUYERS_MAX,
+        onchain: base.onchain(),
     };
     let hub = PayeeHub::restore(
         base.ledger.clone(),
@@ -396,7 +404,12 @@ async fn open_seller(
 
 /// Takes infer and session streams.
 fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
-    let Incoming { infer, mut session } = incoming;
+    let Incoming {
+        infer,
+        mut session,
+        relay,
+    } = incoming;
+    super::chain::relay(base, relay);
     let seller = seller.clone();
     base.front
         .spawn("accept-infer", async move { seller.accept(infer).await });
@@ -447,6 +460,8 @@ async fn control(
         seller: seller.clone(),
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
+        // A seller without gas asks whoever is connected; other sellers answer.
+        wallet: super::chain::wallet(base, connected(base)),
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),
@@ -458,4 +473,10 @@ async fn control(
         server.run(guard, Arc::new(control), &tasks, stop).await;
     });
     Ok(run_info)
+}
+
+/// The connected peers, as relayers.
+fn connected(base: &Base) -> Sellers {
+    let network = base.network.clone();
+    Arc::new(move || network.connected_peers())
 }

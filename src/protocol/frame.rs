@@ -34,6 +34,8 @@ pub enum FrameKind {
     Nop = 9,
     /// Session messages, either way.
     Session = 32,
+    /// Messages about a transaction to be sent, either way.
+    Relay = 33,
 }
 
 impl FrameKind {
@@ -49,6 +51,7 @@ impl FrameKind {
             8 => Self::Error,
             9 => Self::Nop,
             32 => Self::Session,
+            33 => Self::Relay,
             _ => return None,
         })
     }
@@ -64,6 +67,7 @@ impl FrameKind {
             Self::Error => 8,
             Self::Nop => 9,
             Self::Session => 32,
+            Self::Relay => 33,
         }
     }
 }

@@ -14,6 +14,10 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 pub const TERMS_BYTES_MAX: usize = 16 * 1024;
 /// A session message, bytes: one frame.
 pub const SESSION_BYTES_MAX: usize = FRAME_PAYLOAD_BYTES_MAX;
+/// A message about a transaction to be sent, bytes: eight calls of 1 KiB fit twice.
+pub const RELAY_BYTES_MAX: usize = 16 * 1024;
+/// Calls in such a transaction.
+pub const RELAY_CALLS_MAX: usize = 8;
 /// Attempts listed in one SYNC or ACCEPT; the next message carries the rest.
 pub const ATTEMPTS_PER_MESSAGE_MAX: usize = 128;
 /// Streams one peer may have open at once.

@@ -8,6 +8,9 @@
 //! - one ordered **session** stream per pair (`/souk/session/1`): HELLO, TERMS, OPEN, SYNC,
 //!   VOUCHER, RECEIPT, ACCEPT ([`session`], [`terms`], [`voucher`]).
 //!
+//! A third kind asks a seller to send a transaction that the asker signed by calls and has no gas
+//! for (`/souk/relay-tx/1`, [`relay`]).
+//!
 //! Everything signed has a domain string ([`domain`]) and golden vectors. Everything decoded is
 //! bounded by the constants of [`limits`] before it allocates; a peer that exceeds one is reset.
 //! Encoding is postcard: compact, canonical for our types, without self-description to fuzz.
@@ -20,6 +23,7 @@ pub mod infer;
 pub mod limits;
 pub mod offer;
 pub mod receipt;
+pub mod relay;
 pub mod session;
 pub mod signature;
 pub mod terms;

@@ -32,6 +32,7 @@ use crate::payment::payee::{PayeeHub, PayeePair};
 use crate::telemetry::Metrics;
 use crate::types::day::midnight_before;
 use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+use crate::wallet::Wallet;
 
 /// Requests that `/api/status` shows.
 const STATUS_REQUESTS: u32 = 10;
@@ -50,6 +51,8 @@ pub struct ControlParts {
     pub catalogue: Arc<Catalogue>,
     /// Who owes what.
     pub payee: PayeeHub,
+    /// Money on the chain; none without one.
+    pub wallet: Option<Wallet>,
     /// The record.
     pub ledger: Ledger,
     /// Tells the time.
@@ -74,6 +77,7 @@ impl Control {
     /// Puts the API together.
     #[must_use]
     pub fn new(parts: ControlParts) -> Self {
+        let wallet = control::wallet::routes(parts.wallet.clone(), parts.guard.clone());
         let router = Router::new()
             .route("/", get(index))
             .route("/healthz", get(healthz))
@@ -86,7 +90,8 @@ impl Control {
             .route("/api/settle", post(settle))
             .method_not_allowed_fallback(control::method_not_allowed)
             .fallback(control::owner_fallback)
-            .with_state(Arc::new(parts));
+            .with_state(Arc::new(parts))
+            .merge(wallet);
         Self { router }
     }
 }
@@ -103,6 +108,8 @@ async fn index(State(parts): Parts) -> Html<String> {
         "/api/requests?limit=50",
         "/api/ledger?by=model",
         "/api/channels",
+        "/api/wallet",
+        "/api/wallet/channels",
         "/metrics",
         "/healthz",
         "/readyz",

@@ -23,12 +23,14 @@ pub enum Purpose {
     Withdraw,
     /// Fills a nonce that is missing: a transfer of nothing to oneself.
     FillGap,
+    /// Sends what another account signed, for a fee.
+    Relay,
     /// Anything else.
     Other,
 }
 
 impl Purpose {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Deploy,
         Self::Open,
         Self::TopUp,
@@ -39,6 +41,7 @@ impl Purpose {
         Self::Deposit,
         Self::Withdraw,
         Self::FillGap,
+        Self::Relay,
         Self::Other,
     ];
 
@@ -56,6 +59,7 @@ impl Purpose {
             Self::Deposit => "deposit",
             Self::Withdraw => "withdraw",
             Self::FillGap => "fill_gap",
+            Self::Relay => "relay",
             Self::Other => "other",
         }
     }

@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 12] = [
     &["tasks", "telemetry"],
     &["protocol", "llm_api", "keys"],
     &["ledger", "chain", "network"],
-    &["discovery", "payment", "router"],
+    &["discovery", "payment", "router", "wallet"],
     // The local HTTP front: knows dialects' error shapes, and nothing about money or peers.
     &["http"],
     &["buyer", "seller", "pipeline", "dashboard"],

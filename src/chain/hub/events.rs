@@ -78,6 +78,8 @@ pub enum HubEvent {
         to: EvmAddress,
         /// How much.
         amount: MicroUsd,
+        /// Who sent it, if it was paid for that.
+        relayer: EvmAddress,
         /// What a relayer got on top.
         fee: MicroUsd,
     },
@@ -185,6 +187,7 @@ fn typed(event: abi) -> HubEvent {
             account: ours(e.account),
             to: ours(e.to),
             amount: money(e.amount),
+            relayer: ours(e.relayer),
             fee: money(e.fee),
         },
     }

@@ -9,8 +9,9 @@ mod auth;
 pub mod calls;
 pub(super) mod convert;
 mod events;
+mod read;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::sol_types::SolCall;
 
 pub(super) use self::abi::signed;
@@ -18,6 +19,7 @@ use self::abi::{ChannelHub, TestUSD};
 use self::convert::{address, b256, money};
 pub use auth::{Authorization, Claim, OpenAuth, WithdrawAuth};
 pub use events::{HubEvent, HubLog};
+pub use read::HubCall;
 
 use super::digest::HubDomain;
 use super::transaction::keccak;
@@ -101,6 +103,12 @@ impl<'a> Hub<'a> {
         Ok(hub)
     }
 
+    /// The same, where the address was checked before by this process.
+    #[must_use]
+    pub const fn checked(chain: &'a dyn Chain, domain: HubDomain) -> Self {
+        Self { chain, domain }
+    }
+
     /// The address and chain.
     #[must_use]
     pub const fn domain(&self) -> HubDomain {
@@ -140,6 +148,19 @@ impl<'a> Hub<'a> {
             account: address(account),
         };
         self.ask(call).await.map(money)
+    }
+
+    /// True when a nonce of `withdrawBySig` was used.
+    ///
+    /// # Errors
+    /// When the chain cannot be asked.
+    pub async fn nonce_used(&self, account: EvmAddress, nonce: u64) -> Result<bool, ChainError> {
+        let call = ChannelHub::usedNoncesCall {
+            account: address(account),
+            word: U256::from(nonce / 256),
+        };
+        let bit = usize::try_from(nonce % 256).unwrap_or_default();
+        Ok(self.ask(call).await?.bit(bit))
     }
 
     async fn ask<C: SolCall>(&self, call: C) -> Result<C::Return, ChainError> {

@@ -8,6 +8,7 @@
 mod class;
 mod convert;
 mod pool;
+mod transport;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,12 +19,12 @@ use alloy::network::Ethereum;
 use alloy::primitives::B256;
 use alloy::providers::{Provider, RootProvider};
 use alloy::rpc::client::RpcClient;
-use alloy::transports::http::Http;
 use alloy::transports::{RpcError, TransportErrorKind, TransportResult};
 
 use self::class::sort;
 use self::convert::{block, filter, number_at, raw_log, receipt, request};
 use self::pool::{Pool, Report};
+use self::transport::{ANSWER_BYTES_MAX, Bounded};
 use super::hub::convert::address;
 use super::{
     Answer, At, Block, Call, Chain, ChainError, Fees, LogQuery, NonceAt, RawLog, Receipt, Retry,
@@ -48,6 +49,8 @@ pub struct Settings {
     pub lag_blocks_max: u64,
     /// How long a node that failed is left alone.
     pub rest_ms: u64,
+    /// Longest answer of a node that is read.
+    pub answer_bytes_max: usize,
 }
 
 impl Settings {
@@ -61,8 +64,34 @@ impl Settings {
             // Ten seconds of a rollup with a block every 2 s, a minute of a slower chain.
             lag_blocks_max: 5,
             rest_ms: 30_000,
+            answer_bytes_max: ANSWER_BYTES_MAX,
         }
     }
+}
+
+/// Asks a node which chain it serves, for a user who knows only the URL.
+///
+/// # Errors
+/// When the URL is none, or nobody answers there.
+pub async fn chain_id_of(url: &str, timeout: Duration) -> Result<u64, ChainError> {
+    let url: reqwest::Url = url
+        .parse()
+        .map_err(|error| ChainError::Refused(format!("this is no URL: {error}")))?;
+    let shown = shown(&url);
+    let client = client(timeout)?;
+    let transport = Bounded::new(client, url, ANSWER_BYTES_MAX);
+    let provider: RootProvider<Ethereum> = RootProvider::new(RpcClient::new(transport, true));
+    let answer = provider.get_chain_id().await;
+    answer.map_err(|error| sort(&shown, &error))
+}
+
+fn client(timeout: Duration) -> Result<reqwest::Client, ChainError> {
+    reqwest::Client::builder()
+        .timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .tcp_nodelay(true)
+        .build()
+        .map_err(|error| ChainError::Refused(format!("HTTP client: {error}")))
 }
 
 struct Node {
@@ -84,12 +113,7 @@ impl Rpc {
     /// When a URL is no HTTP URL, or there is none, or TLS cannot be set up.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, ChainError> {
         let refused = |why: String| ChainError::Refused(why);
-        let client = reqwest::Client::builder()
-            .timeout(settings.call_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|error| refused(format!("HTTP client: {error}")))?;
+        let client = client(settings.call_timeout)?;
         let mut nodes = vec![];
         for text in &settings.urls {
             let url: reqwest::Url = text
@@ -99,7 +123,7 @@ impl Rpc {
                 return Err(refused(format!("{} is no HTTP URL", shown(&url))));
             }
             let shown = shown(&url);
-            let transport = Http::with_client(client.clone(), url);
+            let transport = Bounded::new(client.clone(), url, settings.answer_bytes_max);
             let provider = RootProvider::new(RpcClient::new(transport, true));
             nodes.push(Node { shown, provider });
         }

@@ -12,7 +12,7 @@ mod tracker_tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use tracker::{Ask, ChainEvent, Kept, Tracker};
@@ -60,6 +60,7 @@ pub struct Watcher {
     stored_ms: UnixMs,
     late_polls: u32,
     is_caught_up: bool,
+    fault: watch::Sender<Option<String>>,
 }
 
 impl From<JournalError> for ChainError {
@@ -87,7 +88,14 @@ impl Watcher {
             stored_ms: 0,
             late_polls: 0,
             is_caught_up: false,
+            fault: watch::Sender::new(None),
         }
+    }
+
+    /// Why the chain could not be watched at the last poll of [`Self::run`]; none while it can.
+    #[must_use]
+    pub fn fault(&self) -> watch::Receiver<Option<String>> {
+        self.fault.subscribe()
     }
 
     /// Polls until `cancel`; hands events to `events`. A chain that cannot be asked is logged and
@@ -103,6 +111,9 @@ impl Watcher {
         loop {
             match self.poll().await {
                 Ok(news) => {
+                    if self.fault.send_replace(None).is_some() {
+                        tracing::info!("the chain can be watched again");
+                    }
                     for event in news {
                         if events.send(event).await.is_err() {
                             return Ok(());
@@ -114,7 +125,11 @@ impl Watcher {
                 }
                 Err(error) => {
                     self.is_caught_up = true;
-                    tracing::warn!(%error, "the chain cannot be watched now");
+                    let before = self.fault.send_replace(Some(error.to_string()));
+                    // Once is enough: an outage of an hour is one message.
+                    if before.is_none() {
+                        tracing::warn!(%error, "the chain cannot be watched now");
+                    }
                 }
             }
             let pause = if self.tracker.is_some() && !self.is_caught_up {

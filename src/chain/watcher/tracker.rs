@@ -25,6 +25,9 @@ use crate::chain::{BlockRef, ChainError};
 /// Blocks below the cursor that are kept, so that a reorg through the final height is still taken
 /// back correctly. Twice the deepest reorg that is planned for (64).
 const HISTORY_BLOCKS: u64 = 128;
+/// Ranges read in a row after which a halved range is doubled again: a node that limits its answers
+/// by their size refuses one busy stretch, not all that follows.
+const GROW_AFTER_RANGES: u32 = 8;
 
 /// An event, in the order in which it is to be entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +104,10 @@ pub struct Tracker {
     cursor: BlockRef,
     head: u64,
     safe: u64,
+    /// As configured, and as nodes want it now.
+    range_blocks_full: u64,
     range_blocks_max: u64,
+    ranges_read: u32,
     phase: Phase,
     is_paused: bool,
     events: Vec<ChainEvent>,
@@ -126,7 +132,9 @@ impl Tracker {
             cursor: base,
             head: base.number,
             safe: base.number,
+            range_blocks_full: range_blocks_max.max(1),
             range_blocks_max: range_blocks_max.max(1),
+            ranges_read: 0,
             phase: Phase::Done,
             is_paused: false,
             events: vec![],
@@ -197,7 +205,18 @@ impl Tracker {
     pub const fn shrink_range(&mut self) -> bool {
         let can = self.range_blocks_max > 1;
         self.range_blocks_max = self.range_blocks_max.div_ceil(2);
+        self.ranges_read = 0;
         can
+    }
+
+    /// Doubles a halved range after a while without complaints.
+    fn grow_range(&mut self) {
+        self.ranges_read = self.ranges_read.saturating_add(1);
+        if self.ranges_read >= GROW_AFTER_RANGES && self.range_blocks_max < self.range_blocks_full {
+            self.ranges_read = 0;
+            let doubled = self.range_blocks_max.saturating_mul(2);
+            self.range_blocks_max = doubled.min(self.range_blocks_full);
+        }
     }
 
     /// Answers [`Ask::Header`].
@@ -313,6 +332,7 @@ impl Tracker {
         if last.number != to {
             return;
         }
+        self.grow_range();
         let anchor = if is_final { self.cursor } else { self.tip() };
         if is_final {
             self.confirm(from, last, logs);

@@ -13,7 +13,7 @@ mod summary;
 pub use export::{ExportFormat, csv_summary, export};
 pub use requests::{RequestRecord, requests};
 pub use show::{ShownAttempt, ShownSignature, ShownVoucher, show};
-pub use summary::{GroupBy, Summary, SummaryRow, summary};
+pub use summary::{GroupBy, Summary, SummaryRow, summary, summary_with};
 
 use super::rows::Role;
 use crate::types::{ModelId, PeerId, UnixMs};

@@ -15,7 +15,7 @@ use crate::ledger::sums::{
     self, ACCEPTED, AUTHORISED, BILLED, COUNTS, Counts, DISPUTED, FAILED, INPUT, LOST, REPORTED,
     RollupKey, Rollups, Stretch, WRITTEN_OFF, bucket_of,
 };
-use crate::types::{MicroUsd, PeerId};
+use crate::types::{MicroUsd, PeerId, Purpose};
 
 const WHAT: &str = "sum up the ledger";
 
@@ -97,6 +97,8 @@ pub struct SummaryRow {
     pub settled_micro_usd: Option<u64>,
     /// Authorised and not yet settled; null where that has no meaning (parts of time, models).
     pub pending_micro_usd: Option<u64>,
+    /// Wei paid for gas; null where it belongs to no line (models, peers, clients).
+    pub gas_wei: Option<u64>,
 }
 
 /// A summary.
@@ -114,6 +116,7 @@ pub struct Summary {
 struct Sums {
     counts: Counts,
     settled: i64,
+    gas_wei: u64,
 }
 
 type Groups = BTreeMap<(String, Role), Sums>;
@@ -128,6 +131,21 @@ pub async fn summary(
     filter: &Filter,
     zone: &TimeZone,
 ) -> Result<Summary, LedgerError> {
+    summary_with(reader, by, filter, zone, &[]).await
+}
+
+/// The same with settlements that the ledger's tables do not name: those of a chain, whose events
+/// only a layer above can read.
+///
+/// # Errors
+/// As [`summary`].
+pub async fn summary_with(
+    reader: &Reader,
+    by: GroupBy,
+    filter: &Filter,
+    zone: &TimeZone,
+    on_chain: &[SettlementRow],
+) -> Result<Summary, LedgerError> {
     let mut filter = filter.clone();
     filter.role = filter.role.or(by.role());
     filter.since_ms = filter.since_ms.map(bucket_of);
@@ -140,14 +158,22 @@ pub async fn summary(
         sums::add(&mut group.counts, &counts);
     }
     drop(tx);
-    let settlements = settlements(reader, &filter).await?;
+    let settlements = settlements(reader, &filter, on_chain).await?;
+    let gas = gas(reader, &filter).await?;
+    for paid in &gas {
+        if let GroupBy::Day | GroupBy::Month = by {
+            let label = date_label(by, paid.at_ms, zone);
+            let group = groups.entry((label, paid.role)).or_default();
+            group.gas_wei = group.gas_wei.saturating_add(paid.wei);
+        }
+    }
     for row in &settlements {
         if let Some(label) = settlement_label(by, row, zone) {
             let group = groups.entry((label, row.role)).or_default();
             group.settled = group.settled.saturating_add(row.amount.to_i64());
         }
     }
-    Ok(lay_out(by, &filter, groups, &settlements))
+    Ok(lay_out(by, &filter, groups, &settlements, &gas))
 }
 
 /// Rollups plus the rows after the last checkpoint, both already filtered.
@@ -230,11 +256,16 @@ fn in_time(filter: &Filter, at_ms: u64) -> bool {
         && filter.until_ms.is_none_or(|until| at_ms < until)
 }
 
-async fn settlements(reader: &Reader, filter: &Filter) -> Result<Vec<SettlementRow>, LedgerError> {
-    let mut all = Vec::new();
+async fn settlements(
+    reader: &Reader,
+    filter: &Filter,
+    on_chain: &[SettlementRow],
+) -> Result<Vec<SettlementRow>, LedgerError> {
     if filter.model.is_some() {
-        return Ok(all);
+        return Ok(Vec::new());
     }
+    let mut all = on_chain.to_vec();
+    all.retain(|row| filter.role.is_none_or(|wanted| wanted == row.role));
     for role in [Role::Buy, Role::Sell] {
         if filter.role.is_none_or(|wanted| wanted == role) {
             all.extend(reader.settlements(role).await?);
@@ -242,6 +273,56 @@ async fn settlements(reader: &Reader, filter: &Filter) -> Result<Vec<SettlementR
     }
     all.retain(|row| in_time(filter, row.at_ms) && filter.peer.is_none_or(|peer| peer == row.peer));
     Ok(all)
+}
+
+/// What a transaction cost.
+struct Gas {
+    at_ms: i64,
+    role: Role,
+    wei: u64,
+}
+
+/// Gas of every transaction that is in a block now. It belongs to no model and no peer.
+async fn gas(reader: &Reader, filter: &Filter) -> Result<Vec<Gas>, LedgerError> {
+    if filter.model.is_some() || filter.peer.is_some() {
+        return Ok(Vec::new());
+    }
+    let mut conn = reader.pool.acquire().await.doing(WHAT)?;
+    let rows = sqlx::query(
+        "select o.at_ms, i.purpose, o.fee from tx_outcome o
+         join tx_intent i on i.intent = o.intent
+         where o.step in ('mined', 'reverted', 'confirmed')
+           and o.seq = (select max(seq) from tx_outcome n where n.intent = o.intent)",
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .doing(WHAT)?;
+    let mut all = Vec::new();
+    for row in rows {
+        let at_ms: i64 = row.try_get_unchecked(0).doing(WHAT)?;
+        let purpose: String = row.try_get_unchecked(1).doing(WHAT)?;
+        let paid = Gas {
+            at_ms,
+            role: gas_role(Purpose::from_word(&purpose)),
+            wei: from_i64(row.try_get_unchecked(2).doing(WHAT)?),
+        };
+        let is_wanted = filter.role.is_none_or(|role| role == paid.role);
+        if is_wanted && in_time(filter, from_i64(at_ms)) {
+            all.push(paid);
+        }
+    }
+    Ok(all)
+}
+
+/// Whose business a transaction is: the seller opens, settles and relays; the vault's owner moves
+/// its own money.
+const fn gas_role(purpose: Purpose) -> Role {
+    match purpose {
+        Purpose::Open | Purpose::TopUp | Purpose::Settle | Purpose::Close | Purpose::Relay => {
+            Role::Sell
+        }
+        _ => Role::Buy,
+    }
 }
 
 fn settlement_label(by: GroupBy, row: &SettlementRow, zone: &TimeZone) -> Option<String> {
@@ -272,7 +353,13 @@ fn date_label(by: GroupBy, at_ms: i64, zone: &TimeZone) -> String {
     }
 }
 
-fn lay_out(by: GroupBy, filter: &Filter, groups: Groups, settlements: &[SettlementRow]) -> Summary {
+fn lay_out(
+    by: GroupBy,
+    filter: &Filter,
+    groups: Groups,
+    settlements: &[SettlementRow],
+    gas: &[Gas],
+) -> Summary {
     let mut totals: BTreeMap<Role, Sums> = BTreeMap::new();
     for ((_, role), sums) in &groups {
         sums::add(&mut totals.entry(*role).or_default().counts, &sums.counts);
@@ -281,6 +368,12 @@ fn lay_out(by: GroupBy, filter: &Filter, groups: Groups, settlements: &[Settleme
         let total = totals.entry(row.role).or_default();
         total.settled = total.settled.saturating_add(row.amount.to_i64());
     }
+    for paid in gas {
+        let total = totals.entry(paid.role).or_default();
+        total.gas_wei = total.gas_wei.saturating_add(paid.wei);
+    }
+    let by_time = matches!(by, GroupBy::Day | GroupBy::Month);
+    let has_gas = filter.model.is_none() && filter.peer.is_none();
     let whole = filter.since_ms.is_none() && filter.until_ms.is_none() && filter.model.is_none();
     let by_peer = matches!(by, GroupBy::Seller | GroupBy::Buyer);
     let by_part = matches!(by, GroupBy::Model | GroupBy::Client);
@@ -288,7 +381,9 @@ fn lay_out(by: GroupBy, filter: &Filter, groups: Groups, settlements: &[Settleme
         .into_iter()
         .map(|((key, role), sums)| {
             let settled = !by_part && filter.model.is_none();
-            summary_row(key, role, &sums, settled, whole && by_peer)
+            let mut row = summary_row(key, role, &sums, settled, whole && by_peer);
+            row.gas_wei = (by_time && has_gas).then_some(sums.gas_wei);
+            row
         })
         .collect();
     if !matches!(by, GroupBy::Day | GroupBy::Month) {
@@ -297,13 +392,10 @@ fn lay_out(by: GroupBy, filter: &Filter, groups: Groups, settlements: &[Settleme
     let totals = totals
         .into_iter()
         .map(|(role, sums)| {
-            summary_row(
-                "total".to_owned(),
-                role,
-                &sums,
-                filter.model.is_none(),
-                whole,
-            )
+            let settled = filter.model.is_none();
+            let mut row = summary_row("total".to_owned(), role, &sums, settled, whole);
+            row.gas_wei = has_gas.then_some(sums.gas_wei);
+            row
         })
         .collect();
     Summary { by, rows, totals }
@@ -339,6 +431,7 @@ fn summary_row(
         authorised_micro_usd: authorised.0,
         settled_micro_usd: with_settled.then_some(settled.0),
         pending_micro_usd: with_pending.then(|| authorised.saturating_sub(settled).0),
+        gas_wei: None,
     }
 }
 

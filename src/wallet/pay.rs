@@ -1,0 +1,179 @@
+//! Carrying out what was decided, and what becomes of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::order::{Act, Order, Signing, Step};
+use super::relay::ask::Talk;
+use super::way::{OwnCall, Plan, Ready, rest_of};
+use super::{Wallet, WalletError};
+use crate::chain::hub::calls;
+use crate::chain::outbox::Request;
+use crate::types::{IntentId, MicroUsd, Step as ChainStep};
+
+/// Names something that is on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ticket {
+    /// An own transaction.
+    Intent(IntentText),
+    /// Signed calls at a relayer: done when the hub has used this nonce.
+    Nonce(u64),
+}
+
+/// 32 hex digits in JSON.
+pub type IntentText = String;
+
+/// What was sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sent {
+    /// What was decided.
+    pub plan: Plan,
+    /// One per transaction.
+    pub tickets: Vec<Ticket>,
+}
+
+/// How far a ticket is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// `waiting`, `mined`, `confirmed` or `failed`.
+    pub state: &'static str,
+    /// The transaction, once it is known here.
+    pub tx: Option<String>,
+    /// Its block.
+    pub block: Option<u64>,
+    /// Wei paid for gas.
+    pub fee_wei: Option<u64>,
+}
+
+impl Progress {
+    const WAITING: Self = Self {
+        state: "waiting",
+        tx: None,
+        block: None,
+        fee_wei: None,
+    };
+}
+
+impl Wallet {
+    /// Carries an order out; returns when everything is durable and handed over.
+    ///
+    /// # Errors
+    /// When money or gas is missing, nobody relays, or chain or ledger cannot be asked. What was
+    /// sent before stays sent: the error of a later step comes alone, `balance` shows the rest.
+    pub async fn send(&self, order: &Order) -> Result<Sent, WalletError> {
+        let (plan, ready) = self.decide(order).await?;
+        let mut tickets = vec![];
+        match ready {
+            Ready::Own(own) => {
+                for call in own {
+                    tickets.push(self.submit(call).await?);
+                }
+            }
+            Ready::Relay(talks) => {
+                for (talk, steps) in talks {
+                    tickets.push(self.relay(order, talk, &steps).await?);
+                }
+            }
+        }
+        Ok(Sent { plan, tickets })
+    }
+
+    async fn submit(&self, call: OwnCall) -> Result<Ticket, WalletError> {
+        let link = &self.0.link;
+        let request = Request {
+            to: Some(link.domain().hub),
+            data: call.data,
+            purpose: call.step.purpose(),
+            channel: call.step.channel,
+            // The owner wants it now, whatever it gains.
+            gain: MicroUsd::ZERO,
+            deadline_ms: Some(self.0.clock.now_ms()),
+        };
+        let id = link.sender().submit(request).await?;
+        Ok(Ticket::Intent(id.to_string()))
+    }
+
+    async fn relay(
+        &self,
+        order: &Order,
+        talk: Talk,
+        steps: &[Step],
+    ) -> Result<Ticket, WalletError> {
+        let signing = Signing {
+            wallet: self,
+            now_s: self.chain_now_s().await?,
+        };
+        let mut bundle = vec![];
+        let (mut to, mut amount) = (self.address(), MicroUsd::ZERO);
+        for step in steps {
+            if let Some(call) = signing.signed(step)? {
+                bundle.push(call);
+            }
+            if let Act::Withdraw(_, receiver) = &step.act {
+                to = *receiver;
+                amount = rest_of(&step.act, order, talk.quote.fee);
+            }
+        }
+        let (pay, nonce) = signing.pay(to, amount, talk.quote.relayer, talk.quote.fee);
+        bundle.push(pay);
+        self.rehearse(&bundle).await?;
+        let relayer = talk.peer;
+        let intent = talk.send(bundle).await.map_err(WalletError::Bad)?;
+        tracing::info!(%relayer, %intent, "a relayer sends a transaction for this node");
+        Ok(Ticket::Nonce(nonce))
+    }
+
+    /// Calls the bundle as the relayer would, so that what the hub refuses is said here and costs
+    /// nobody gas.
+    async fn rehearse(&self, bundle: &[Vec<u8>]) -> Result<(), WalletError> {
+        let link = &self.0.link;
+        let call = crate::chain::Call {
+            from: self.address(),
+            to: Some(link.domain().hub),
+            data: calls::multicall(bundle.to_vec()),
+            value: 0,
+        };
+        link.chain().call(call).await?;
+        Ok(())
+    }
+
+    /// How far a ticket is, as the ledger or the hub knows it.
+    ///
+    /// # Errors
+    /// When they cannot be asked.
+    pub async fn progress(&self, ticket: &Ticket) -> Result<Progress, WalletError> {
+        match ticket {
+            Ticket::Intent(text) => {
+                let id: IntentId = text
+                    .parse()
+                    .map_err(|_| WalletError::Bad(format!("`{text}` names no transaction")))?;
+                let outcomes = self.0.reader.outcomes(&id).await?;
+                let Some(last) = outcomes.last() else {
+                    return Ok(Progress::WAITING);
+                };
+                let state = match (last.step, last.succeeded) {
+                    (ChainStep::Mined, _) => "mined",
+                    (ChainStep::Confirmed, true) => "confirmed",
+                    (ChainStep::Reorged, _) => return Ok(Progress::WAITING),
+                    (ChainStep::Confirmed | ChainStep::Displaced | ChainStep::Reverted, _) => {
+                        "failed"
+                    }
+                };
+                Ok(Progress {
+                    state,
+                    tx: last.tx.map(|tx| format!("0x{tx}")),
+                    block: last.block.map(|(number, _)| number),
+                    fee_wei: Some(last.fee),
+                })
+            }
+            Ticket::Nonce(nonce) => {
+                let used = self.hub()?.nonce_used(self.address(), *nonce).await?;
+                let state = if used { "confirmed" } else { "waiting" };
+                Ok(Progress {
+                    state,
+                    ..Progress::WAITING
+                })
+            }
+        }
+    }
+}

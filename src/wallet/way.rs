@@ -1,0 +1,259 @@
+//! How an order's steps reach the chain, and what that costs.
+//!
+//! The account's own transactions, when it can pay for their gas; else signed calls through a
+//! relayer, whose fee the vault pays; else the error says how much gas money is missing.
+
+use serde::Serialize;
+
+use super::order::{Act, Order, Signing, Step};
+use super::relay::ask::Talk;
+use super::{Wallet, WalletError};
+use crate::chain::Call;
+use crate::chain::outbox::{SubmitError, first_offer, gas_cost};
+use crate::protocol::limits::RELAY_CALLS_MAX;
+use crate::protocol::relay::CallKind;
+use crate::types::{Hash32, MicroUsd};
+
+/// Gas beyond the estimate that must be affordable, in percent, as the outbox asks for.
+const GAS_HEADROOM_PERCENT: u64 = 20;
+
+/// Who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// This account, with its own gas.
+    Own,
+    /// A relayer, for a fee.
+    Relay,
+}
+
+/// What an order would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The account.
+    pub address: String,
+    /// Who sends it.
+    pub way: Way,
+    /// What is sent, in order.
+    pub steps: Vec<PlannedStep>,
+    /// Gas of all of it, where this account pays.
+    pub gas: Option<u64>,
+    /// What that costs now, in wei.
+    pub gas_wei: Option<String>,
+    /// The same in micro-USD, at the configured price of a coin.
+    pub gas_micro_usd: Option<MicroUsd>,
+    /// What the relayer takes out of the vault.
+    pub fee_micro_usd: Option<MicroUsd>,
+    /// Its account.
+    pub relayer: Option<String>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedStep {
+    /// For people.
+    pub what: String,
+    /// What for.
+    pub purpose: &'static str,
+    /// The channel it changes.
+    pub channel: Option<String>,
+    /// The contract that is called.
+    pub to: String,
+    /// Function and arguments, where this account sends them. Shown and thrown away: what is sent
+    /// later is signed anew.
+    pub calldata_hash: Option<Hash32Text>,
+}
+
+/// A hash as text in JSON.
+pub type Hash32Text = String;
+
+/// A step ready for the outbox.
+pub(super) struct OwnCall {
+    pub step: Step,
+    pub data: Vec<u8>,
+}
+
+/// Decided and ready.
+pub(super) enum Ready {
+    Own(Vec<OwnCall>),
+    /// One talk per transaction, each with its steps.
+    Relay(Vec<(Talk, Vec<Step>)>),
+}
+
+impl Wallet {
+    /// Shows what an order would send and what it would cost; sends nothing.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn plan(&self, order: &Order) -> Result<Plan, WalletError> {
+        Ok(self.decide(order).await?.0)
+    }
+
+    pub(super) async fn decide(&self, order: &Order) -> Result<(Plan, Ready), WalletError> {
+        let steps = self.steps(order).await?;
+        let signing = Signing {
+            wallet: self,
+            now_s: self.chain_now_s().await?,
+        };
+        let own: Result<Vec<OwnCall>, WalletError> = steps
+            .iter()
+            .map(|step| {
+                let data = signing.own(step)?;
+                let step = step.clone();
+                Ok(OwnCall { step, data })
+            })
+            .collect();
+        let own = own?;
+        let cost = self.cost(&own).await?;
+        if cost.has_wei >= cost.needed_wei {
+            let plan = self.planned(Way::Own, &own, Some(&cost), None);
+            return Ok((plan, Ready::Own(own)));
+        }
+        let (fee, relayer, talks) = self.relayed(steps, &cost).await?;
+        check_fee(order, fee, self).await?;
+        let plan = self.planned(Way::Relay, &own, None, Some((fee, relayer)));
+        Ok((plan, Ready::Relay(talks)))
+    }
+
+    /// What the steps cost this account itself.
+    async fn cost(&self, own: &[OwnCall]) -> Result<Cost, WalletError> {
+        let link = &self.0.link;
+        let (chain, settings) = (link.chain(), link.send_settings());
+        let mut gas = 0u64;
+        for one in own {
+            let call = Call {
+                from: self.address(),
+                to: Some(link.domain().hub),
+                data: one.data.clone(),
+                value: 0,
+            };
+            gas = gas.saturating_add(chain.estimate_gas(call).await?);
+        }
+        let fees = chain.fees().await?;
+        let offer = first_offer(fees, settings.fee_cap).ok_or(SubmitError::AboveCap)?;
+        let likely = fees.base.saturating_add(fees.priority);
+        let limit = gas.saturating_add(gas / 100 * GAS_HEADROOM_PERCENT);
+        Ok(Cost {
+            gas,
+            wei: u128::from(gas).saturating_mul(likely),
+            usd: gas_cost(gas, likely, settings.coin_price),
+            needed_wei: u128::from(limit).saturating_mul(offer.max_fee),
+            has_wei: chain.balance(self.address()).await?,
+        })
+    }
+
+    /// Finds relayers for all steps, as few transactions as they fit in.
+    async fn relayed(
+        &self,
+        steps: Vec<Step>,
+        cost: &Cost,
+    ) -> Result<(MicroUsd, String, Vec<(Talk, Vec<Step>)>), WalletError> {
+        let no = |why: &str| WalletError::Gas {
+            address: self.address(),
+            has_wei: cost.has_wei,
+            needed_wei: cost.needed_wei,
+            why: why.to_owned(),
+        };
+        let Some(relayers) = &self.0.relayers else {
+            return Err(no(
+                "send it some, or start the node: sellers send it then, for a small fee",
+            ));
+        };
+        if let Some(step) = steps.iter().find(|step| step.kind().is_none()) {
+            return Err(no(&format!("nobody else can {}", step.text)));
+        }
+        let mut talks = vec![];
+        let (mut fee, mut relayer) = (MicroUsd::ZERO, String::new());
+        // One call of each transaction pays.
+        for chunk in steps.chunks(RELAY_CALLS_MAX - 1) {
+            // The withdrawal itself pays the fee; all else needs a call that does.
+            let is_call = |kind: &CallKind| *kind != CallKind::Withdraw;
+            let kinds = chunk
+                .iter()
+                .filter_map(Step::kind)
+                .filter(is_call)
+                .collect();
+            let ask = relayers.ask_for(&self.0.link, kinds);
+            let talk = relayers
+                .talk(ask, self.0.settings.relay_fee_max)
+                .await
+                .map_err(|why| no(&why))?;
+            fee = fee.saturating_add(talk.quote.fee);
+            relayer = crate::keys::to_checksum(&talk.quote.relayer);
+            talks.push((talk, chunk.to_vec()));
+        }
+        Ok((fee, relayer, talks))
+    }
+
+    fn planned(
+        &self,
+        way: Way,
+        own: &[OwnCall],
+        cost: Option<&Cost>,
+        relay: Option<(MicroUsd, String)>,
+    ) -> Plan {
+        let hub = crate::keys::to_checksum(&self.0.link.domain().hub);
+        let hash = |data: &[u8]| -> Hash32 { crate::chain::transaction::keccak(data) };
+        let steps = own.iter().map(|one| PlannedStep {
+            what: one.step.text.clone(),
+            purpose: one.step.purpose().as_str(),
+            channel: one.step.channel.map(|id| format!("0x{id}")),
+            to: hub.clone(),
+            calldata_hash: (way == Way::Own).then(|| format!("0x{}", hash(&one.data))),
+        });
+        let (fee, relayer) = relay.unzip();
+        Plan {
+            address: crate::keys::to_checksum(&self.address()),
+            way,
+            steps: steps.collect(),
+            gas: cost.map(|cost| cost.gas),
+            gas_wei: cost.map(|cost| cost.wei.to_string()),
+            gas_micro_usd: cost.map(|cost| cost.usd),
+            fee_micro_usd: fee,
+            relayer,
+        }
+    }
+}
+
+/// A relayer is paid from the vault: it must be there, after a deposit and beside a withdrawal.
+async fn check_fee(order: &Order, fee: MicroUsd, wallet: &Wallet) -> Result<(), WalletError> {
+    let link = &wallet.0.link;
+    let free = wallet.hub()?.vault(link.token(), wallet.address()).await?;
+    let (has, wanted) = match order {
+        Order::Deposit { amount_micro_usd } => (free.saturating_add(*amount_micro_usd), fee),
+        Order::Withdraw {
+            amount_micro_usd: Some(amount),
+            ..
+        } => (free, amount.saturating_add(fee)),
+        _ => (free, fee),
+    };
+    if has < wanted || (has == wanted && matches!(order, Order::Withdraw { .. }) && has == fee) {
+        let place = "the vault, which also pays the relayer,";
+        return Err(WalletError::Funds { place, has, wanted });
+    }
+    Ok(())
+}
+
+/// What a withdrawal of everything pays out when a relayer takes its fee from the same vault.
+pub(super) const fn rest_of(act: &Act, order: &Order, fee: MicroUsd) -> MicroUsd {
+    match (act, order) {
+        (
+            Act::Withdraw(amount, _),
+            Order::Withdraw {
+                amount_micro_usd: None,
+                ..
+            },
+        ) => amount.saturating_sub(fee),
+        (Act::Withdraw(amount, _), _) => *amount,
+        _ => MicroUsd::ZERO,
+    }
+}
+
+struct Cost {
+    gas: u64,
+    wei: u128,
+    usd: MicroUsd,
+    /// At the highest fee that would be offered.
+    needed_wei: u128,
+    has_wei: u128,
+}
