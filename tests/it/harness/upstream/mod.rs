@@ -16,6 +16,7 @@ mod record;
 mod responses;
 pub mod script;
 mod serve;
+mod shape;
 mod socket;
 
 pub use models::{ListShape, ModelEntry};

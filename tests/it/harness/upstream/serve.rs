@@ -21,7 +21,7 @@ use super::ask::{Ask, Dialect};
 use super::record::Exchange;
 use super::script::{Fault, Script};
 use super::socket::Watched;
-use super::{Shared, chat, messages, models, responses};
+use super::{Shared, chat, messages, models, responses, shape};
 
 /// Numbers answers, so that no two are equal byte for byte.
 static NEXT_ANSWER: AtomicU64 = AtomicU64::new(1);
@@ -161,6 +161,11 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
             return respond(Head::new(StatusCode::OK, "text/html"), steps, Some(record));
         }
         _ => {}
+    }
+    if script.strict
+        && let Err(why) = shape::check(dialect, body)
+    {
+        return json(StatusCode::BAD_REQUEST, error(dialect, 400, &why), record);
     }
     let Some(ask) = Ask::read(dialect, body, script) else {
         return json(
