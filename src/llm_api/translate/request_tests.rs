@@ -172,6 +172,16 @@ fn edge_13_images_survive_also_in_tool_results() {
 }
 
 #[test]
+fn regression_a_media_type_cannot_end_its_string() {
+    let url = "data:image/\\\",\"x\":\"png;base64,AAAA";
+    let body = chat(json!([{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": url}}]}]));
+    let (got, _) = request(Chat, Messages, &body);
+    let source = &got["messages"][0]["content"][0]["source"];
+    assert_eq!(source, &json!({"type": "url", "url": url}));
+}
+
+#[test]
 fn edge_14_and_15_thinking_is_left_out_and_named() {
     let body = chat(json!([{"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "reasoning_content": "hm"}]));

@@ -12,6 +12,7 @@ mod ask;
 mod chat;
 mod messages;
 mod models;
+mod plain;
 mod record;
 mod responses;
 pub mod script;
