@@ -327,7 +327,7 @@ fn order(
         attempt: number,
         seller: offer.seller,
         buyer: shared.keys.identity.peer_id(),
-        path: asked.dialect.path().to_owned(),
+        path: asked.endpoint.path().to_owned(),
         model: offer.model.to_string(),
         stream: asked.stream,
         headers: asked.headers.clone(),
@@ -369,6 +369,7 @@ pub(super) fn fail(seller: PeerId, kind: FailureKind, reason: &str) -> Attempted
         seller,
         kind,
         reason: reason.to_owned(),
+        retry_after_s: None,
     })
 }
 

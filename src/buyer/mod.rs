@@ -5,7 +5,7 @@
 //! alongside) → record`.
 //!
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
-//! the sellers, `attempt` tries one, `relay` passes its answer (`whole` one that is not streamed,
+//! the sellers, `attempt` tries one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
@@ -18,6 +18,7 @@ mod books;
 pub mod budget;
 pub mod control;
 mod count_tokens;
+mod ending;
 mod market;
 mod nonces;
 mod refusal;
@@ -40,7 +41,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use asked::{Asked, dialect_of};
+use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::Budget;
 use nonces::Nonces;
@@ -54,7 +55,7 @@ use crate::http::body::Body;
 use crate::http::{request_body, server};
 use crate::keys::NodeKeys;
 use crate::ledger::Ledger;
-use crate::llm_api::{Dialect, TokenCounter};
+use crate::llm_api::{Endpoint, TokenCounter};
 use crate::network::Handle;
 use crate::payment::WindowSettings;
 use crate::payment::payer::PayerHub;
@@ -192,7 +193,8 @@ impl Buyer {
     }
 
     /// Reads the body, then answers in a task that outlives a client that hangs up.
-    async fn proxy(self, request: Request<Incoming>, dialect: Dialect) -> Response<Body> {
+    async fn proxy(self, request: Request<Incoming>, endpoint: Endpoint) -> Response<Body> {
+        let dialect = endpoint.dialect();
         let (parts, incoming) = request.into_parts();
         let body = match request_body::read_body(incoming).await {
             Ok(body) => body,
@@ -207,7 +209,7 @@ impl Buyer {
         self.shared.tasks.spawn("request", async move {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
             let now_ms = buyer.shared.clock.now_ms();
-            match Asked::parse(dialect, &parts.headers, body, now_ms) {
+            match Asked::parse(endpoint, &parts.headers, body, now_ms) {
                 Ok(asked) => buyer.serve(Arc::new(asked), &mut sink).await,
                 Err(error) => {
                     Refusal::bad_request(error.to_string())
@@ -294,6 +296,13 @@ impl Buyer {
         if route.all_barred_for(Barred::Context) {
             return Refusal::context_too_long(asked.prefill_tokens(256, 0));
         }
+        if route.asks_too_much() {
+            return Refusal::bad_request(format!(
+                "no seller of `{}` can do this: {}; GET /v1/models says what each model can do",
+                asked.model,
+                route.reasons()
+            ));
+        }
         let other_dialect = |b: &&Barred| matches!(b, Barred::Dialect | Barred::Untranslatable);
         let mut fitting = route.barred.iter().filter(|b| !other_dialect(b)).peekable();
         if let (None, Some(why)) = (fitting.peek(), &route.untranslatable) {
@@ -332,7 +341,7 @@ impl Buyer {
                     .await;
             };
             sink.header("x-souk-attempts", &number.to_string());
-            let order = candidate.translated.as_ref().unwrap_or(&asked);
+            let order = candidate.order.as_ref().unwrap_or(&asked);
             sink.header("x-souk-dropped", &order.dropped.join(", "));
             let deadline = attempt_deadline(all, index + 1 < count);
             match attempt::run(shared, order, candidate, number, deadline, sink).await {
@@ -358,9 +367,9 @@ impl server::Handler for Buyer {
     fn handle(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
         let path = request.uri().path();
         if request.method() == Method::POST
-            && let Some(dialect) = dialect_of(request.uri())
+            && let Some(endpoint) = endpoint_of(request.uri())
         {
-            return self.clone().proxy(request, dialect).boxed();
+            return self.clone().proxy(request, endpoint).boxed();
         }
         if request.method() == Method::POST && count_tokens::is_asked(path) {
             return count_tokens::answer(self.shared.counter.clone(), request).boxed();

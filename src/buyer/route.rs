@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use super::asked::Asked;
+use super::asked::{Asked, OutputLimit};
 use crate::discovery::OfferBook;
-use crate::llm_api::Dialect;
 use crate::llm_api::translate::TranslateError;
+use crate::llm_api::{Dialect, Endpoint};
 use crate::payment::payer::PayerHub;
 use crate::protocol::offer::{Capabilities, SignedOffer};
 use crate::types::{MicroUsd, PeerId};
@@ -41,8 +41,9 @@ pub struct Policy {
 #[derive(Clone)]
 pub(super) struct Candidate {
     pub offer: Arc<SignedOffer>,
-    /// The request in the seller's dialect, when that is not the client's.
-    pub translated: Option<Arc<Asked>>,
+    /// The request as this seller takes it, when that is not as the client wrote it: in its
+    /// dialect, without parameters that its upstream does not know.
+    pub order: Option<Arc<Asked>>,
     /// Known before the work, at the input price.
     pub prefill: MicroUsd,
     /// The most this request can cost here.
@@ -56,6 +57,14 @@ pub(super) enum Barred {
     Dialect,
     /// Speaks another dialect, and this request cannot be carried over.
     Untranslatable,
+    /// Has no tools.
+    Tools,
+    /// Takes no images.
+    Vision,
+    /// Has no structured output.
+    Json,
+    /// Answers shorter than the request's limit.
+    Output,
     Price,
     Policy,
     Context,
@@ -77,13 +86,29 @@ pub(super) struct Route {
 impl Candidate {
     /// True when the translation leaves something out.
     fn is_lossy(&self) -> bool {
-        self.translated
+        self.order
             .as_ref()
             .is_some_and(|order| !order.dropped.is_empty())
+    }
+    /// True when the seller speaks another dialect.
+    fn is_translated(&self) -> bool {
+        self.order
+            .as_ref()
+            .is_some_and(|order| order.way_back.is_some())
     }
 }
 
 impl Route {
+    /// True when nothing but what the request asks for bars every seller: waiting will not help.
+    pub fn asks_too_much(&self) -> bool {
+        let beyond = |b: &Barred| {
+            matches!(
+                b,
+                Barred::Dialect | Barred::Tools | Barred::Vision | Barred::Json | Barred::Output
+            )
+        };
+        self.candidates.is_empty() && !self.barred.is_empty() && self.barred.iter().all(beyond)
+    }
     /// True when every seller was barred for `why`.
     pub fn all_barred_for(&self, why: Barred) -> bool {
         self.candidates.is_empty()
@@ -96,8 +121,12 @@ impl Route {
 pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &PayerHub) -> Route {
     let mut route = Route::default();
     for offer in book.offers(&asked.model).iter() {
-        let order = in_its_dialect(asked, offer, &mut route.untranslatable);
-        let fits = order.and_then(|order| candidate(asked, order, policy, book, payer, offer));
+        let order = able(asked, offer)
+            .and_then(|()| in_its_dialect(asked, offer, &mut route.untranslatable));
+        let fits = order.and_then(|order| {
+            let order = filtered(asked, order, offer.offer.caps);
+            candidate(asked, order, policy, book, payer, offer)
+        });
         match fits {
             Ok(candidate) => route.candidates.push(candidate),
             Err(barred) => {
@@ -111,7 +140,7 @@ pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &Pa
     let pinned = asked.seller.or(policy.seller);
     route.candidates.sort_by_cached_key(|c| {
         let seller = c.offer.offer.seller;
-        let translated = c.translated.is_some();
+        let translated = c.is_translated();
         // A native seller is as good or better at the same cost, and better than a lossy way.
         (
             Some(seller) != pinned,
@@ -124,6 +153,36 @@ pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &Pa
     route
 }
 
+/// Whether the model can do what the request asks for at all.
+fn able(asked: &Asked, signed: &SignedOffer) -> Result<(), Barred> {
+    let (offer, view) = (&signed.offer, &asked.view);
+    let caps = offer.caps;
+    if view.has_tools && !caps.contains(Capabilities::TOOLS) {
+        return Err(Barred::Tools);
+    }
+    if view.image_count > 0 && !caps.may_see() {
+        return Err(Barred::Vision);
+    }
+    if view.response_format_json && !caps.contains(Capabilities::JSON) {
+        return Err(Barred::Json);
+    }
+    // A translated limit is cut to what the seller gives; bytes that pass keep theirs.
+    let too_long = offer.max_output > 0
+        && view
+            .max_tokens
+            .is_some_and(|asked| asked > u64::from(offer.max_output));
+    if too_long && speaks(caps, asked.dialect) {
+        return Err(Barred::Output);
+    }
+    Ok(())
+}
+
+/// The request without what the seller's upstream does not take.
+fn filtered(asked: &Asked, order: Option<Arc<Asked>>, caps: Capabilities) -> Option<Arc<Asked>> {
+    let cut = order.as_deref().unwrap_or(asked).filtered(caps);
+    cut.map(Arc::new).or(order)
+}
+
 /// The request in the seller's dialect: `None` where that is the client's own.
 fn in_its_dialect(
     asked: &Asked,
@@ -131,13 +190,22 @@ fn in_its_dialect(
     why_not: &mut Option<TranslateError>,
 ) -> Result<Option<Arc<Asked>>, Barred> {
     let offer = &signed.offer;
-    if speaks(offer.caps, asked.dialect) {
+    if serves(offer.caps, asked.endpoint) {
         return Ok(None);
+    }
+    if !matches!(asked.endpoint, Endpoint::Dialect(_)) {
+        return Err(Barred::Dialect);
     }
     let Some(dialect) = dialects(offer.caps).into_iter().next() else {
         return Err(Barred::Dialect);
     };
-    let made = asked.translated(dialect, output_limit(asked, offer.max_output));
+    let most = (offer.max_output > 0).then_some(u64::from(offer.max_output));
+    let required = output_limit(asked, offer.max_output);
+    let limit = OutputLimit {
+        required: most.map_or(required, |most| required.min(most)),
+        most,
+    };
+    let made = asked.translated(dialect, limit);
     made.map(Some).map_err(|error| {
         why_not.get_or_insert(error);
         Barred::Untranslatable
@@ -146,7 +214,7 @@ fn in_its_dialect(
 
 fn candidate(
     asked: &Asked,
-    translated: Option<Arc<Asked>>,
+    order: Option<Arc<Asked>>,
     policy: &Policy,
     book: &OfferBook,
     payer: &PayerHub,
@@ -168,8 +236,8 @@ fn candidate(
         return Err(Barred::Price);
     }
     // The order's own body is what is paid for.
-    let order = translated.as_deref().unwrap_or(asked);
-    let input = order.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
+    let body = order.as_deref().unwrap_or(asked);
+    let input = body.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
     // The prefill over-estimates text by about a third: only a clear excess is refused here.
     if offer.context > 0 && input / 2 > u64::from(offer.context) {
         return Err(Barred::Context);
@@ -203,7 +271,7 @@ fn candidate(
     let expected = offer.price.cost_in_out(input, output.min(OUTPUT_EXPECTED));
     Ok(Candidate {
         offer: Arc::clone(signed),
-        translated,
+        order,
         prefill,
         max_cost,
         expected,
@@ -223,6 +291,14 @@ fn output_limit(asked: &Asked, offered: u32) -> u64 {
         .map_or(offered, |asked| asked.min(offered.max(OUTPUT_UNKNOWN)))
 }
 
+fn serves(caps: Capabilities, endpoint: Endpoint) -> bool {
+    match endpoint {
+        Endpoint::Dialect(dialect) => speaks(caps, dialect),
+        Endpoint::Completions => caps.contains(Capabilities::COMPLETIONS),
+        Endpoint::Embeddings => caps.contains(Capabilities::EMBEDDINGS),
+    }
+}
+
 fn speaks(caps: Capabilities, dialect: Dialect) -> bool {
     caps.contains(match dialect {
         Dialect::Chat => Capabilities::DIALECT_CHAT,
@@ -240,7 +316,11 @@ impl Route {
             (Barred::Unreachable, "not reachable"),
             (Barred::Credit, "without credit left"),
             (Barred::Context, "with too short a context"),
-            (Barred::Dialect, "in another dialect"),
+            (Barred::Dialect, "not serving this path"),
+            (Barred::Tools, "without tools"),
+            (Barred::Vision, "without images"),
+            (Barred::Json, "without structured output"),
+            (Barred::Output, "with too short answers"),
             (Barred::Untranslatable, "in a dialect that cannot carry it"),
         ];
         let parts: Vec<String> = counted

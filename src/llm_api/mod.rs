@@ -43,12 +43,13 @@ pub mod translate;
 pub mod usage;
 mod vocabulary;
 
-pub use dialect::Dialect;
+pub use dialect::{Dialect, Endpoint};
 pub use json::{JSON_DEPTH_MAX, JsonError};
 pub use meter::{AnswerMeter, COLLECTED_TEXT_BYTES_MAX};
 pub use request::{RequestError, RequestView, conversation_key, prefill_tokens};
 pub use splice::{
-    inject_include_usage, insert_usage, rewrite_answer_model, rewrite_model, splice_cost,
+    inject_include_usage, insert_usage, remove_members, rewrite_answer_model, rewrite_model,
+    splice_cost,
 };
 pub use sse::{EVENT_BYTES_MAX, EventSplitter, SseError};
 pub use tokens::{Margin, TokenCount, TokenCounter};

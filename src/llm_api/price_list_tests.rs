@@ -24,7 +24,7 @@ fn openrouters_prices_become_integers() {
         })
     );
     assert_eq!((m.context, m.max_output), (Some(128_000), Some(16_384)));
-    assert!(m.vision && !m.has_request_fee);
+    assert!(m.vision == Some(true) && !m.has_request_fee && !m.embeddings);
     assert_eq!((m.tools, m.json), (Some(true), Some(false)));
 }
 

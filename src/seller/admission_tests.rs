@@ -59,7 +59,7 @@ fn model(id: &str) -> ModelForSale {
         },
         context: 0,
         max_output: 0,
-        vision: false,
+        can: crate::protocol::offer::Capabilities::TOOLS,
     }
 }
 

@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use std::sync::Arc;
 
 use crate::keys::Identity;
-use crate::llm_api::Dialect;
+use crate::llm_api::{Dialect, Endpoint};
 use crate::protocol::offer::{Capabilities, Modes, Offer, SignedOffer};
 use crate::types::{Hash32, ModelId, PriceTable, UnixMs};
 
@@ -33,8 +33,8 @@ pub struct ModelForSale {
     pub context: u32,
     /// Longest output in tokens; 0 = unknown.
     pub max_output: u32,
-    /// Takes images.
-    pub vision: bool,
+    /// What it can do, paths aside.
+    pub can: Capabilities,
 }
 
 /// What does not differ between this seller's offers.
@@ -103,7 +103,8 @@ impl Catalogue {
                 continue;
             }
             let model = models.iter().find(|m| m.id == offer.model);
-            let withdrawn = model.is_none() || !offer.caps.contains(dialect_bit(frame.dialect));
+            let served = model.map(|m| paths(frame.dialect, m.can));
+            let withdrawn = !served.is_some_and(|paths| offer.caps.contains(paths));
             let upstream_id = model.map_or_else(String::new, |m| m.upstream_id.clone());
             by_hash.entry(signed.hash).or_insert_with(|| {
                 Arc::new(Sold {
@@ -177,12 +178,7 @@ impl Catalogue {
     }
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
-        let mut caps = dialect_bit(frame.dialect)
-            .union(Capabilities::TOOLS)
-            .union(Capabilities::JSON);
-        if model.vision {
-            caps = caps.union(Capabilities::VISION);
-        }
+        let caps = model.can.union(paths(frame.dialect, model.can));
         let seller = self.identity.peer_id();
         Offer {
             not_after: now_ms.saturating_add(OFFER_LIFE_MS),
@@ -205,6 +201,28 @@ impl Catalogue {
     }
 }
 
+/// The paths of a model: an OpenAI-compatible upstream serves the two older ones too, and one that
+/// makes vectors nothing else.
+fn paths(dialect: Dialect, can: Capabilities) -> Capabilities {
+    if can.contains(Capabilities::EMBEDDINGS) {
+        return Capabilities::EMBEDDINGS;
+    }
+    match dialect {
+        Dialect::Chat => dialect_bit(dialect).union(Capabilities::COMPLETIONS),
+        Dialect::Messages | Dialect::Responses => dialect_bit(dialect),
+    }
+}
+
+/// True when the offer is for that path.
+#[must_use]
+pub fn serves(offer: &Offer, endpoint: Endpoint) -> bool {
+    offer.caps.contains(match endpoint {
+        Endpoint::Dialect(dialect) => dialect_bit(dialect),
+        Endpoint::Completions => Capabilities::COMPLETIONS,
+        Endpoint::Embeddings => Capabilities::EMBEDDINGS,
+    })
+}
+
 const fn dialect_bit(dialect: Dialect) -> Capabilities {
     match dialect {
         Dialect::Chat => Capabilities::DIALECT_CHAT,
@@ -224,7 +242,7 @@ mod tests {
             price: PriceTable::default(),
             context: 0,
             max_output: 0,
-            vision: false,
+            can: Capabilities::TOOLS,
         }
     }
 

@@ -147,7 +147,7 @@ async fn the_requests_own_fault_is_passed_on_and_tried_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_hangs_up_stops_the_upstream_at_once() {
+async fn edge_20_a_client_that_hangs_up_stops_the_upstream_at_once() {
     for dialect in Dialect::ALL {
         // In the middle of a stream, and while nothing has come yet.
         let market = Market::start_alone(dialect, vec![paced()]).await;

@@ -182,6 +182,8 @@ fn joined<'t>(texts: &[&'t [u8]]) -> Vec<&'t [u8]> {
 }
 
 #[cfg(test)]
+mod answer_tests;
+#[cfg(test)]
 mod request_tests;
 #[cfg(test)]
 mod responses_tests;

@@ -230,7 +230,10 @@ pub fn data_uri(url: &[u8]) -> Option<(Text<'_>, Text<'_>)> {
     let media = head.strip_suffix(b";base64")?;
     let media = media.split(|b| *b == b';').next()?;
     // `\/` is how some writers escape a slash.
-    let media = Cow::Owned(unescape(media).into_owned().into_bytes());
+    let media = unescape(media).into_owned().into_bytes();
+    // What is no media type could end the string that it is written into.
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/+.-_".contains(b);
+    let media = media.iter().all(plain).then_some(Cow::Owned(media))?;
     Some((media, Cow::Borrowed(data.get(1..)?)))
 }
 
