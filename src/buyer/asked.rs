@@ -6,10 +6,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 
+use super::names::Names;
+use crate::discovery::OfferBook;
 use crate::llm_api::translate::{self, TranslateError, WayBack};
 use crate::llm_api::{self, Dialect, Endpoint, RequestError, RequestView, headers};
 use crate::protocol::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
 use crate::protocol::offer::Capabilities;
+use crate::router::Prefer;
 use crate::types::{MicroUsd, ModelId, PeerId, RequestId, UnixMs};
 
 /// Longest label of a client kept in the ledger, characters.
@@ -41,6 +44,8 @@ pub(super) struct Asked {
     pub max_cost: Option<MicroUsd>,
     /// A preferred seller.
     pub seller: Option<PeerId>,
+    /// What this request looks for.
+    pub prefer: Option<Prefer>,
     at_ms: UnixMs,
     translations: Mutex<Vec<Translation>>,
 }
@@ -84,6 +89,7 @@ impl Asked {
         };
         let max_cost = souk_header(client_headers, "x-souk-max-cost-usd")?;
         let seller = souk_header(client_headers, "x-souk-seller")?;
+        let prefer = souk_header(client_headers, "x-souk-prefer")?;
         Ok(Self {
             id: RequestId::generate(now_ms),
             endpoint,
@@ -97,11 +103,20 @@ impl Asked {
             client: client_label(client_headers),
             max_cost,
             seller,
+            prefer,
             body,
             view,
             at_ms: now_ms,
             translations: Mutex::default(),
         })
+    }
+
+    /// The same, for the model that the client means.
+    pub fn meaning(mut self, names: &Names, book: &OfferBook) -> Self {
+        let meaning = names.resolve(&self.model, |model| !book.offers(model).is_empty());
+        self.model = meaning.model;
+        self.prefer = self.prefer.or(meaning.prefer);
+        self
     }
 
     /// The dialect in which the client is answered.
@@ -201,6 +216,7 @@ impl Asked {
             client: self.client.clone(),
             max_cost: self.max_cost,
             seller: self.seller,
+            prefer: self.prefer,
             at_ms: self.at_ms,
             translations: Mutex::default(),
         }

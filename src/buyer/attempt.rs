@@ -17,6 +17,7 @@ use super::refusal::{AttemptFailure, FailureKind};
 use super::relay;
 use super::route::Candidate;
 use super::sink::ClientSink;
+use super::trial::Trial;
 use super::wire::{OrderWire, Silence};
 use crate::ledger::{OpenRow, Role, Row};
 use crate::network::Protocol;
@@ -55,12 +56,13 @@ pub(super) async fn run(
     asked: &Arc<Asked>,
     candidate: &Candidate,
     number: u32,
+    trial: &Trial,
     deadline: Instant,
     sink: &mut ClientSink,
 ) -> Attempted {
     let seller = candidate.offer.offer.seller;
     for round in 0..2 {
-        match once(shared, asked, candidate, number, deadline, sink).await {
+        match once(shared, asked, candidate, number, trial, deadline, sink).await {
             Ok(done) => return done,
             Err(code) if round == 0 => {
                 tracing::debug!(%seller, code = code.as_str(), "same seller once more");
@@ -78,6 +80,7 @@ async fn once(
     asked: &Arc<Asked>,
     candidate: &Candidate,
     number: u32,
+    trial: &Trial,
     deadline: Instant,
     sink: &mut ClientSink,
 ) -> Result<Attempted, PeerErrorCode> {
@@ -116,7 +119,7 @@ async fn once(
     if let Err(PaymentError::CreditExhausted) = pair.begin(&open, window) {
         return Ok(fail(seller, FailureKind::Credit, "credit_exhausted"));
     }
-    let books = Books::begin(shared, asked, candidate, &pair, &open);
+    let books = Books::begin(shared, asked, candidate, &pair, &open, trial);
     if let Err(error) = shared.ledger.submit(vec![Row::Open(open)]).await {
         books.void(&error.to_string(), 0);
         return Ok(fail(seller, FailureKind::Broken, "ledger"));

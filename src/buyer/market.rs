@@ -122,7 +122,7 @@ fn per_token(micro_usd_per_million: u64) -> String {
         .to_string()
 }
 
-fn ok(value: &Value) -> Response<Body> {
+pub(super) fn ok(value: &Value) -> Response<Body> {
     response(StatusCode::OK, value.to_string())
 }
 

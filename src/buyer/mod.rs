@@ -4,8 +4,9 @@
 //! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
 //! alongside) → record`.
 //!
-//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
-//! the sellers, `attempt` tries one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
+//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] gates
+//! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
+//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
@@ -16,10 +17,14 @@ mod asked;
 mod attempt;
 mod books;
 pub mod budget;
+mod check;
+mod choosing;
 pub mod control;
 mod count_tokens;
 mod ending;
+mod explain;
 mod market;
+pub mod names;
 mod nonces;
 mod refusal;
 mod relay;
@@ -27,6 +32,7 @@ pub mod route;
 mod sellers;
 mod sink;
 mod streams;
+mod trial;
 mod upstream_error;
 mod whole;
 mod wire;
@@ -44,11 +50,14 @@ use tokio::time::Instant;
 use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::Budget;
+use choosing::Choosing;
+use names::Names;
 use nonces::Nonces;
-use refusal::{AttemptFailure, Refusal};
+use refusal::Refusal;
 use route::{Barred, Policy, Route};
 use sink::ClientSink;
 use streams::KeptStreams;
+use trial::Trial;
 
 use crate::discovery::{Found, OfferBook};
 use crate::http::body::Body;
@@ -60,11 +69,13 @@ use crate::network::Handle;
 use crate::payment::WindowSettings;
 use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
+use crate::router::Router;
 use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 
-/// Attempts at sellers for one client request.
-const ATTEMPTS_MAX: usize = 3;
+/// Attempts at sellers for one client request: three sellers, and when these were all, the best of
+/// them once more.
+const ATTEMPTS_MAX: u32 = 4;
 /// A request for an unknown model waits this long for background discovery.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 
@@ -94,6 +105,8 @@ pub struct Settings {
     pub windows: WindowSettings,
     /// What the user accepts.
     pub policy: Policy,
+    /// The user's own names for models.
+    pub names: Names,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// A wallet's permission for this node's key, sent with every head.
@@ -118,6 +131,8 @@ pub struct Parts {
     pub tasks: Tasks,
     /// What may be spent.
     pub budget: Budget,
+    /// Chooses among sellers.
+    pub router: Router,
     /// Counts tokens.
     pub counter: TokenCounter,
     /// Answers everything that is no model request.
@@ -140,6 +155,7 @@ struct Shared {
     tasks: Tasks,
     settings: Settings,
     budget: Budget,
+    router: Router,
     counter: TokenCounter,
     control: Arc<dyn server::Handler>,
     nonces: Nonces,
@@ -160,6 +176,7 @@ impl Buyer {
             clock,
             tasks,
             budget,
+            router,
             counter,
             control,
         } = parts;
@@ -175,6 +192,7 @@ impl Buyer {
             tasks,
             settings,
             budget,
+            router,
             counter,
             control,
             nonces,
@@ -210,7 +228,11 @@ impl Buyer {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
             let now_ms = buyer.shared.clock.now_ms();
             match Asked::parse(endpoint, &parts.headers, body, now_ms) {
-                Ok(asked) => buyer.serve(Arc::new(asked), &mut sink).await,
+                Ok(asked) => {
+                    let shared = &buyer.shared;
+                    let asked = asked.meaning(&shared.settings.names, &shared.book);
+                    buyer.serve(Arc::new(asked), &mut sink).await;
+                }
                 Err(error) => {
                     Refusal::bad_request(error.to_string())
                         .send(&mut sink, dialect)
@@ -304,7 +326,8 @@ impl Buyer {
             ));
         }
         let other_dialect = |b: &&Barred| matches!(b, Barred::Dialect | Barred::Untranslatable);
-        let mut fitting = route.barred.iter().filter(|b| !other_dialect(b)).peekable();
+        let barred = route.barred.iter().map(|(_, barred)| barred);
+        let mut fitting = barred.filter(|b| !other_dialect(b)).peekable();
         if let (None, Some(why)) = (fitting.peek(), &route.untranslatable) {
             return Refusal::bad_request(why.to_string());
         }
@@ -318,23 +341,16 @@ impl Buyer {
         ))
     }
 
-    /// Tries candidates in order until one answers or the attempts are used up.
+    /// Tries one candidate after the other, each time the router's choice, until one answers or the
+    /// attempts are used up.
     async fn attempt_each(&self, asked: Arc<Asked>, route: Route, sink: &mut ClientSink) {
         let shared = &self.shared;
         let all = Instant::now() + shared.settings.timeouts.all_attempts;
-        let mut failures = Vec::new();
-        let mut candidates: Vec<_> = route.candidates.iter().take(ATTEMPTS_MAX).collect();
-        if let [only] = candidates.as_slice() {
-            // A lone seller that restarted is found again on a fresh connection.
-            candidates.push(only);
-        }
-        let count = candidates.len();
-        for (index, candidate) in candidates.into_iter().enumerate() {
-            let again = index > 0 && route.candidates.len() == 1;
-            if again && !failures.iter().any(AttemptFailure::was_silent) {
+        let mut choosing = Choosing::new(shared, &asked, &route);
+        for number in 1..=ATTEMPTS_MAX {
+            let Some(candidate) = choosing.next() else {
                 break;
-            }
-            let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
+            };
             let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
                 return Refusal::budget_exceeded(&shared.budget.reset())
                     .send(sink, asked.dialect)
@@ -343,8 +359,9 @@ impl Buyer {
             sink.header("x-souk-attempts", &number.to_string());
             let order = candidate.order.as_ref().unwrap_or(&asked);
             sink.header("x-souk-dropped", &order.dropped.join(", "));
-            let deadline = attempt_deadline(all, index + 1 < count);
-            match attempt::run(shared, order, candidate, number, deadline, sink).await {
+            let trial = Trial::begin(&shared.router, &asked, candidate);
+            let deadline = attempt_deadline(all, choosing.has_more(number));
+            match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
                 Attempted::Done => return,
                 Attempted::Failed(failure) => {
                     tracing::info!(
@@ -353,13 +370,12 @@ impl Buyer {
                         reason = failure.reason,
                         "attempt failed"
                     );
-                    failures.push(failure);
+                    trial.failed_as(failure.kind);
+                    choosing.failed(failure);
                 }
             }
         }
-        Refusal::exhausted(&failures)
-            .send(sink, asked.dialect)
-            .await;
+        choosing.refusal().send(sink, asked.dialect).await;
     }
 }
 
@@ -373,6 +389,11 @@ impl server::Handler for Buyer {
         }
         if request.method() == Method::POST && count_tokens::is_asked(path) {
             return count_tokens::answer(self.shared.counter.clone(), request).boxed();
+        }
+        if request.method() == Method::GET
+            && let Some(answer) = explain::answer(&self.shared, request.uri())
+        {
+            return std::future::ready(answer).boxed();
         }
         if request.method() == Method::GET
             && let Some(answer) = market::models(&self.shared, path, request.headers())

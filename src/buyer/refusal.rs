@@ -27,13 +27,6 @@ pub(super) struct AttemptFailure {
     pub retry_after_s: Option<u64>,
 }
 
-impl AttemptFailure {
-    /// The seller said nothing in time.
-    pub fn was_silent(&self) -> bool {
-        self.kind == FailureKind::Timeout
-    }
-}
-
 /// What a failure says about the final status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {

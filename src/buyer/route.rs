@@ -1,9 +1,8 @@
-//! Which sellers, in which order: gates first, then the least cost of this request.
+//! Which sellers may serve a request at all: the gates before any score.
 //!
-//! Cheapest first with price caps; a preferred seller goes first but is only a preference. A seller of
-//! another dialect comes after a native one at the same cost, and after all of them when the
-//! translation leaves something out. Every
-//! seller that a gate refuses keeps its reason, so that the client can be told.
+//! Price caps, permission, what the model can do, dialect, context, credit, reach. Every seller that
+//! a gate refuses keeps its reason, so that the client can be told. Who of the rest is asked is
+//! [`crate::router`]'s choice, attempt by attempt.
 
 use std::sync::Arc;
 
@@ -13,12 +12,11 @@ use crate::llm_api::translate::TranslateError;
 use crate::llm_api::{Dialect, Endpoint};
 use crate::payment::payer::PayerHub;
 use crate::protocol::offer::{Capabilities, SignedOffer};
+use crate::router::{Entry, Prefer};
 use crate::types::{MicroUsd, PeerId};
 
 /// Output assumed when neither the request nor the offer limits it, tokens.
 const OUTPUT_UNKNOWN: u64 = 8_192;
-/// Output expected of an answer when comparing prices, tokens.
-const OUTPUT_EXPECTED: u64 = 512;
 
 /// What the user accepts.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +27,8 @@ pub struct Policy {
     pub max_price_out: Option<u64>,
     /// Tried first.
     pub seller: Option<PeerId>,
+    /// What is looked for when the request does not say.
+    pub prefer: Prefer,
     /// When not empty, only these.
     pub allow: Vec<PeerId>,
     /// Never these.
@@ -48,7 +48,12 @@ pub(super) struct Candidate {
     pub prefill: MicroUsd,
     /// The most this request can cost here.
     pub max_cost: MicroUsd,
-    expected: MicroUsd,
+    /// Input, estimated from the client's own body.
+    pub input_tokens: u64,
+    /// The most output it can have here.
+    pub output_max: u64,
+    /// A channel with room is open.
+    has_channel: bool,
 }
 
 /// Why a seller was not chosen.
@@ -72,11 +77,11 @@ pub(super) enum Barred {
     Unreachable,
 }
 
-/// The candidates in order, and why the others are none.
+/// The candidates, and why the others are none.
 #[derive(Default)]
 pub(super) struct Route {
     pub candidates: Vec<Candidate>,
-    pub barred: Vec<Barred>,
+    pub barred: Vec<(PeerId, Barred)>,
     /// Sellers that fit and are set aside because they did not answer.
     pub set_aside: Vec<PeerId>,
     /// Why the request cannot be carried over.
@@ -84,6 +89,18 @@ pub(super) struct Route {
 }
 
 impl Candidate {
+    /// What the router needs to know of it.
+    pub fn entry(&self) -> Entry {
+        Entry {
+            seller: self.offer.offer.seller,
+            price: self.offer.offer.price,
+            open_fee: MicroUsd::ZERO,
+            has_channel: self.has_channel,
+            prefill: self.prefill,
+            is_lossy: self.is_lossy(),
+            is_translated: self.is_translated(),
+        }
+    }
     /// True when the translation leaves something out.
     fn is_lossy(&self) -> bool {
         self.order
@@ -107,17 +124,19 @@ impl Route {
                 Barred::Dialect | Barred::Tools | Barred::Vision | Barred::Json | Barred::Output
             )
         };
-        self.candidates.is_empty() && !self.barred.is_empty() && self.barred.iter().all(beyond)
+        self.candidates.is_empty()
+            && !self.barred.is_empty()
+            && self.barred.iter().all(|(_, barred)| beyond(barred))
     }
     /// True when every seller was barred for `why`.
     pub fn all_barred_for(&self, why: Barred) -> bool {
         self.candidates.is_empty()
             && !self.barred.is_empty()
-            && self.barred.iter().all(|barred| *barred == why)
+            && self.barred.iter().all(|(_, barred)| *barred == why)
     }
 }
 
-/// Gates and orders the offers of the model.
+/// Gates the offers of the model.
 pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &PayerHub) -> Route {
     let mut route = Route::default();
     for offer in book.offers(&asked.model).iter() {
@@ -133,23 +152,10 @@ pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &Pa
                 if barred == Barred::Unreachable {
                     route.set_aside.push(offer.offer.seller);
                 }
-                route.barred.push(barred);
+                route.barred.push((offer.offer.seller, barred));
             }
         }
     }
-    let pinned = asked.seller.or(policy.seller);
-    route.candidates.sort_by_cached_key(|c| {
-        let seller = c.offer.offer.seller;
-        let translated = c.is_translated();
-        // A native seller is as good or better at the same cost, and better than a lossy way.
-        (
-            Some(seller) != pinned,
-            c.is_lossy(),
-            c.expected,
-            translated,
-            seller.to_bytes(),
-        )
-    });
     route
 }
 
@@ -267,14 +273,15 @@ fn candidate(
         return Err(Barred::Unreachable);
     }
     // By the client's own body, so that a translation's few bytes decide nothing.
-    let input = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
-    let expected = offer.price.cost_in_out(input, output.min(OUTPUT_EXPECTED));
+    let input_tokens = asked.prefill_tokens(offer.tokens_per_kib, offer.image_tokens);
     Ok(Candidate {
         offer: Arc::clone(signed),
         order,
         prefill,
         max_cost,
-        expected,
+        input_tokens,
+        output_max: output,
+        has_channel: headroom.is_some(),
     })
 }
 
@@ -310,26 +317,49 @@ fn speaks(caps: Capabilities, dialect: Dialect) -> bool {
 impl Route {
     /// Counts of what barred the sellers, for the client's message.
     pub fn reasons(&self) -> String {
-        let counted = [
-            (Barred::Price, "above the price cap"),
-            (Barred::Policy, "not allowed"),
-            (Barred::Unreachable, "not reachable"),
-            (Barred::Credit, "without credit left"),
-            (Barred::Context, "with too short a context"),
-            (Barred::Dialect, "not serving this path"),
-            (Barred::Tools, "without tools"),
-            (Barred::Vision, "without images"),
-            (Barred::Json, "without structured output"),
-            (Barred::Output, "with too short answers"),
-            (Barred::Untranslatable, "in a dialect that cannot carry it"),
-        ];
+        let counted = Barred::ALL.map(|why| {
+            let of = self.barred.iter().filter(|(_, barred)| *barred == why);
+            (of.count(), why.text())
+        });
         let parts: Vec<String> = counted
             .iter()
-            .map(|(why, text)| (self.barred.iter().filter(|b| *b == why).count(), text))
             .filter(|(count, _)| *count > 0)
             .map(|(count, text)| format!("{count} {text}"))
             .collect();
         parts.join(", ")
+    }
+}
+
+impl Barred {
+    const ALL: [Self; 11] = [
+        Self::Price,
+        Self::Policy,
+        Self::Unreachable,
+        Self::Credit,
+        Self::Context,
+        Self::Dialect,
+        Self::Tools,
+        Self::Vision,
+        Self::Json,
+        Self::Output,
+        Self::Untranslatable,
+    ];
+
+    /// For people, after a number or a seller's name.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Price => "above the price cap",
+            Self::Policy => "not allowed",
+            Self::Unreachable => "not reachable",
+            Self::Credit => "without credit left",
+            Self::Context => "with too short a context",
+            Self::Dialect => "not serving this path",
+            Self::Tools => "without tools",
+            Self::Vision => "without images",
+            Self::Json => "without structured output",
+            Self::Output => "with too short answers",
+            Self::Untranslatable => "in a dialect that cannot carry it",
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod chain;
 mod demo;
 pub mod deploy;
 pub mod purse;
+mod routing;
 mod sell;
 
 use base::Base;

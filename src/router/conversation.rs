@@ -1,9 +1,8 @@
 //! Which seller holds a conversation's prompt in its upstream's cache.
 //!
 //! Clients send no session header and rewrite what they retry, so a conversation is known by what
-//! stays: model, beginning of the system prompt, first user message.
+//! stays: model, beginning of the system prompt, first message (`llm_api::conversation_key`).
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -11,32 +10,16 @@ use lru::LruCache;
 use super::number::real;
 use super::observation::Answered;
 use super::settings::Settings;
-use crate::types::{ModelId, PeerId, UnixMs};
+use crate::types::{PeerId, UnixMs};
 
 /// Conversations remembered; those without a turn for longest go first.
 const CONVERSATIONS_MAX: usize = 16_384;
-/// Bytes of the system prompt that tell conversations apart: more would not, and some clients put a
-/// date behind it.
-const SYSTEM_PREFIX_BYTES: usize = 1_024;
 /// Weight of the newest turn in the share of hits.
 const HIT_STEP: f64 = 0.5;
 
-/// A conversation.
+/// A conversation: a hash of what stays the same in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConversationKey(u64);
-
-impl ConversationKey {
-    /// The key of a conversation.
-    #[must_use]
-    pub fn new(model: &ModelId, system: &[u8], first_user: &[u8]) -> Self {
-        let mut hasher = DefaultHasher::new();
-        model.as_str().hash(&mut hasher);
-        let prefix = system.get(..SYSTEM_PREFIX_BYTES).unwrap_or(system);
-        prefix.hash(&mut hasher);
-        first_user.hash(&mut hasher);
-        Self(hasher.finish())
-    }
-}
+pub struct ConversationKey(pub u64);
 
 struct Turn {
     seller: PeerId,
@@ -110,10 +93,7 @@ mod tests {
     #[test]
     fn the_holder_is_whoever_answered_last_until_the_cache_is_cold() {
         let settings = Settings::default();
-        let model = ModelId::new("m");
-        let key = ConversationKey::new(&model, b"system", b"hello");
-        assert_eq!(key, ConversationKey::new(&model, b"system", b"hello"));
-        assert_ne!(key, ConversationKey::new(&model, b"system", b"hullo"));
+        let key = ConversationKey(1);
         let mut conversations = Conversations::default();
         assert!(conversations.holder(key, 0, &settings).is_none());
         let (first, second) = (PeerId::random(), PeerId::random());

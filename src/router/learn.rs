@@ -18,20 +18,22 @@ const LENGTH_TAU_MS: u64 = 24 * 3_600_000;
 const LENGTH_STEP_MIN: f64 = 0.05;
 
 impl Router {
-    /// An offer of this seller was seen: its age counts from here.
-    pub fn meet(&self, seller: &PeerId) {
+    /// Offers of these sellers were seen: the age of those that are new counts from here.
+    pub fn meet<'a>(&self, sellers: impl IntoIterator<Item = &'a PeerId>) {
         let now_ms = self.now_ms();
         let mut state = self.inner.state.lock();
-        state.make_room();
-        let new = || SellerRecord::new(now_ms);
-        state.sellers.entry(*seller).or_insert_with(new);
+        for seller in sellers {
+            if !state.sellers.contains_key(seller) {
+                state.make_room();
+                state.sellers.insert(*seller, SellerRecord::new(now_ms));
+            }
+        }
     }
 
     /// An attempt goes out with `exposure` at stake. To be followed by [`Self::observe`].
     pub fn begin(&self, seller: &PeerId, exposure: MicroUsd) {
         let now_ms = self.now_ms();
         let mut state = self.inner.state.lock();
-        state.make_room();
         let new = || SellerRecord::new(now_ms);
         let record = state.sellers.entry(*seller).or_insert_with(new);
         record.breaker.ask(now_ms);
@@ -215,8 +217,13 @@ impl Market {
     }
 }
 
-/// Whether a seller is remembered; for tests and reports.
 impl Router {
+    /// True when a seller is judged by its own record.
+    #[must_use]
+    pub fn is_proven(&self, seller: &PeerId) -> bool {
+        let record = self.record(seller);
+        record.is_some_and(|record| record.is_proven(self.now_ms(), &self.inner.settings))
+    }
     /// What is known of a seller, for people.
     #[must_use]
     pub fn record(&self, seller: &PeerId) -> Option<SellerRecord> {

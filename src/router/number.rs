@@ -19,10 +19,10 @@ pub fn micro_usd(amount: MicroUsd) -> f64 {
     real(amount.0)
 }
 
-/// The middle value; the upper one of two. `None` without any. Reorders `values`.
+/// The middle value; the lower one of two. `None` without any. Reorders `values`.
 #[must_use]
 pub fn median(values: &mut [f64]) -> Option<f64> {
-    let middle = values.len() / 2;
+    let middle = values.len().saturating_sub(1) / 2;
     if values.is_empty() {
         return None;
     }
@@ -40,7 +40,7 @@ mod tests {
             assert_eq!(real(n), n as f64);
         }
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&mut [2.0, 1.0]), Some(2.0));
+        assert_eq!(median(&mut [2.0, 1.0]), Some(1.0));
         assert_eq!(median(&mut []), None);
     }
 }

@@ -49,9 +49,9 @@ pub enum Outcome {
 /// A whole answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Answered {
-    /// First token after, s.
-    pub ttft_s: f64,
-    /// From the first token to the end, s.
+    /// First token after, s; none for an answer that came in one piece.
+    pub ttft_s: Option<f64>,
+    /// From the first token to the end, s; of an answer in one piece all of it.
     pub writing_s: f64,
     /// Input tokens, all kinds.
     pub input_tokens: u64,

@@ -149,8 +149,9 @@ impl ModelRecord {
     /// Takes a good answer's times and costs in.
     pub fn answer(&mut self, answer: &Answered, now_ms: UnixMs, settings: &Settings) {
         let (tau, step) = (settings.latency_tau_ms, settings.latency_step_min);
-        if let Some(ttft) = self.ttft.get_mut(size_of(answer.input_tokens)) {
-            ttft.observe(answer.ttft_s, now_ms, tau, step);
+        let ttft = self.ttft.get_mut(size_of(answer.input_tokens));
+        if let (Some(ttft), Some(seconds)) = (ttft, answer.ttft_s) {
+            ttft.observe(seconds, now_ms, tau, step);
         }
         if answer.writing_s > 0.0 && answer.output_tokens > 1 {
             let speed = real(answer.output_tokens) / answer.writing_s;

@@ -19,6 +19,31 @@ pub enum Prefer {
     Fast,
 }
 
+impl Prefer {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cheap => "cheap",
+            Self::Balanced => "balanced",
+            Self::Fast => "fast",
+        }
+    }
+}
+
+impl std::str::FromStr for Prefer {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "cheap" => Ok(Self::Cheap),
+            "balanced" => Ok(Self::Balanced),
+            "fast" => Ok(Self::Fast),
+            _ => Err(()),
+        }
+    }
+}
+
 /// Every constant of the score, the newcomers' rules and the breaker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {

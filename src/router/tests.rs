@@ -43,7 +43,7 @@ fn entry(seller: PeerId, price: u64) -> Entry {
 
 fn good() -> Answered {
     Answered {
-        ttft_s: 0.5,
+        ttft_s: Some(0.5),
         writing_s: 4.0,
         input_tokens: 1_000,
         cached_tokens: 0,
@@ -86,7 +86,7 @@ impl World {
     /// A seller with a day of good answers.
     fn proven(&self) -> PeerId {
         let seller = PeerId::random();
-        self.router.meet(&seller);
+        self.router.meet([&seller]);
         self.clock.advance(DAY);
         for _ in 0..30 {
             self.end(seller, Outcome::Good(good()));
@@ -138,7 +138,7 @@ fn who_answers_faster_may_cost_more_when_speed_matters() {
     let (quick, slow) = (world.proven(), world.proven());
     for _ in 0..40 {
         let late = Answered {
-            ttft_s: 2.0,
+            ttft_s: Some(2.0),
             writing_s: 8.0,
             ..good()
         };
@@ -160,7 +160,7 @@ fn who_answers_faster_may_cost_more_when_speed_matters() {
 fn a_newcomer_gains_nothing_by_undercutting() {
     let world = world();
     let (known, new) = (world.proven(), PeerId::random());
-    world.router.meet(&new);
+    world.router.meet([&new]);
     // The known one was a newcomer itself today.
     world.clock.advance(DAY);
     let share = |price| {
@@ -280,7 +280,7 @@ fn a_conversation_stays_where_its_cache_is_while_that_is_cheaper() {
     let world = world();
     let (a, b) = (world.proven(), world.proven());
     let entries = [entry(a, 1_100_000), entry(b, 1_000_000)];
-    let key = ConversationKey::new(&world.model, b"s", b"u");
+    let key = ConversationKey(1);
     let long = Answered {
         input_tokens: 50_000,
         ..good()

@@ -16,6 +16,7 @@ mod harness;
 mod sim;
 
 mod chain;
+mod choosing;
 mod concurrency;
 mod crash;
 mod dialects;
@@ -27,8 +28,8 @@ mod guard;
 mod lifecycle;
 mod market;
 mod money;
-mod onchain;
 mod offers;
+mod onchain;
 mod overbilling;
 mod replay;
 mod responses;

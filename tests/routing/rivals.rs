@@ -41,7 +41,6 @@ pub struct Souk {
     now_ms: u64,
     model: ModelId,
     prefer: Prefer,
-    seed: u64,
 }
 
 impl Souk {
@@ -54,7 +53,6 @@ impl Souk {
             now_ms: 0,
             model: ModelId::new("m"),
             prefer,
-            seed,
         }
     }
 }
@@ -68,7 +66,7 @@ impl Rule for Souk {
         }
     }
     fn meet(&mut self, peer: PeerId) {
-        self.router.meet(&peer);
+        self.router.meet([&peer]);
     }
     fn tick(&mut self, at_ms: u64) {
         self.clock.advance(at_ms - self.now_ms);
@@ -122,7 +120,7 @@ impl Rule for Souk {
             },
             Some(answer) => {
                 let answered = Answered {
-                    ttft_s: answer.ttft_s,
+                    ttft_s: Some(answer.ttft_s),
                     writing_s: served.seconds - answer.ttft_s,
                     input_tokens: request.input,
                     cached_tokens: 0,
@@ -196,6 +194,7 @@ macro_rules! rule {
     ($name:ident, $text:literal, $self:ident, $request:ident, $sellers:ident, $tried:ident, $body:block) => {
         pub struct $name {
             book: Book,
+            #[allow(dead_code, reason = "some rules draw nothing")]
             rng: SmallRng,
         }
         impl $name {

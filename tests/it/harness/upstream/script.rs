@@ -70,6 +70,8 @@ pub enum Fault {
     CutAfter(usize),
     /// It answers with an error status in the dialect's shape.
     Status(u16),
+    /// It answers this share of requests with a 500, in percent, at random.
+    Flaky { percent: u32 },
     /// It answers 429 and says when to come back.
     RateLimited { retry_after_s: u64 },
     /// It answers 200 with JSON that ends in the middle.

@@ -163,7 +163,15 @@ fn infer(
     record: Record,
     rewrite: fn(Bytes) -> Bytes,
 ) -> Response<Body> {
+    let flaky = match script.fault {
+        Fault::Flaky { percent } => rand::random_ratio(percent, 100),
+        _ => false,
+    };
     match script.fault {
+        _ if flaky => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return json(status, error(dialect, 500, "a bad moment"), record);
+        }
         Fault::Status(code) => {
             let status = StatusCode::from_u16(code).unwrap();
             return json(
