@@ -11,7 +11,7 @@ use super::Shared;
 use super::asked::Asked;
 use super::choosing;
 use super::market::ok;
-use super::route::{self, Candidate};
+use super::route::Candidate;
 use crate::http::body::Body;
 use crate::http::control;
 use crate::llm_api::{Dialect, Endpoint};
@@ -40,7 +40,7 @@ fn explain(shared: &Shared, model: &str) -> Value {
         return json!({ "model": model, "sellers": [] });
     };
     let asked = asked.meaning(&shared.settings.names, &shared.book);
-    let route = route::route(&asked, &shared.settings.policy, &shared.book, &shared.payer);
+    let route = shared.route(&asked);
     let ask = choosing::ask(shared, &asked, &route.candidates);
     let entries: Vec<Entry> = route.candidates.iter().map(Candidate::entry).collect();
     let explained = shared.router.explain(&ask, &entries);

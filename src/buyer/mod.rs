@@ -30,6 +30,7 @@ mod refusal;
 mod relay;
 pub mod route;
 mod sellers;
+mod shelves;
 mod sink;
 mod streams;
 mod trial;
@@ -55,6 +56,7 @@ use names::Names;
 use nonces::Nonces;
 use refusal::Refusal;
 use route::{Barred, Policy, Route};
+use shelves::Shelves;
 use sink::ClientSink;
 use streams::KeptStreams;
 use trial::Trial;
@@ -76,6 +78,8 @@ use crate::types::{Clock, PeerId};
 /// Attempts at sellers for one client request: three sellers, and when these were all, the best of
 /// them once more.
 const ATTEMPTS_MAX: u32 = 4;
+/// Tokens in a KiB of text, where no offer says it.
+const TOKENS_PER_KIB: u16 = 256;
 /// A request for an unknown model waits this long for background discovery.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 
@@ -160,6 +164,7 @@ struct Shared {
     control: Arc<dyn server::Handler>,
     nonces: Nonces,
     streams: KeptStreams,
+    shelves: Shelves,
     in_flight: AtomicU64,
 }
 
@@ -182,6 +187,7 @@ impl Buyer {
         } = parts;
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
         let streams = KeptStreams::default();
+        let shelves = Shelves::new(router.clone(), book.clone(), Arc::clone(&clock));
         let shared = Shared {
             book,
             payer,
@@ -197,6 +203,7 @@ impl Buyer {
             control,
             nonces,
             streams,
+            shelves,
             in_flight,
         };
         Self {
@@ -280,10 +287,9 @@ impl Buyer {
                 ));
             }
         }
-        let policy = &shared.settings.policy;
-        let mut route = route::route(asked, policy, &shared.book, &shared.payer);
+        let mut route = shared.route(asked);
         if route.candidates.is_empty() && self.reach(&route.set_aside).await {
-            route = route::route(asked, policy, &shared.book, &shared.payer);
+            route = shared.route(asked);
         }
         if !route.candidates.is_empty() {
             return Ok(route);
@@ -316,7 +322,7 @@ impl Buyer {
 
     fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {
         if route.all_barred_for(Barred::Context) {
-            return Refusal::context_too_long(asked.prefill_tokens(256, 0));
+            return Refusal::context_too_long(asked.prefill_tokens(TOKENS_PER_KIB, 0));
         }
         if route.asks_too_much() {
             return Refusal::bad_request(format!(
@@ -376,6 +382,17 @@ impl Buyer {
             }
         }
         choosing.refusal().send(sink, asked.dialect).await;
+    }
+}
+
+impl Shared {
+    /// The sellers that may serve a request.
+    fn route(&self, asked: &Asked) -> Route {
+        let policy = &self.settings.policy;
+        let tokens = asked.prefill_tokens(TOKENS_PER_KIB, 0);
+        let prefer = asked.prefer.unwrap_or(policy.prefer);
+        let shelf = self.shelves.get(&asked.model, tokens, prefer, &self.tasks);
+        route::route(asked, policy, &self.book, &self.payer, shelf.as_deref())
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::asked::{Asked, OutputLimit};
+use super::shelves::Shelf;
 use crate::discovery::OfferBook;
 use crate::llm_api::translate::TranslateError;
 use crate::llm_api::{Dialect, Endpoint};
@@ -136,26 +137,36 @@ impl Route {
     }
 }
 
-/// Gates the offers of the model.
-pub(super) fn route(asked: &Asked, policy: &Policy, book: &OfferBook, payer: &PayerHub) -> Route {
+/// Gates the offers of the model: those at the front of its `shelf`, or all of them.
+pub(super) fn route(
+    asked: &Asked,
+    policy: &Policy,
+    book: &OfferBook,
+    payer: &PayerHub,
+    shelf: Option<&Shelf>,
+) -> Route {
     let mut route = Route::default();
-    for offer in book.offers(&asked.model).iter() {
+    let mut gate = |offer: &Arc<SignedOffer>| {
         let order = able(asked, offer)
             .and_then(|()| in_its_dialect(asked, offer, &mut route.untranslatable));
         let fits = order.and_then(|order| {
             let order = filtered(asked, order, offer.offer.caps);
             candidate(asked, order, policy, book, payer, offer)
         });
-        match fits {
-            Ok(candidate) => route.candidates.push(candidate),
-            Err(barred) => {
-                if barred == Barred::Unreachable {
-                    route.set_aside.push(offer.offer.seller);
-                }
-                route.barred.push((offer.offer.seller, barred));
+        let seller = offer.offer.seller;
+        fits.map_err(|barred| {
+            if barred == Barred::Unreachable {
+                route.set_aside.push(seller);
             }
-        }
-    }
+            route.barred.push((seller, barred));
+        })
+        .ok()
+    };
+    let offers = book.offers(&asked.model);
+    route.candidates = match shelf {
+        Some(shelf) => shelf.fitting(gate),
+        None => offers.iter().filter_map(&mut gate).collect(),
+    };
     route
 }
 

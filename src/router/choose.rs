@@ -113,6 +113,7 @@ struct View<'a> {
 
 static NO_MARKET: Market = Market {
     ttft_s: [None; super::record::SIZES_COUNT],
+    ttft_p90_s: [None; super::record::SIZES_COUNT],
     speed: None,
     billing: None,
 };

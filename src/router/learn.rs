@@ -12,6 +12,8 @@ use rand::RngExt;
 
 /// Sellers remembered; those not asked for longest are forgotten first.
 pub(super) const SELLERS_MAX: usize = 10_000;
+/// Medians over so few sellers are computed after each answer: a buyer's first requests need them.
+const SMALL_MARKET: usize = 16;
 /// Time in which an answer's usual length and cost are forgotten, ms: a day's work is alike.
 const LENGTH_TAU_MS: u64 = 24 * 3_600_000;
 /// Least weight of a new length.
@@ -134,11 +136,14 @@ impl State {
             return;
         };
         model_record.answer(answered, now_ms, settings);
+        let over = over_billing(model_record, model.market.billing, answered, settings);
         let cost = micro_usd(answered.cost).max(1.0);
         model
             .cost
             .observe(cost, now_ms, LENGTH_TAU_MS, LENGTH_STEP_MIN);
-        let over = over_billing(model_record, model.market.billing, answered, settings);
+        if model.records.len() <= SMALL_MARKET {
+            model.market = Market::of(model);
+        }
         if let (Some(factor), Some(record)) = (over, self.sellers.get_mut(&seen.seller)) {
             let reason = format!("billed {factor:.2} times its answers by our own count");
             tracing::warn!(seller = %seen.seller, reason, "seller set aside");
@@ -209,8 +214,13 @@ impl Market {
         for (size, slot) in ttft_s.iter_mut().enumerate() {
             *slot = over(&|record| record.ttft_s(size));
         }
+        let mut ttft_p90_s = [None; SIZES_COUNT];
+        for (size, slot) in ttft_p90_s.iter_mut().enumerate() {
+            *slot = over(&|record| record.ttft_p90_s(size));
+        }
         Self {
             ttft_s,
+            ttft_p90_s,
             speed: over(&|record| record.speed.typical()),
             billing: over(&ModelRecord::billing),
         }

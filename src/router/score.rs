@@ -14,6 +14,8 @@ use crate::types::{PeerId, UnixMs};
 pub struct Market {
     /// Median of the first token by input size, s.
     pub ttft_s: [Option<f64>; super::record::SIZES_COUNT],
+    /// Median of what nine of ten first tokens take, by input size, s.
+    pub ttft_p90_s: [Option<f64>; super::record::SIZES_COUNT],
     /// Median speed, tokens/s.
     pub speed: Option<f64>,
     /// Median of billed ÷ own count.
@@ -107,8 +109,10 @@ impl Known<'_> {
                 let median = self.market.speed;
                 median.map_or(settings.tokens_per_s, |median| median / factor)
             });
+        let usual = self.market.ttft_p90_s.get(size).copied().flatten();
         let p90 = self.model.and_then(|model| model.ttft_p90_s(size));
-        let fail_s = p90.unwrap_or(settings.fail_s).min(self.ask.deadline_s);
+        let p90 = p90.or(usual).unwrap_or(settings.fail_s);
+        let fail_s = p90.min(self.ask.deadline_s);
         (ttft + self.output / speed.max(0.1), fail_s)
     }
 
