@@ -48,6 +48,9 @@ pub struct RoutingSection {
     /// or this share of the last seven days' spend, if that is more.
     #[serde(with = "opt_percent")]
     pub exploration_share: Option<u32>,
+    /// How often a newcomer is asked for its own sake, while newcomers are good.
+    #[serde(with = "opt_percent")]
+    pub exploration_chance: Option<u32>,
     /// Billing above the own count that sets a seller aside,
     #[serde(with = "opt_percent")]
     pub quarantine_above: Option<u32>,
@@ -84,6 +87,7 @@ impl Default for RoutingSection {
             credit_max: MicroUsd(5_000_000),
             exploration_min: MicroUsd(50_000),
             exploration_share: Some(200),
+            exploration_chance: Some(500),
             quarantine_above: Some(2_500),
             quarantine_requests: 10,
             quarantine: Duration::from_secs(7 * 24 * 3_600),
@@ -115,6 +119,7 @@ impl RoutingSection {
             credit_max: micro_usd(self.credit_max.max(self.credit_start)),
             exploration_min: micro_usd(self.exploration_min),
             exploration_share: share(self.exploration_share, 0.0),
+            exploration_chance: share(self.exploration_chance, 0.0),
             bootstrap_loss_max,
             quarantine_factor: 1.0 + share(self.quarantine_above, f64::INFINITY),
             quarantine_requests: self.quarantine_requests,

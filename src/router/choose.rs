@@ -13,10 +13,6 @@ use super::score::{Known, Market, Score, list_cost};
 use super::{Ask, Entry, Inner, ModelState, Router, State};
 use crate::types::{ModelId, PeerId, UnixMs};
 
-/// A seller that is asked although its breaker is open, because there is nobody else, is asked this
-/// often at most, ms.
-const LAST_RESORT_MS: u64 = 2_000;
-
 /// Who is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -60,6 +56,9 @@ impl Router {
             return least_cost(&scores, &fit, view.ask.pinned);
         }
         let prior = view.prior(&state.newcomers);
+        if rng.random::<f64>() < view.exploration_chance(&state.newcomers) {
+            view.explore(&mut scores, &mut fit);
+        }
         for score in &mut scores {
             let quality = record_of(&state.models, ask.model, &score.seller)
                 .map_or_else(Quality::default, |record| record.quality);
@@ -160,11 +159,19 @@ impl<'a> View<'a> {
         });
         let allowed: Vec<_> = allowed.collect();
         let all_lossy = allowed.iter().all(|(_, entry)| entry.is_lossy);
-        allowed
+        let allowed = allowed
             .into_iter()
-            .filter(|(_, entry)| all_lossy || !entry.is_lossy)
-            .map(|(index, _)| index)
-            .collect()
+            .filter(|(_, e)| all_lossy || !e.is_lossy);
+        let allowed: Vec<_> = allowed.collect();
+        let price = |entry: &Entry| (entry.price.input, entry.price.output);
+        let native = allowed.iter().filter(|(_, entry)| !entry.is_translated);
+        let native = native.map(|(_, entry)| price(entry)).min();
+        // A translation has nothing for itself but its price.
+        let is_worth_it = |entry: &Entry| {
+            !entry.is_translated || native.is_none_or(|native| price(entry) < native)
+        };
+        let fit = allowed.iter().filter(|(_, entry)| is_worth_it(entry));
+        fit.map(|(index, _)| *index).collect()
     }
 
     /// Whether a newcomer may be asked: beside proven sellers within the budget for newcomers and
@@ -181,17 +188,35 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Those whose only fault is that they kept failing: better than nobody, now and then.
+    /// Those whose only fault is that they kept failing: better than nobody.
     fn last_resort(&self, entries: &[Entry], tried: &[PeerId]) -> Vec<usize> {
         let resort = entries.iter().enumerate().filter(|(_, entry)| {
             let record = self.sellers.get(&entry.seller);
-            let rested = record.is_some_and(|record| {
-                self.now_ms.saturating_sub(record.asked_ms) >= LAST_RESORT_MS
-                    && record.capacity.has_room()
-            });
-            matches!(self.skip(entry, tried), Some(Skip::Breaker(_))) && rested
+            let has_room = record.is_some_and(|record| record.capacity.has_room());
+            matches!(self.skip(entry, tried), Some(Skip::Breaker(_))) && has_room
         });
         resort.map(|(index, _)| index).collect()
+    }
+
+    /// With a small chance newcomers alone, as long as none is dearer than usual: else a good one
+    /// beside better known sellers would never be asked. The chance falls with what newcomers were
+    /// worth of late. A conversation is not torn from its cache for this.
+    fn explore(&self, scores: &mut Vec<Score>, fit: &mut Vec<usize>) {
+        let holds_cache = scores.iter().any(|score| score.holds_cache);
+        let costs = scores.iter().filter(|score| score.proven);
+        let usual = median(&mut costs.map(|score| score.list_cost).collect::<Vec<_>>());
+        let (Some(usual), false, None) = (usual, holds_cache, self.ask.pinned) else {
+            return;
+        };
+        let is_new = |score: &Score| !score.proven && score.list_cost <= usual;
+        if !scores.iter().any(is_new) {
+            return;
+        }
+        let keep: Vec<bool> = scores.iter().map(is_new).collect();
+        let mut kept = keep.iter();
+        scores.retain(|_| kept.next().is_some_and(|keep| *keep));
+        let mut kept = keep.iter();
+        fit.retain(|_| kept.next().is_some_and(|keep| *keep));
     }
 
     fn skip(&self, entry: &Entry, tried: &[PeerId]) -> Option<Skip> {
@@ -278,6 +303,16 @@ impl<'a> View<'a> {
 
     fn is_unknown(&self, scores: &[Score]) -> bool {
         scores.iter().all(|score| score.observed == 0)
+    }
+
+    /// How often a newcomer is asked for its own sake.
+    fn exploration_chance(&self, newcomers: &Quality) -> f64 {
+        let worth = newcomers.mean(
+            self.inner.settings.quality_prior,
+            self.now_ms,
+            &self.inner.settings,
+        );
+        self.inner.settings.exploration_chance * worth.powi(3)
     }
 
     /// What a newcomer is expected to be: no better than newcomers were.

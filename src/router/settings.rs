@@ -115,6 +115,9 @@ pub struct Settings {
     pub exploration_min: f64,
     /// … or this share of a day's mean spend over the last week.
     pub exploration_share: f64,
+    /// How often a newcomer is asked for its own sake beside proven sellers, while newcomers are
+    /// good.
+    pub exploration_chance: f64,
     /// Prepayment that newcomers may lose in a day while nobody is proven, micro-USD.
     pub bootstrap_loss_max: MicroUsd,
 
@@ -170,6 +173,7 @@ impl Default for Settings {
             credit_max: 5_000_000.0,
             exploration_min: 50_000.0,
             exploration_share: 0.02,
+            exploration_chance: 0.05,
             bootstrap_loss_max: MicroUsd(1_000_000),
             breaker_in_a_row: 3,
             breaker_pause_ms: 30 * SECOND_MS,

@@ -212,10 +212,8 @@ fn a_seller_that_keeps_failing_is_left_alone_and_asked_once_more_later() {
     assert_eq!(world.shares(&world.ask(), &entries), [0, 1_000]);
     let skip = world.router.explain(&world.ask(), &entries);
     assert!(matches!(skip[0], Err(Skip::Breaker(_))) && skip[1].is_ok());
-    // With nobody else it is asked all the same, but not again and again.
+    // With nobody else it is asked all the same.
     let only = &entries[..1];
-    assert!(world.router.choose(&world.ask(), only, &[]).is_none());
-    world.clock.advance(2_000);
     assert!(world.router.choose(&world.ask(), only, &[]).is_some());
     world.clock.advance(40_000);
     assert!(world.router.explain(&world.ask(), &entries)[0].is_ok());
@@ -313,6 +311,16 @@ fn a_pinned_seller_comes_first_while_it_may_be_asked() {
     };
     assert_eq!(world.shares(&ask, &entries), [1_000, 0]);
     assert_eq!(world.router.choose(&ask, &entries, &[a]).unwrap().index, 1);
+}
+
+#[test]
+fn a_translation_has_nothing_for_itself_but_its_price() {
+    let world = world();
+    let mut entries = [1_000_000, 1_000_000].map(|price| entry(world.proven(), price));
+    entries[0].is_translated = true;
+    assert_eq!(world.shares(&world.ask(), &entries), [0, 1_000]);
+    entries[0].price.output /= 4;
+    assert!(world.shares(&world.ask(), &entries)[0] > 900);
 }
 
 #[test]

@@ -155,7 +155,9 @@ async fn edge_23_back_off_and_rate_limits_reach_the_client_and_another_seller_is
                         .set(Script::failing(fault).key(UPSTREAM_KEY));
                 }
             };
+            let first = market.sellers[0].node.peer_id();
             let request = client.request("Say something.", true);
+            let request = request.header("x-souk-seller", first);
             for fault in [Fault::Status(529), Fault::RateLimited { retry_after_s: 7 }] {
                 set(fault, Fault::None);
                 let response = market.send(&request).await;
