@@ -13,6 +13,10 @@ use super::score::{Known, Market, Score, list_cost};
 use super::{Ask, Entry, Inner, ModelState, Router, State};
 use crate::types::{ModelId, PeerId, UnixMs};
 
+/// How steeply the chance of newcomers falls with what they were worth: at half of the prior it is
+/// a sixty-fourth.
+const WORTH_POWER: i32 = 6;
+
 /// Who is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
@@ -198,9 +202,8 @@ impl<'a> View<'a> {
         resort.map(|(index, _)| index).collect()
     }
 
-    /// With a small chance newcomers alone, as long as none is dearer than usual: else a good one
-    /// beside better known sellers would never be asked. The chance falls with what newcomers were
-    /// worth of late. A conversation is not torn from its cache for this.
+    /// Newcomers alone, none dearer than usual: else a good one beside better known sellers would
+    /// never be asked. A conversation is not torn from its cache for this.
     fn explore(&self, scores: &mut Vec<Score>, fit: &mut Vec<usize>) {
         let holds_cache = scores.iter().any(|score| score.holds_cache);
         let costs = scores.iter().filter(|score| score.proven);
@@ -263,13 +266,15 @@ impl<'a> View<'a> {
                     now_ms: self.now_ms,
                     settings,
                 };
-                let list = list_cost(entry, input, held, self.output, settings);
+                let list = list_cost(entry, input, 0.0, self.output, settings);
+                let saved = list - list_cost(entry, input, held, self.output, settings);
                 let (latency_s, fail_s) = known.seconds();
                 Score {
                     seller: entry.seller,
                     total: 0.0,
                     list_cost: list,
-                    cost: list,
+                    saved,
+                    cost: list - saved,
                     billing: known.billing(),
                     latency_s,
                     fail_s,
@@ -297,7 +302,7 @@ impl<'a> View<'a> {
             return;
         };
         for score in scores.iter_mut().filter(|score| !score.proven) {
-            score.cost = score.list_cost.max(usual);
+            score.cost = score.list_cost.max(usual) - score.saved;
         }
     }
 
@@ -305,14 +310,12 @@ impl<'a> View<'a> {
         scores.iter().all(|score| score.observed == 0)
     }
 
-    /// How often a newcomer is asked for its own sake.
+    /// How often a newcomer is asked for its own sake: much less where newcomers were bad of late.
     fn exploration_chance(&self, newcomers: &Quality) -> f64 {
-        let worth = newcomers.mean(
-            self.inner.settings.quality_prior,
-            self.now_ms,
-            &self.inner.settings,
-        );
-        self.inner.settings.exploration_chance * worth.powi(3)
+        let settings = &self.inner.settings;
+        let worth = newcomers.mean(settings.quality_prior, self.now_ms, settings);
+        let worth = (worth / settings.quality_prior).min(1.0);
+        settings.exploration_chance * worth.powi(WORTH_POWER)
     }
 
     /// What a newcomer is expected to be: no better than newcomers were.
@@ -336,7 +339,7 @@ fn least_cost(scores: &[Score], fit: &[usize], pinned: Option<PeerId>) -> Option
     let best = scores.iter().zip(fit).min_by(|(a, _), (b, _)| {
         let pin = |score: &Score| Some(score.seller) != pinned;
         (pin(a).cmp(&pin(b)))
-            .then(a.list_cost.total_cmp(&b.list_cost))
+            .then(a.cost.total_cmp(&b.cost))
             .then(a.in_flight.cmp(&b.in_flight))
     });
     best.map(|(score, index)| Choice {

@@ -31,7 +31,9 @@ pub struct Score {
     pub total: f64,
     /// List cost of this request, micro-USD.
     pub list_cost: f64,
-    /// The cost that counts: newcomers gain nothing by undercutting.
+    /// What the seller's cache of this conversation saves, micro-USD.
+    pub saved: f64,
+    /// The cost that counts: newcomers gain nothing by undercutting, a cache is saved by all.
     pub cost: f64,
     /// Factor for billing above the own count.
     pub billing: f64,

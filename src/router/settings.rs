@@ -149,7 +149,7 @@ impl Default for Settings {
             quality_half_life_ms: 6 * HOUR_MS,
             quality_prior: 0.7,
             quality_prior_weight: 4.0,
-            quality_evidence_max: 50.0,
+            quality_evidence_max: 100.0,
             latency_tau_ms: 10 * MINUTE_MS,
             latency_step_min: 0.1,
             latency_prior_factor: 1.25,

@@ -4,13 +4,15 @@
 //! then its load, report, open and audit; a stream between two nodes on loopback. Figures to
 //! compare before and after a change on one machine; nothing here passes or fails.
 //!
-//! `cargo bench --bench parts -- [text|ledger|links]…`
+//! `cargo bench --bench parts -- [text|router|ledger|links]…`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(
     clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::as_conversions
 )]
+
+mod router;
 
 use std::hint::black_box;
 use std::path::Path;
@@ -56,6 +58,9 @@ fn main() {
         .unwrap();
     if wanted("text") {
         text();
+    }
+    if wanted("router") {
+        router::choices();
     }
     if wanted("ledger") {
         for writers in [1, 16, 128] {
