@@ -87,7 +87,7 @@ impl Default for RoutingSection {
             credit_max: MicroUsd(5_000_000),
             exploration_min: MicroUsd(50_000),
             exploration_share: Some(200),
-            exploration_chance: Some(500),
+            exploration_chance: Some(400),
             quarantine_above: Some(2_500),
             quarantine_requests: 10,
             quarantine: Duration::from_secs(7 * 24 * 3_600),

@@ -13,9 +13,9 @@ use super::score::{Known, Market, Score, list_cost};
 use super::{Ask, Entry, Inner, ModelState, Router, State};
 use crate::types::{ModelId, PeerId, UnixMs};
 
-/// How steeply the chance of newcomers falls with what they were worth: at half of the prior it is
-/// a sixty-fourth.
-const WORTH_POWER: i32 = 6;
+/// How steeply the chance of newcomers falls with what they were worth: at three quarters of the
+/// prior it is a seventeenth.
+const WORTH_POWER: i32 = 10;
 
 /// Who is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,12 +66,14 @@ impl Router {
         for score in &mut scores {
             let quality = record_of(&state.models, ask.model, &score.seller)
                 .map_or_else(Quality::default, |record| record.quality);
-            let prior = if score.proven {
-                self.inner.settings.quality_prior
+            // A proven seller's chance is drawn, so that a better one is found again; a newcomer
+            // gets no luck, or ever new keys would have it often enough.
+            score.success = if score.proven {
+                let (prior, settings) = (self.inner.settings.quality_prior, &self.inner.settings);
+                quality.sample(prior, now_ms, settings, &mut rng)
             } else {
-                prior
+                quality.mean(prior, now_ms, &self.inner.settings)
             };
-            score.success = quality.sample(prior, now_ms, &self.inner.settings, &mut rng);
             score.sum_up(self.inner.settings.second(ask.prefer));
         }
         self.inner.pick(&scores, &fit, entries, ask.pinned)

@@ -96,6 +96,10 @@ impl State {
             Outcome::Doubtful { answered, reason } => {
                 tracing::warn!(seller = %seen.seller, reason, "an answer failed a check");
                 record.check(false, now_ms, settings);
+                if !was_proven {
+                    // No record speaks for it.
+                    record.quarantine(reason, now_ms, settings);
+                }
                 record.breaker.succeed();
                 (false, answered.cost)
             }
@@ -108,11 +112,13 @@ impl State {
             }
         };
         record.capacity.end();
+        self.some_proven |= record.is_proven(now_ms, settings);
         if let Outcome::Good(answered) | Outcome::Doubtful { answered, .. } = &seen.outcome {
             self.exploration.spend(answered.cost, !was_proven, now_ms);
         }
         self.learn_of_model(inner, seen, good, cost, now_ms);
-        if !was_proven {
+        // What newcomers are worth beside known sellers; in the first days everybody is new.
+        if !was_proven && self.some_proven {
             self.newcomers.observe(good, 1.0, now_ms, settings);
         }
     }

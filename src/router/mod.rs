@@ -119,8 +119,10 @@ struct State {
     conversations: Conversations,
     /// Answers' lengths by client and model, tokens.
     outputs: LruCache<(String, ModelId), LogMean>,
-    /// All newcomers together.
+    /// All newcomers together, since there is anybody else.
     newcomers: Quality,
+    /// Somebody has been proven.
+    some_proven: bool,
     exploration: Exploration,
     rng: SmallRng,
 }
@@ -150,6 +152,7 @@ impl Router {
             conversations: Conversations::default(),
             outputs: LruCache::new(outputs),
             newcomers: Quality::default(),
+            some_proven: false,
             exploration: Exploration::default(),
             rng: SmallRng::seed_from_u64(seed),
         };

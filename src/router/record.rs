@@ -110,10 +110,13 @@ impl SellerRecord {
         }
     }
 
-    /// Sets it aside for long; the first reason stays.
+    /// Sets it aside for long, a newcomer for a seventh of that: it may have had a bad start. The
+    /// first reason stays.
     pub fn quarantine(&mut self, reason: &str, now_ms: UnixMs, settings: &Settings) {
         if !self.is_quarantined(now_ms) {
-            self.quarantine_until_ms = now_ms.saturating_add(settings.quarantine_ms);
+            let is_known = self.good_answers >= settings.proven_answers;
+            let share = if is_known { 1 } else { 7 };
+            self.quarantine_until_ms = now_ms.saturating_add(settings.quarantine_ms / share);
             reason.clone_into(&mut self.quarantine_reason);
         }
     }

@@ -173,7 +173,7 @@ impl Default for Settings {
             credit_max: 5_000_000.0,
             exploration_min: 50_000.0,
             exploration_share: 0.02,
-            exploration_chance: 0.05,
+            exploration_chance: 0.04,
             bootstrap_loss_max: MicroUsd(1_000_000),
             breaker_in_a_row: 3,
             breaker_pause_ms: 30 * SECOND_MS,

@@ -63,7 +63,7 @@ fn among_honest_sellers_the_cheapest_gets_nearly_all() {
 fn flaky_slow_greedy_and_absent_sellers_cost_little() {
     for account in spend(7, world::mixed, balanced) {
         assert!(account.lost_share() <= 0.02, "{account:?}");
-        assert!(account.good_share() >= 0.99, "{account:?}");
+        assert!(account.good_share() >= 0.98, "{account:?}");
     }
 }
 
