@@ -88,8 +88,20 @@ async fn once(
         Ok(Ok(Ok(pair))) => pair,
         Ok(Ok(Err(error))) => {
             let reason = error.to_string();
-            set_aside(shared, &seller, &reason);
-            return Ok(fail(seller, FailureKind::Broken, &reason));
+            let kind = match error {
+                // Not the seller's fault: it stays where it is in the order.
+                PaymentError::InsufficientFunds { .. } if shared.payer.is_broke() => {
+                    FailureKind::Funds
+                }
+                PaymentError::InsufficientFunds { .. } | PaymentError::ChainUnknown => {
+                    FailureKind::Busy
+                }
+                _ => {
+                    set_aside(shared, &seller, &reason);
+                    FailureKind::Broken
+                }
+            };
+            return Ok(fail(seller, kind, &reason));
         }
         Ok(Err(_)) => {
             let reason = "no session in time";

@@ -48,6 +48,8 @@ async fn start() -> Node {
         network: NET.to_owned(),
         windows: WindowSettings::default(),
         handshake_timeout: Duration::from_secs(1),
+        device: 0,
+        onchain: None,
     };
     let budget = Budget::new(None, MicroUsd::ZERO, clock.clone());
     let payer = PayerHub::restore(

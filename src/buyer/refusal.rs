@@ -43,6 +43,8 @@ pub(super) enum FailureKind {
     Busy,
     /// The credit there is used up.
     Credit,
+    /// The wallet is empty.
+    Funds,
     /// Everything else.
     Broken,
 }
@@ -81,6 +83,11 @@ impl Refusal {
                        book it there with `node ledger settle --peer PEER --amount USD`";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "credit_exhausted", message)
             .retry(RETRY_CREDIT_S)
+    }
+    /// The one answer with status 402: clients take it as final.
+    pub fn insufficient_funds(why: &str) -> Self {
+        let message = format!("the wallet is empty: {why}");
+        Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_funds", message)
     }
     pub fn budget_exceeded(reset: &Reset) -> Self {
         let message = format!(
@@ -124,6 +131,9 @@ impl Refusal {
         let message = format!("no seller could answer ({})", tried.join("; "));
         if all(FailureKind::Credit) {
             return Self::credit_exhausted();
+        }
+        if let Some(first) = failures.first().filter(|_| all(FailureKind::Funds)) {
+            return Self::insufficient_funds(&first.reason);
         }
         if failures.iter().any(|f| f.kind == FailureKind::RateLimited) {
             return Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)

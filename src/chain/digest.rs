@@ -1,53 +1,19 @@
 //! The EIP-712 digests that owners, sellers and voucher signers sign for the hub and its token.
 //! Checked against the vectors that the contract itself produces.
 
-use alloy::primitives::{Address, B256, U256};
-use alloy::sol_types::{Eip712Domain, SolStruct, eip712_domain};
+use alloy::primitives::{B256, U256};
+use alloy::sol_types::{Eip712Domain, SolStruct};
 
-use super::hub::convert::{address, b256, channel, u40, u96, u256};
+use super::hub::convert::{address, b256, u40, u96, u256};
 use super::hub::{Authorization, OpenAuth, WithdrawAuth, signed};
-use crate::protocol::voucher::{ChannelDescriptor, Voucher};
+use crate::protocol::voucher::Voucher;
 use crate::types::{ChannelId, EvmAddress, Hash32, MicroUsd};
 
-/// A hub on a chain: what every signature for it is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HubDomain {
-    /// The chain.
-    pub chain_id: u64,
-    /// The hub.
-    pub hub: EvmAddress,
-}
+pub use crate::protocol::voucher::HubDomain;
 
 impl HubDomain {
-    fn typed(&self) -> Eip712Domain {
-        eip712_domain! {
-            name: "SoukChannelHub",
-            version: "1",
-            chain_id: self.chain_id,
-            verifying_contract: Address::from(self.hub.0),
-        }
-    }
     fn digest(&self, message: &impl SolStruct) -> Hash32 {
-        Hash32(message.eip712_signing_hash(&self.typed()).0)
-    }
-    /// The domain's own hash, as the contract computes it.
-    #[must_use]
-    pub fn separator(&self) -> Hash32 {
-        Hash32(self.typed().separator().0)
-    }
-    /// A channel's id.
-    #[must_use]
-    pub fn channel_id(&self, descriptor: &ChannelDescriptor) -> ChannelId {
-        ChannelId(self.digest(&channel(descriptor)).0)
-    }
-    /// Signed by the voucher signer.
-    #[must_use]
-    pub fn voucher(&self, voucher: &Voucher) -> Hash32 {
-        let (channel_id, cumulative) = (id(&voucher.channel), u96(voucher.cumulative));
-        self.digest(&signed::Voucher {
-            channelId: channel_id,
-            cumulative,
-        })
+        Hash32(message.eip712_signing_hash(&self.eip712()).0)
     }
     /// Signed by the buyer.
     #[must_use]

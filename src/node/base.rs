@@ -23,6 +23,7 @@ use crate::ledger::{Cache, CachedOffer, CachedPeer, CheckpointSigner, Ledger};
 use crate::llm_api::TokenCounter;
 use crate::network::{self, Handle, Incoming};
 use crate::payment::WindowSettings;
+use crate::payment::onchain::{Onchain, Rules};
 use crate::protocol::offer::SignedOffer;
 use crate::tasks::Tasks;
 use crate::types::{Clock, SystemClock};
@@ -142,6 +143,27 @@ impl Base {
             pair_max: payment.pair_max,
             prepay_max: payment.prepay_max,
         }
+    }
+
+    /// The chain that this node pays and is paid on, with the limits of `[payment]`.
+    pub fn onchain(&self) -> Option<Onchain> {
+        let link = self.chain.clone()?;
+        let pay = &self.config.payment;
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let rules = Rules {
+            unconfirmed_max: pay.unconfirmed_max,
+            unsafe_max: pay.unsafe_max,
+            open_fee: pay.open_fee,
+            open_fee_max: pay.open_fee_max,
+            deposit_min: pay.deposit_min,
+            deposit_max: pay.deposit_max,
+            deposit_share_bp: pay.deposit_share.unwrap_or(0),
+            challenge_period_s: seconds(pay.challenge_period),
+            lifetime_s: pay.lifetime.as_secs(),
+            idle_close_ms: u64::try_from(pay.idle_close.as_millis()).unwrap_or(u64::MAX),
+            settle_min: pay.settle_min,
+        };
+        Some(Onchain { link, rules })
     }
 
     /// Runs until `stop` or until a critical task ends, then shuts down in order.

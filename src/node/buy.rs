@@ -56,6 +56,8 @@ pub(super) async fn start(
         network: config.node.network.clone(),
         windows: base.windows(),
         handshake_timeout: config.buy.timeouts.head,
+        device: config.payment.device,
+        onchain: base.onchain(),
     };
     let spent = base
         .ledger

@@ -68,15 +68,20 @@ pub(super) async fn start(
     let config = &base.config;
     let upstream = open_upstream(base).await?;
     let (limit, total) = credit(base).await;
+    let onchain = base.onchain();
+    let address = base.keys.payment.address();
     let terms = SignedTerms::sign(
         Terms {
             seller: base.keys.identity.peer_id(),
-            payment_address: base.keys.payment.address(),
+            payment_address: address,
             credit_limit: limit,
-            open_fee: MicroUsd::ZERO,
+            open_fee: onchain
+                .as_ref()
+                .map_or(MicroUsd::ZERO, |one| one.rules.open_fee),
             reasoning_cap: u64::from(REASONING_CAP),
             data_policy: "not stated".to_owned(),
             supported_parameters: Vec::new(),
+            chain: onchain.as_ref().map(|one| one.terms(address)),
         },
         &base.keys.identity,
     );
@@ -313,7 +318,8 @@ async fn credit(base: &Base) -> (MicroUsd, MicroUsd) {
         .iter()
         .chain(&listeners)
         .all(|a| is_private(a));
-    let (limit, total) = if private {
+    // Who takes deposits gives no unsecured credit, unless it is told to.
+    let (limit, total) = if private && base.chain.is_none() {
         CREDIT_PRIVATE
     } else {
         (MicroUsd::ZERO, MicroUsd::ZERO)
@@ -348,6 +354,7 @@ async fn open_payee(
         credit_limit,
         credit_total,
         buyers_max: BUYERS_MAX,
+        onchain: base.onchain(),
     };
     let hub = PayeeHub::restore(
         base.ledger.clone(),

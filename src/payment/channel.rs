@@ -10,137 +10,22 @@
 //! - the payer signs up to `R + max(P, Σ prefill)`, never above the deposit, never less than
 //!   before ([`Payer::wanted`]), and signs `R` when it fell behind it.
 //!
+//! On a chain both books start at the fee for the opening, and the payee delivers no more in all
+//! than its ceiling, which rises with what the chain has confirmed ([`super::onchain`]).
+//!
 //! So the most a hostile side takes is one window plus one request's known-before part. Callers
 //! make a voucher durable before [`Payer::signed_up_to`] counts as sent, and before
 //! [`Payee::credit`] raises A (I2, I3). Everything here is O(1) per event.
 
-use std::collections::HashMap;
+mod book;
+
+pub use book::Book;
 
 use super::window::WindowSettings;
 use crate::types::{AttemptId, MicroUsd};
 
-/// Where a live attempt stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Admitted, RESP_HEAD not seen: its prefill is pending.
-    Pending,
-    /// The meter runs (or has stopped, and the ACCEPT is missing).
-    Metered,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Live {
-    phase: Phase,
-    prefill: MicroUsd,
-    running: MicroUsd,
-    window: MicroUsd,
-}
-
-/// Settled cost plus the running meters of live attempts.
-#[derive(Clone, Debug, Default)]
-pub struct Book {
-    settings: WindowSettings,
-    settled: MicroUsd,
-    live: HashMap<AttemptId, Live>,
-    running: MicroUsd,
-    pending: MicroUsd,
-    windows: MicroUsd,
-}
-
-impl Book {
-    fn new(settings: WindowSettings, settled: MicroUsd) -> Self {
-        Self {
-            settings,
-            settled,
-            ..Self::default()
-        }
-    }
-    /// D or R: settled cost plus running meters.
-    #[must_use]
-    pub const fn total(&self) -> MicroUsd {
-        self.settled.saturating_add(self.running)
-    }
-    /// Cost of all settled attempts.
-    #[must_use]
-    pub const fn settled(&self) -> MicroUsd {
-        self.settled
-    }
-    /// Σ prefill of attempts before RESP_HEAD.
-    #[must_use]
-    pub const fn pending(&self) -> MicroUsd {
-        self.pending
-    }
-    /// C or P: the windows of the attempts in flight, at most the pair's cap.
-    #[must_use]
-    pub fn window(&self) -> MicroUsd {
-        self.windows.min(self.settings.pair_cap(self.settled))
-    }
-    /// Attempts not settled yet.
-    #[must_use]
-    pub fn live_count(&self) -> usize {
-        self.live.len()
-    }
-    /// True while `attempt` is not settled.
-    #[must_use]
-    pub fn is_live(&self, attempt: &AttemptId) -> bool {
-        self.live.contains_key(attempt)
-    }
-    /// The running meter of `attempt`.
-    #[must_use]
-    pub fn running_of(&self, attempt: &AttemptId) -> MicroUsd {
-        self.live
-            .get(attempt)
-            .map_or(MicroUsd::ZERO, |live| live.running)
-    }
-
-    fn begin(&mut self, attempt: AttemptId, prefill: MicroUsd, window: MicroUsd) {
-        let live = Live {
-            phase: Phase::Pending,
-            prefill,
-            running: MicroUsd::ZERO,
-            window,
-        };
-        if self.live.insert(attempt, live).is_none() {
-            self.pending = self.pending.saturating_add(prefill);
-            self.windows = self.windows.saturating_add(window);
-        }
-    }
-    /// RESP_HEAD: the prefill is no longer pending; the meter stands at `running`.
-    fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
-        if let Some(live) = self.live.get_mut(attempt)
-            && live.phase == Phase::Pending
-        {
-            live.phase = Phase::Metered;
-            self.pending = self.pending.saturating_sub(live.prefill);
-        }
-        self.meter(attempt, running);
-    }
-    /// The meter reached `running`; it never goes back.
-    fn meter(&mut self, attempt: &AttemptId, running: MicroUsd) {
-        if let Some(live) = self.live.get_mut(attempt)
-            && running > live.running
-        {
-            self.running = self
-                .running
-                .saturating_sub(live.running)
-                .saturating_add(running);
-            live.running = running;
-        }
-    }
-    /// The attempt is over and costs `cost`; unknown attempts change nothing.
-    fn settle(&mut self, attempt: &AttemptId, cost: MicroUsd) -> bool {
-        let Some(live) = self.live.remove(attempt) else {
-            return false;
-        };
-        if live.phase == Phase::Pending {
-            self.pending = self.pending.saturating_sub(live.prefill);
-        }
-        self.running = self.running.saturating_sub(live.running);
-        self.windows = self.windows.saturating_sub(live.window);
-        self.settled = self.settled.saturating_add(cost);
-        true
-    }
-}
+/// A deposit is raised when this much of it, in percent, is used.
+const TOP_UP_PERCENT: u64 = 75;
 
 /// Why a payee does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +34,8 @@ pub enum Hold {
     NeedVoucher(MicroUsd),
     /// No voucher within the deposit would do.
     CreditExhausted,
+    /// The chain must confirm more of the deposit first: a ceiling of at least this would do.
+    Unconfirmed(MicroUsd),
 }
 
 /// Why a voucher was not credited.
@@ -166,6 +53,9 @@ pub struct Payee {
     deposit: MicroUsd,
     /// The highest voucher, whatever the deposit has become since.
     promised: MicroUsd,
+    /// Most that is delivered in all while the chain has not confirmed the deposit; in credit mode
+    /// nothing is ever confirmed, and nothing is held back for that.
+    ceiling: MicroUsd,
 }
 
 impl Payee {
@@ -182,7 +72,17 @@ impl Payee {
             book: Book::new(settings, settled),
             deposit,
             promised,
+            ceiling: MicroUsd::MAX,
         }
+    }
+    /// The same on a chain: `base` counts as consumed and as paid, for the chain pays the fee of the
+    /// opening out of the deposit by itself; nothing above `ceiling` is delivered yet.
+    #[must_use]
+    pub fn on_chain(mut self, base: MicroUsd, ceiling: MicroUsd) -> Self {
+        self.book.base = base;
+        self.promised = self.promised.max(base);
+        self.ceiling = ceiling;
+        self
     }
     /// The book: D and the live attempts.
     #[must_use]
@@ -208,6 +108,21 @@ impl Payee {
     pub fn set_deposit(&mut self, deposit: MicroUsd) {
         self.deposit = deposit;
     }
+    /// Most that is delivered in all for what the chain has confirmed.
+    #[must_use]
+    pub const fn ceiling(&self) -> MicroUsd {
+        self.ceiling
+    }
+    /// The chain confirmed more, or took something back.
+    pub fn set_ceiling(&mut self, ceiling: MicroUsd) {
+        self.ceiling = ceiling;
+    }
+    /// A channel that this ledger lost: what the buyer signed by `cumulative` counts as delivered,
+    /// or the buyer would get it a second time.
+    pub fn adopt_lost(&mut self, cumulative: MicroUsd) {
+        self.promised = self.promised.max(cumulative);
+        self.book.base = self.book.base.max(cumulative);
+    }
 
     /// Admits an attempt, or says which voucher it needs first.
     ///
@@ -230,6 +145,9 @@ impl Payee {
         if paid_for && (owed > self.deposit || self.deposit == MicroUsd::ZERO) {
             return Err(Hold::CreditExhausted);
         }
+        if paid_for && owed > self.ceiling {
+            return Err(Hold::Unconfirmed(owed));
+        }
         if owed > self.held().saturating_add(risk) {
             return Err(Hold::NeedVoucher(owed.saturating_sub(risk)));
         }
@@ -245,11 +163,13 @@ impl Payee {
     pub fn start(&mut self, attempt: &AttemptId, running: MicroUsd) {
         self.book.start(attempt, running);
     }
-    /// What may still be delivered before the next voucher: `A + C − D`.
+    /// What may still be delivered before the next voucher or confirmation:
+    /// `min(A + C, ceiling) − D`.
     #[must_use]
     pub fn room(&self) -> MicroUsd {
         self.held()
             .saturating_add(self.book.window())
+            .min(self.ceiling)
             .saturating_sub(self.book.total())
     }
     /// Delivers up to meter `running`, if the window allows.
@@ -263,6 +183,8 @@ impl Payee {
             let need = owed.saturating_sub(self.book.window());
             return Err(if need > self.deposit {
                 Hold::CreditExhausted
+            } else if owed > self.ceiling {
+                Hold::Unconfirmed(owed)
             } else {
                 Hold::NeedVoucher(need)
             });
@@ -330,6 +252,13 @@ impl Payer {
             deposit,
             signed,
         }
+    }
+    /// The same on a chain: `base` counts as consumed and as signed.
+    #[must_use]
+    pub fn on_chain(mut self, base: MicroUsd) -> Self {
+        self.book.base = base;
+        self.signed = self.signed.max(base);
+        self
     }
     /// The book: R and the live attempts.
     #[must_use]
@@ -417,12 +346,22 @@ impl Payer {
     /// received and settled, or nothing could be signed before R caught up with it.
     pub fn adopt(&mut self, cumulative: MicroUsd) {
         self.signed = self.signed.max(cumulative);
-        let lost = cumulative.saturating_sub(self.book.running);
+        let known = self.book.running.saturating_add(self.book.base);
+        let lost = cumulative.saturating_sub(known);
         self.book.settled = self.book.settled.max(lost);
     }
     /// A voucher of `cumulative` is durable and about to be sent; V never decreases.
     pub fn signed_up_to(&mut self, cumulative: MicroUsd) {
         self.signed = self.signed.max(cumulative);
+    }
+    /// True when the channel runs low: three quarters of the deposit are signed or will be by what
+    /// is under way, so that the next deposit is there before this one is used up.
+    #[must_use]
+    pub fn runs_low(&self) -> bool {
+        let book = &self.book;
+        let needed = book.total().saturating_add(book.pending());
+        let used = self.signed.max(needed);
+        used >= self.deposit.mul_div_ceil(TOP_UP_PERCENT, 100)
     }
     /// Signed beyond what was received: what a vanishing seller could keep.
     #[must_use]

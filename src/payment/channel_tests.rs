@@ -78,6 +78,73 @@ fn nothing_is_signed_or_delivered_above_the_deposit() {
 }
 
 #[test]
+fn the_fee_of_the_opening_counts_as_consumed_and_as_paid_on_both_sides() {
+    let (payer, payee) = pair(500_000);
+    let fee = MicroUsd(10_000);
+    let (mut payer, mut payee) = (payer.on_chain(fee), payee.on_chain(fee, MicroUsd::MAX));
+    assert_eq!((payer.signed(), payer.book().total()), (fee, fee));
+    assert_eq!((payee.held(), payee.book().total()), (fee, fee));
+    assert_eq!(payer.wanted(), None, "nothing is owed yet");
+    payer.begin(id(1), MicroUsd(0), W).unwrap();
+    payee.admit(id(1), MicroUsd(0), W).unwrap();
+    let first = payer.wanted().unwrap();
+    assert_eq!(first, MicroUsd(10_500), "a voucher holds the fee too");
+    payee.credit(first).unwrap();
+    payee.start(&id(1), MicroUsd(0));
+    assert_eq!(payee.room(), MicroUsd(1_000));
+    assert_eq!(payee.exposure(), MicroUsd(0));
+}
+
+#[test]
+fn nothing_is_delivered_above_what_the_chain_has_confirmed() {
+    let (_, payee) = pair(500_000);
+    let mut payee = payee.on_chain(MicroUsd(10_000), MicroUsd(60_000));
+    payee.credit(MicroUsd(300_000)).unwrap();
+    assert_eq!(
+        payee.admit(id(1), MicroUsd(50_001), W),
+        Err(Hold::Unconfirmed(MicroUsd(60_001)))
+    );
+    payee.admit(id(1), MicroUsd(40_000), W).unwrap();
+    payee.start(&id(1), MicroUsd(40_000));
+    assert_eq!(payee.deliver(&id(1), MicroUsd(50_000)), Ok(()));
+    assert_eq!(
+        payee.deliver(&id(1), MicroUsd(50_001)),
+        Err(Hold::Unconfirmed(MicroUsd(60_001)))
+    );
+    payee.set_ceiling(MicroUsd(500_000));
+    assert_eq!(payee.deliver(&id(1), MicroUsd(50_001)), Ok(()));
+    payee.set_ceiling(MicroUsd(60_000));
+    assert_eq!(
+        payee.room(),
+        MicroUsd::ZERO,
+        "a reorg took the deposit back"
+    );
+}
+
+#[test]
+fn a_seller_without_its_ledger_gives_nothing_a_second_time() {
+    let (_, payee) = pair(500_000);
+    let mut payee = payee.on_chain(MicroUsd(10_000), MicroUsd::MAX);
+    payee.adopt_lost(MicroUsd(200_000));
+    assert_eq!(payee.held(), MicroUsd(200_000));
+    assert_eq!(payee.book().total(), MicroUsd(200_000));
+}
+
+#[test]
+fn a_deposit_runs_low_at_three_quarters() {
+    let (payer, _) = pair(1_000);
+    let mut payer = payer.on_chain(MicroUsd(10));
+    payer.signed_up_to(MicroUsd(749));
+    assert!(!payer.runs_low());
+    payer.signed_up_to(MicroUsd(750));
+    assert!(payer.runs_low());
+    payer.set_deposit(MicroUsd(2_000));
+    assert!(!payer.runs_low());
+    payer.begin(id(1), MicroUsd(1_500), W).unwrap();
+    assert!(payer.runs_low(), "what is under way counts");
+}
+
+#[test]
 fn an_attempt_is_settled_once() {
     let (mut payer, _) = pair(1_000_000);
     payer.begin(id(1), MicroUsd(5), W).unwrap();
@@ -96,6 +163,10 @@ enum Op {
     DeliverBytes,
     CrashPayer,
     CrashPayee,
+    /// The chain confirms this much more, or a reorg takes it back.
+    Chain(bool, u64),
+    /// The deposit is raised by signature.
+    TopUp(u64),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -109,6 +180,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         Just(Op::DeliverBytes),
         Just(Op::CrashPayer),
         Just(Op::CrashPayee),
+        (any::<bool>(), 0u64..100_000).prop_map(|(up, by)| Op::Chain(up, by)),
+        (0u64..20_000).prop_map(Op::TopUp),
     ];
     proptest::collection::vec(op, 1..200)
 }
@@ -123,9 +196,25 @@ struct World {
     durable_held: MicroUsd,
     charged: std::collections::HashMap<AttemptId, MicroUsd>,
     deposit: MicroUsd,
+    /// Consumed at the opening, and what the chain covers; none in credit mode.
+    chain: Option<(MicroUsd, MicroUsd)>,
 }
 
 impl World {
+    fn payer(&self, signed: MicroUsd, settled: MicroUsd) -> Payer {
+        let payer = Payer::new(WindowSettings::default(), self.deposit, signed, settled);
+        match self.chain {
+            Some((base, _)) => payer.on_chain(base),
+            None => payer,
+        }
+    }
+    fn payee(&self, held: MicroUsd, settled: MicroUsd) -> Payee {
+        let payee = Payee::new(WindowSettings::default(), self.deposit, held, settled);
+        match self.chain {
+            Some((base, ceiling)) => payee.on_chain(base, ceiling),
+            None => payee,
+        }
+    }
     fn pump(&mut self) {
         if let Some(v) = self.payer.wanted() {
             let limit = self
@@ -147,7 +236,11 @@ impl World {
             d <= a.saturating_add(cap),
             "I1: delivered {d} on vouchers of {a}"
         );
-        assert!(a <= self.durable_signed, "credited what nobody signed");
+        let base = self.chain.map_or(MicroUsd::ZERO, |(base, _)| base);
+        assert!(
+            a <= self.durable_signed.max(base),
+            "credited what nobody signed"
+        );
         assert!(self.payer.signed() <= self.deposit);
         let sum: MicroUsd = self.charged.values().copied().sum();
         assert_eq!(self.payer.book().settled(), sum, "I5");
@@ -186,12 +279,18 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn bounds_hold_over_any_history(ops in ops(), deposit in 1_000u64..200_000) {
+    fn bounds_hold_over_any_history(
+        ops in ops(), deposit in 1_000u64..200_000,
+        chain in proptest::option::of((0u64..900, 0u64..60_000)),
+    ) {
         let (payer, payee) = pair(deposit);
         let deposit = MicroUsd(deposit);
         let mut world = World { payer, payee, vouchers: VecDeque::new(), bytes: VecDeque::new(),
             durable_signed: MicroUsd::ZERO, durable_held: MicroUsd::ZERO,
-            charged: std::collections::HashMap::new(), deposit };
+            charged: std::collections::HashMap::new(), deposit,
+            chain: chain.map(|(base, more)| (MicroUsd(base), MicroUsd(base + more))) };
+        world.payer = world.payer(MicroUsd::ZERO, MicroUsd::ZERO);
+        world.payee = world.payee(MicroUsd::ZERO, MicroUsd::ZERO);
         // An id is used once, as a hash of a signed head is.
         let mut life = [0u8; 12];
         let key = |n: u8, life: &[u8; 12]| { let mut b = [n; 16]; b[0] = life[usize::from(n)]; AttemptId(b) };
@@ -220,6 +319,8 @@ proptest! {
                     let a = key(n, &life);
                     let next = world.payee.book().running_of(&a).saturating_add(MicroUsd(more));
                     if world.payee.book().is_live(&a) && world.payee.deliver(&a, next).is_ok() {
+                        let total = world.payee.book().total();
+                        prop_assert!(total <= world.payee.ceiling(), "I7: {total} on an unconfirmed deposit");
                         world.bytes.push_back((a, next));
                     }
                 }
@@ -247,16 +348,27 @@ proptest! {
                 Op::CrashPayer => {
                     let all: Vec<_> = (0..12).map(|n| key(n, &life)).collect();
                     let settled = world.payer.book().settled();
-                    world.payer = Payer::new(WindowSettings::default(), deposit, world.durable_signed, settled);
+                    world.payer = world.payer(world.durable_signed, settled);
                     world.sync(&all);
                     for slot in &mut life { *slot = slot.wrapping_add(1); }
                 }
                 Op::CrashPayee => {
                     let all: Vec<_> = (0..12).map(|n| key(n, &life)).collect();
                     let settled = world.payee.book().settled();
-                    world.payee = Payee::new(WindowSettings::default(), deposit, world.durable_held, settled);
+                    world.payee = world.payee(world.durable_held, settled);
                     world.sync(&all);
                     for slot in &mut life { *slot = slot.wrapping_add(1); }
+                }
+                Op::Chain(up, by) => if let Some((base, ceiling)) = &mut world.chain {
+                    let by = MicroUsd(by);
+                    *ceiling = if up { ceiling.saturating_add(by) } else { ceiling.saturating_sub(by).max(*base) };
+                    world.payee.set_ceiling(*ceiling);
+                }
+                Op::TopUp(by) => if world.chain.is_some() {
+                    // The seller's row first: a voucher that uses it may come at once.
+                    world.deposit = world.deposit.saturating_add(MicroUsd(by));
+                    world.payee.set_deposit(world.deposit);
+                    world.payer.set_deposit(world.deposit);
                 }
             }
             world.pump();

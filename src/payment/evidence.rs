@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use super::onchain::{MODE_ON_CHAIN, paper};
 use crate::chain::transaction::{self, keccak};
 use crate::keys;
 use crate::ledger::audit::SignatureCheck;
@@ -12,6 +13,7 @@ use crate::ledger::{
 };
 use crate::protocol::offer::SignedOffer;
 use crate::protocol::session::Open;
+use crate::protocol::voucher::{HubChannel, VoucherDomain};
 use crate::protocol::{
     ChannelDescriptor, EvmSignature, IdentitySignature, SignedHead, SignedReceipt, Voucher,
 };
@@ -28,29 +30,38 @@ pub struct Evidence {
 
 impl SignatureCheck for Evidence {
     fn channel(&self, row: &ChannelRow) -> Result<(), String> {
-        let descriptor = ChannelDescriptor::from_bytes(&row.descriptor).map_err(text)?;
-        if descriptor.credit_id() != row.channel {
+        let named = named(row)?;
+        if named.domain.channel_id(&named.descriptor) != row.channel {
             return Err("the channel's id is not its descriptor's".into());
         }
-        let buyer = match row.role {
-            Role::Buy => self.me,
-            Role::Sell => row.peer,
+        let (buyer, seller) = match row.role {
+            Role::Buy => (self.me, row.peer),
+            Role::Sell => (row.peer, self.me),
         };
         let open = Open {
-            descriptor: row.descriptor.clone(),
+            descriptor: Vec::new(),
             epoch: row.epoch,
             signature: IdentitySignature(row.open_signature),
+            opening: None,
         };
-        open.verify(row.channel, &buyer).map_err(text)
+        open.verify(row.channel, &buyer).map_err(text)?;
+        match named.on_hub {
+            Some(channel) => paper::check_opening(&channel, &buyer, &seller, row.epoch),
+            None => Ok(()),
+        }
     }
 
     fn voucher(&self, channel: &ChannelRow, voucher: &VoucherRow) -> Result<(), String> {
-        let descriptor = ChannelDescriptor::from_bytes(&channel.descriptor).map_err(text)?;
+        let named = named(channel)?;
         Voucher {
             channel: voucher.channel,
             cumulative: voucher.cumulative,
         }
-        .verify(&EvmSignature(voucher.signature), &descriptor.voucher_signer)
+        .verify(
+            named.domain,
+            &EvmSignature(voucher.signature),
+            &named.descriptor.voucher_signer,
+        )
         .map_err(text)
     }
 
@@ -136,6 +147,29 @@ impl SignatureCheck for Evidence {
     fn checkpoint(&self, message: &[u8], signature: &[u8; 64]) -> Result<(), String> {
         keys::verify(&self.me, message, signature).map_err(|e| e.to_string())
     }
+}
+
+/// What a channel's row names, by its mode.
+struct Named {
+    domain: VoucherDomain,
+    descriptor: ChannelDescriptor,
+    on_hub: Option<HubChannel>,
+}
+
+fn named(row: &ChannelRow) -> Result<Named, String> {
+    if row.mode == MODE_ON_CHAIN {
+        let channel = HubChannel::from_bytes(&row.descriptor).map_err(text)?;
+        return Ok(Named {
+            domain: VoucherDomain::Hub(channel.domain),
+            descriptor: channel.descriptor.clone(),
+            on_hub: Some(channel),
+        });
+    }
+    Ok(Named {
+        domain: VoucherDomain::Credit,
+        descriptor: ChannelDescriptor::from_bytes(&row.descriptor).map_err(text)?,
+        on_hub: None,
+    })
 }
 
 fn text(error: crate::protocol::DecodeError) -> String {

@@ -58,7 +58,7 @@ impl Journal for LedgerJournal {
                 // The hub's own deployment has no events, so block 0 loses none.
                 None => self.0.events_above(chain_id, &hub, 0).await?,
             };
-            let seen: Result<Vec<Kept>, JournalError> = rows.into_iter().map(from_event).collect();
+            let seen: Result<Vec<Kept>, JournalError> = rows.into_iter().map(kept_event).collect();
             Ok(WatchState { base, seen: seen? })
         })
     }
@@ -144,7 +144,7 @@ fn event_row(one: EventRecord) -> EventRow {
     }
 }
 
-fn from_event(row: EventRow) -> Result<Kept, JournalError> {
+pub(super) fn kept_event(row: EventRow) -> Result<Kept, JournalError> {
     let is_confirmed = row.stage == Stage::Confirmed;
     let raw = RawLog {
         block: block(row.block),

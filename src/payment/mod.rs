@@ -10,6 +10,8 @@
 //! Each hub keeps its decisions in a pure state ([`payer::PayerState`], [`payee::PayeeState`]), and
 //! around it the locks, rows and sockets; a seeded simulator runs two of them over a lossy wire.
 //!
+//! [`onchain`] is what both need of a chain: what is signed, what the chain shows, when to go there.
+//!
 //! Persist before send, by type: only the ledger makes a `Persisted<VoucherRow>`, and only that is
 //! sent. After a crash both sides reload their rows and SYNC repairs what differs: the maximum
 //! voucher stands, every attempt in doubt is settled by the rules in [`payer::doubt`].
@@ -17,6 +19,7 @@
 pub mod channel;
 pub mod evidence;
 pub mod journal;
+pub mod onchain;
 pub mod payee;
 pub mod payer;
 pub mod running;
@@ -25,6 +28,8 @@ pub mod window;
 pub use channel::Hold;
 pub use running::RunningMeter;
 pub use window::WindowSettings;
+
+use crate::types::MicroUsd;
 
 /// Why money could not be arranged with a peer.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,23 @@ pub enum PaymentError {
     /// The credit with this peer is used up.
     #[error("credit with this seller is used up; pay it and book it with `node ledger settle`")]
     CreditExhausted,
+    /// The chain has not said yet what the wallet holds.
+    #[error("the chain has not answered yet; see `node doctor`, or try again soon")]
+    ChainUnknown,
+    /// Neither vault nor wallet hold enough for a channel.
+    #[error(
+        "{free} USD are free in vault and wallet, a channel needs {least} USD; \
+         `node wallet deposit` adds some, `node channel close` frees some"
+    )]
+    InsufficientFunds {
+        /// What is left.
+        free: MicroUsd,
+        /// What it takes.
+        least: MicroUsd,
+    },
+    /// This channel is closed on the chain: a new one may be opened.
+    #[error("the channel is over")]
+    ChannelOver,
     /// The ledger cannot be written; the node stops.
     #[error(transparent)]
     Ledger(#[from] crate::ledger::LedgerError),

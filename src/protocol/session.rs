@@ -2,19 +2,26 @@
 //!
 //! Order on every new stream, before the first head: HELLO both ways, TERMS when the buyer's copy
 //! is old, OPEN and OPEN_ACK (idempotent: a seller that lost its ledger learns the channel anew),
-//! then SYNC both ways. After that VOUCHER, RECEIPT and ACCEPT flow as they arise.
+//! then SYNC both ways. After that VOUCHER, RECEIPT, ACCEPT and TOP_UP flow as they arise.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{ATTEMPTS_PER_MESSAGE_MAX, SESSION_BYTES_MAX, tame_text};
 use super::signature::{EvmSignature, IdentitySignature};
+use super::voucher::{Opening, TopUp};
 use super::{DecodeError, decode, domain, encode};
 use crate::keys::{self, Identity};
 use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd, PeerId, UnixMs};
 
 /// Credit mode's bit in [`Hello::modes`].
 pub const MODE_CREDIT: u32 = 1;
+/// Channel mode's bit in [`Hello::modes`]: channels on the chain that the terms name.
+pub const MODE_CHANNEL: u32 = 2;
+
+/// The code of [`SessionMessage::Error`] when the channel in OPEN is closed for good: the buyer may
+/// open the next one.
+pub const CHANNEL_OVER: &str = "channel_over";
 
 /// One message of the session stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +69,9 @@ pub enum SessionMessage {
     Close {
         /// The channel.
         channel: ChannelId,
+        /// B→S: a voucher over exactly what the buyer consumed, for the close on the chain. It may
+        /// be below the highest one, which holds prepayment too.
+        last: Option<(MicroUsd, EvmSignature)>,
     },
     /// Either way: the session ends, and why.
     Error {
@@ -70,6 +80,8 @@ pub enum SessionMessage {
         /// For people.
         message: String,
     },
+    /// B→S: leave to raise the deposit on the chain.
+    TopUp(TopUp),
 }
 
 /// The first message each way.
@@ -79,7 +91,7 @@ pub struct Hello {
     pub version: u8,
     /// The network's name.
     pub network: String,
-    /// Bits: [`MODE_CREDIT`].
+    /// Bits: [`MODE_CREDIT`], [`MODE_CHANNEL`]; B→S: the one it opens, S→B: all it takes.
     pub modes: u32,
     /// B→S: the terms the buyer holds; S→B: the current ones.
     pub terms_hash: Hash32,
@@ -92,10 +104,12 @@ pub struct Hello {
 pub struct Open {
     /// `ChannelDescriptor::to_bytes`.
     pub descriptor: Vec<u8>,
-    /// The channel's epoch in credit mode.
+    /// The channel's epoch in credit mode, the number of the opening in channel mode.
     pub epoch: u64,
     /// By the buyer's identity over the channel id: binds the EVM key to the node.
     pub signature: IdentitySignature,
+    /// What opens it on the chain; none in credit mode.
+    pub opening: Option<Opening>,
 }
 
 impl Open {
@@ -108,6 +122,15 @@ impl Open {
             descriptor,
             epoch,
             signature,
+            opening: None,
+        }
+    }
+    /// With what opens it on the chain.
+    #[must_use]
+    pub fn with(self, opening: Opening) -> Self {
+        Self {
+            opening: Some(opening),
+            ..self
         }
     }
     /// Checks that `buyer` opens `channel`.

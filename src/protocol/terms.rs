@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::limits::TERMS_BYTES_MAX;
 use super::signature::peer_bytes;
+use super::voucher::HubDomain;
 use super::{DecodeError, decode, domain, encode};
 use crate::keys::{self, Identity};
 use crate::types::{EvmAddress, Hash32, MicroUsd, PeerId};
@@ -28,6 +29,25 @@ pub struct Terms {
     pub data_policy: String,
     /// Request parameters that the seller's upstreams support; empty = not stated.
     pub supported_parameters: Vec<String>,
+    /// The chain on which the seller takes channels; `None` = it takes none.
+    pub chain: Option<ChainTerms>,
+}
+
+/// What a channel on a chain must say, word for word, before the seller serves on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainTerms {
+    /// Chain and hub.
+    pub domain: HubDomain,
+    /// The token.
+    pub token: EvmAddress,
+    /// The seller's key that may close.
+    pub operator: EvmAddress,
+    /// Seconds between a close request and the money's return.
+    pub challenge_period_s: u32,
+    /// Smaller deposits are not worth their gas.
+    pub deposit_min: MicroUsd,
+    /// Most that is served before the chain has confirmed the deposit.
+    pub unconfirmed_max: MicroUsd,
 }
 
 /// Terms with their signature.

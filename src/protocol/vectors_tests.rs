@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::receipt::{Ending, Receipt};
 use super::session::{Accept, Open, SessionMessage};
-use super::voucher::CreditParty;
+use super::terms::ChainTerms;
+use super::voucher::{CreditParty, HubDomain, HubTerms, Opening, TopUp, VoucherDomain};
 use super::*;
 use crate::keys::{self, Identity, PaymentKey};
 use crate::types::{AttemptId, ChannelId, EvmAddress, Hash32, MicroUsd, PeerId, RequestId, Usage};
@@ -67,6 +68,51 @@ fn receipt() -> Receipt {
     }
 }
 
+fn hub() -> HubDomain {
+    HubDomain {
+        chain_id: 31_337,
+        hub: EvmAddress([5; 20]),
+    }
+}
+
+fn on_hub() -> ChannelDescriptor {
+    let terms = HubTerms {
+        buyer: EvmAddress([1; 20]),
+        seller: EvmAddress([3; 20]),
+        operator: EvmAddress([3; 20]),
+        token: EvmAddress([4; 20]),
+        voucher_signer: EvmAddress([2; 20]),
+        challenge_period_s: 86_400,
+    };
+    ChannelDescriptor::on_hub(&terms, &buyer().peer_id(), &seller().peer_id(), 6, 7)
+}
+
+fn chain_open() -> Open {
+    let descriptor = on_hub();
+    let opening = Opening {
+        device: 6,
+        deposit: MicroUsd(500_000),
+        open_fee: MicroUsd(10_000),
+        expiry_s: 8,
+        valid_before_s: 9,
+        signature: EvmSignature([10; 65]),
+        authorization: None,
+    };
+    let id = hub().channel_id(&descriptor);
+    Open::sign(descriptor.to_bytes(), 7, id, &buyer()).with(opening)
+}
+
+fn top_up() -> TopUp {
+    TopUp {
+        channel: hub().channel_id(&on_hub()),
+        deposit: MicroUsd(1_000_000),
+        expiry_s: 8,
+        valid_before_s: 9,
+        signature: EvmSignature([11; 65]),
+        authorization: None,
+    }
+}
+
 /// A short fingerprint of bytes, to keep the vectors readable.
 fn print(bytes: &[u8]) -> String {
     use sha2::{Digest, Sha256};
@@ -106,6 +152,18 @@ fn signed_messages_have_golden_bytes() {
         reasoning_cap: 2,
         data_policy: "p".into(),
         supported_parameters: vec!["tools".into()],
+        chain: None,
+    };
+    let on_chain = Terms {
+        chain: Some(ChainTerms {
+            domain: hub(),
+            token: EvmAddress([4; 20]),
+            operator: EvmAddress([3; 20]),
+            challenge_period_s: 86_400,
+            deposit_min: MicroUsd(100_000),
+            unconfirmed_max: MicroUsd(50_000),
+        }),
+        ..terms.clone()
     };
     insta::assert_debug_snapshot!(vec![
         ("head", print(&SignedHead::sign(head(), &buyer()).bytes)),
@@ -118,8 +176,25 @@ fn signed_messages_have_golden_bytes() {
         ("channel id", descriptor.credit_id().to_string()),
         ("open", print(&SessionMessage::Open(open).encode())),
         ("accept", print(&SessionMessage::Accept(accept).encode())),
-        ("voucher digest", voucher.credit_digest().to_string()),
-        ("voucher", print(&voucher.sign(&key).0)),
+        (
+            "voucher digest",
+            VoucherDomain::Credit.voucher(&voucher).to_string()
+        ),
+        (
+            "voucher",
+            print(&voucher.sign(VoucherDomain::Credit, &key).0)
+        ),
+        (
+            "chain terms",
+            print(&SignedTerms::sign(on_chain, &seller()).bytes)
+        ),
+        ("chain channel id", hub().channel_id(&on_hub()).to_string()),
+        (
+            "chain open",
+            print(&SessionMessage::Open(chain_open()).encode())
+        ),
+        ("top up", print(&SessionMessage::TopUp(top_up()).encode())),
+        ("chain voucher digest", hub().voucher(&voucher).to_string()),
     ]);
 }
 

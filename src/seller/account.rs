@@ -89,7 +89,7 @@ pub(super) async fn close(
         let error = PeerError {
             code: match code {
                 "credit_exhausted" => PeerErrorCode::CreditExhausted,
-                "voucher_missing" => PeerErrorCode::VoucherLate,
+                "voucher_missing" | "deposit_unconfirmed" => PeerErrorCode::VoucherLate,
                 "draining" => PeerErrorCode::Draining,
                 _ => PeerErrorCode::UpstreamFailed,
             },

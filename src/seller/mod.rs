@@ -361,7 +361,8 @@ impl Seller {
                     AdmitError::UnknownChannel => PeerErrorCode::UnknownChannel,
                     AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
                     AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
-                    AdmitError::Unaccepted => PeerErrorCode::Overloaded,
+                    AdmitError::Unaccepted | AdmitError::Unconfirmed => PeerErrorCode::Overloaded,
+                    AdmitError::Ending => PeerErrorCode::UnknownChannel,
                     AdmitError::WrittenOff => PeerErrorCode::CreditExhausted,
                 })
             })?;

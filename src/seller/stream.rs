@@ -232,27 +232,39 @@ pub(super) async fn await_voucher(
     hold: Hold,
 ) -> Result<(), Finish> {
     let gone = |_| stopped_finish(shared, Stopped::Gone);
-    let Hold::NeedVoucher(cumulative) = hold else {
-        wire.flush()
-            .await
-            .map_err(|stopped| stopped_finish(shared, stopped))?;
-        return Err(Finish {
-            ending: Ending::BuyerStopped,
-            error: Some("credit_exhausted"),
-        });
+    let hold = match hold {
+        Hold::NeedVoucher(_) | Hold::Unconfirmed(_) => hold,
+        Hold::CreditExhausted => {
+            wire.flush()
+                .await
+                .map_err(|stopped| stopped_finish(shared, stopped))?;
+            return Err(Finish {
+                ending: Ending::BuyerStopped,
+                error: Some("credit_exhausted"),
+            });
+        }
     };
     let arrived = job.pair.next_voucher();
     tokio::pin!(arrived);
     arrived.as_mut().enable();
-    if job.pair.held() >= cumulative {
-        return Ok(());
+    match hold {
+        Hold::NeedVoucher(sum) if job.pair.held() >= sum => return Ok(()),
+        Hold::Unconfirmed(sum) if job.pair.ceiling() >= sum => return Ok(()),
+        Hold::NeedVoucher(sum) => wire.need(sum).await.map_err(gone)?,
+        Hold::Unconfirmed(_) | Hold::CreditExhausted => wire
+            .flush()
+            .await
+            .map_err(|stopped| stopped_finish(shared, stopped))?,
     }
-    wire.need(cumulative).await.map_err(gone)?;
     tokio::select! {
         () = arrived => Ok(()),
         stopped = wire.stopped() => Err(stopped_finish(shared, stopped)),
         () = tokio::time::sleep(VOUCHER_PATIENCE) => {
-            Err(Finish { ending: Ending::BuyerStopped, error: Some("voucher_missing") })
+            let missing = match hold {
+                Hold::Unconfirmed(_) => "deposit_unconfirmed",
+                _ => "voucher_missing",
+            };
+            Err(Finish { ending: Ending::BuyerStopped, error: Some(missing) })
         }
     }
 }

@@ -7,7 +7,7 @@ use souk::protocol::delegation::{self, DelegatedRole, Delegation, Draft};
 use souk::protocol::offer::{Offer, SignedOffer};
 use souk::protocol::receipt::{Ending, Receipt};
 use souk::protocol::session::{Accept, Open};
-use souk::protocol::voucher::CreditParty;
+use souk::protocol::voucher::{CreditParty, VoucherDomain};
 use souk::protocol::{
     ChannelDescriptor, EvmSignature, RequestHead, SessionMessage, SignedHead, SignedReceipt,
     SignedTerms, Terms, Voucher, WIRE_VERSION,
@@ -80,6 +80,7 @@ fn terms(by: u8) -> SignedTerms {
         reasoning_cap: 0,
         data_policy: "none kept".to_owned(),
         supported_parameters: vec!["temperature".to_owned()],
+        chain: None,
     };
     SignedTerms::sign(terms, &identity(by))
 }
@@ -141,7 +142,7 @@ fn voucher_message(channel: ChannelId, cumulative: u64, signer: &PaymentKey) -> 
         channel,
         cumulative,
     }
-    .sign(signer);
+    .sign(VoucherDomain::Credit, signer);
     let message = SessionMessage::Voucher {
         channel,
         cumulative,
@@ -163,7 +164,7 @@ fn check_voucher(bytes: &[u8], channel: ChannelId, signer: &EvmAddress) -> Resul
                 cumulative,
             };
             voucher
-                .verify(&signature, signer)
+                .verify(VoucherDomain::Credit, &signature, signer)
                 .map_err(|e| e.to_string())
         }
         Ok(_) => Err("another channel or message".to_owned()),
@@ -377,7 +378,7 @@ fn what_was_signed_for_another_seller_channel_node_or_network_is_refused() {
             channel: other,
             cumulative,
         }
-        .sign(&key);
+        .sign(VoucherDomain::Credit, &key);
         let moved = SessionMessage::Voucher {
             channel: id,
             cumulative,

@@ -26,6 +26,7 @@ mod guard;
 mod lifecycle;
 mod market;
 mod money;
+mod onchain;
 mod overbilling;
 mod replay;
 mod responses;

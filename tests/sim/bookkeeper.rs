@@ -129,7 +129,7 @@ impl World {
         for (_, then) in ready {
             match then {
                 Then::Open(conn, row) => {
-                    self.buyer.state.pay_by(*row);
+                    self.buyer.state.pay_by(*row, None);
                     if self.buyer.phase == Phase::Booking(conn) {
                         self.buyer.phase = Phase::AwaitsAck(conn);
                         self.send(Side::Buyer, conn, Msg::Open);

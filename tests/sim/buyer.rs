@@ -104,7 +104,7 @@ impl Buyer {
         self.state = PayerState::new(WindowSettings::default());
         if let Some(channel) = self.disk.load() {
             self.told = channel.limit;
-            self.state.adopt(channel, now);
+            self.state.adopt(channel, None, now);
         }
         self.phase = Phase::Down;
         self.orders.clear();

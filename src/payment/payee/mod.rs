@@ -5,10 +5,13 @@
 //! [`PayeePair::end`] it with a receipt that is repeated until the buyer's ACCEPT is durable. All
 //! buyers together share one `CreditPool`: keys are free, so the sum is what bounds the gift.
 
+pub mod on_chain;
 mod open;
+mod open_on_chain;
 mod pair;
 mod session;
 pub mod state;
+mod treasurer;
 mod write_offs;
 
 use std::collections::HashMap;
@@ -16,11 +19,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 pub use pair::{AdmitError, PayeePair};
 pub use state::{Ended, PayeeState};
 
+use self::write_offs::WriteOffs;
 use super::PaymentError;
+use super::onchain::{Level, OnChannel, Onchain};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
@@ -42,6 +48,8 @@ pub struct Settings {
     pub credit_total: MicroUsd,
     /// Buyers with channels remembered at once; more are refused.
     pub buyers_max: usize,
+    /// The chain on which channels are taken; none takes unsecured credit only.
+    pub onchain: Option<Onchain>,
 }
 
 /// All pairs of this seller. Cheap to clone.
@@ -59,6 +67,20 @@ pub(super) struct Shared {
     terms: SignedTerms,
     pool: Arc<CreditPool>,
     pairs: Mutex<HashMap<PeerId, Arc<PayeePair>>>,
+    /// Channels on a chain whose buyers have opened others since.
+    leaving: Mutex<Vec<Arc<PayeePair>>>,
+    /// Served on trust for openings that the chain refused.
+    lost_on_trust: Mutex<WriteOffs>,
+    /// Something may be due on the chain.
+    due: Notify,
+}
+
+impl Shared {
+    fn all_pairs(&self) -> Vec<Arc<PayeePair>> {
+        let mut all: Vec<_> = self.pairs.lock().values().cloned().collect();
+        all.extend(self.leaving.lock().iter().cloned());
+        all
+    }
 }
 
 /// What all buyers together owe, unsecured.
@@ -105,9 +127,23 @@ impl PayeeHub {
             owed: AtomicU64::new(0),
             total: settings.credit_total.0,
         });
-        let mut pairs = HashMap::new();
+        let mut pairs: HashMap<PeerId, Arc<PayeePair>> = HashMap::new();
+        let mut leaving = Vec::new();
         let mut raised = Vec::new();
+        let onchain = settings.onchain.clone();
+        // First the ear, then the memory: an event may come twice so, never not at all.
+        let events = onchain.as_ref().map(|onchain| onchain.link.events());
         for state in ledger.load(Role::Sell).await? {
+            if let Some(on) = OnChannel::load(&ledger, &state.row).await? {
+                let Some(onchain) = &onchain else { continue };
+                if on.view.closed == Level::Final {
+                    continue;
+                }
+                let (peer, rules) = (state.row.peer, onchain.rules);
+                let pair = Arc::new(PayeePair::restore_on_chain(state, on, rules, &settings));
+                leaving.extend(pairs.insert(peer, pair));
+                continue;
+            }
             let owed = state.accepted_sum.saturating_sub(state.settlements_sum);
             pool.add(owed);
             let deposit = settings.credit_limit.saturating_add(state.settlements_sum);
@@ -115,7 +151,7 @@ impl PayeeHub {
             let peer = state.row.peer;
             match PayeePair::restore(state, deposit, &settings, Arc::clone(&pool)) {
                 Ok(pair) => {
-                    pairs.insert(peer, Arc::new(pair));
+                    pairs.entry(peer).or_insert_with(|| Arc::new(pair));
                 }
                 Err(error) => tracing::error!(%peer, %error, "channel row is unreadable"),
             }
@@ -124,7 +160,7 @@ impl PayeeHub {
             ledger.submit(raised).await?;
         }
         let pairs = Mutex::new(pairs);
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             ledger,
             keys,
             clock,
@@ -133,10 +169,17 @@ impl PayeeHub {
             terms,
             pool,
             pairs,
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+            leaving: Mutex::new(leaving),
+            lost_on_trust: Mutex::default(),
+            due: Notify::new(),
+        });
+        if let (Some(onchain), Some(events)) = (onchain, events) {
+            let treasury = Arc::clone(&shared);
+            shared.tasks.spawn_critical("payee-treasurer", async move {
+                Ok(treasurer::run(treasury, onchain, events).await?)
+            });
+        }
+        Ok(Self { shared })
     }
 
     /// Answers one session stream until it ends; a newer one from the same buyer replaces it.
@@ -158,6 +201,22 @@ impl PayeeHub {
         self.shared.pairs.lock().values().cloned().collect()
     }
 
+    /// Ends the channel with `buyer`: when nothing runs on it any more, its last voucher is brought to
+    /// the chain and the rest goes back. Says whether there is one to end.
+    pub fn close(&self, buyer: &PeerId) -> bool {
+        let Some(pair) = self.pair(buyer) else {
+            return false;
+        };
+        let mut state = pair.state.lock();
+        let Some(one) = &mut state.on_chain else {
+            return false;
+        };
+        one.ending = true;
+        drop(state);
+        self.shared.due.notify_one();
+        true
+    }
+
     /// Books a payment that `buyer` made outside; its deposit rises by it and it is told.
     ///
     /// # Errors
@@ -171,6 +230,11 @@ impl PayeeHub {
         let pair = self.pair(buyer).ok_or_else(|| {
             PaymentError::Refused(format!("{buyer} never opened a channel with this seller"))
         })?;
+        if pair.view().is_some() {
+            return Err(PaymentError::Refused(format!(
+                "{buyer} pays on the chain; a payment outside is for unsecured credit"
+            )));
+        }
         let row = SettlementRow {
             at_ms: self.shared.clock.now_ms(),
             role: Role::Sell,

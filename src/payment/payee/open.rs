@@ -6,17 +6,36 @@ use super::Shared;
 use super::pair::PayeePair;
 use crate::ledger::{ChannelRow, Role};
 use crate::payment::PaymentError;
+use crate::payment::onchain::MODE_ON_CREDIT;
 use crate::protocol::session::Open;
 use crate::protocol::voucher::CreditParty;
 use crate::protocol::{ChannelDescriptor, DecodeError};
 use crate::types::PeerId;
 
-/// Finds the buyer's channel, or remembers the one it opens; the first order books it. Idempotent.
-pub(super) fn open_pair(
+/// Finds the buyer's channel, or remembers the one it opens. Idempotent. Says whether the channel was
+/// not known here.
+pub(super) async fn open_pair(
     shared: &Arc<Shared>,
     buyer: PeerId,
     open: &Open,
-) -> Result<Arc<PayeePair>, PaymentError> {
+) -> Result<(Arc<PayeePair>, bool), PaymentError> {
+    match (&open.opening, &shared.settings.onchain) {
+        (Some(opening), Some(onchain)) => {
+            super::open_on_chain::open_pair(shared, onchain, buyer, open, opening).await
+        }
+        (Some(_), None) => Err(PaymentError::Refused(
+            "this seller takes no channels on a chain".into(),
+        )),
+        (None, _) => open_credit(shared, buyer, open),
+    }
+}
+
+/// A book of IOUs; the first order books it.
+fn open_credit(
+    shared: &Arc<Shared>,
+    buyer: PeerId,
+    open: &Open,
+) -> Result<(Arc<PayeePair>, bool), PaymentError> {
     let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).map_err(refused)?;
     let channel = descriptor.credit_id();
     open.verify(channel, &buyer).map_err(refused)?;
@@ -32,7 +51,7 @@ pub(super) fn open_pair(
     }
     if let Some(pair) = shared.pairs.lock().get(&buyer) {
         return if pair.channel() == channel {
-            Ok(Arc::clone(pair))
+            Ok((Arc::clone(pair), false))
         } else {
             Err(PaymentError::Refused(
                 "another channel of this buyer is open".into(),
@@ -44,14 +63,25 @@ pub(super) fn open_pair(
         role: Role::Sell,
         channel,
         peer: buyer,
-        mode: "credit".to_owned(),
+        mode: MODE_ON_CREDIT.to_owned(),
         descriptor: open.descriptor.clone(),
         epoch: open.epoch,
         deposit: shared.settings.credit_limit,
         open_signature: open.signature.0,
     };
     let pool = Arc::clone(&shared.pool);
-    let pair = PayeePair::new(row, &descriptor, &shared.settings, pool);
+    let pair = PayeePair::on_credit(row, &descriptor, &shared.settings, pool);
+    let pair = Arc::new(pair);
+    remember(shared, buyer, &pair)?;
+    Ok((pair, true))
+}
+
+/// Puts a new pair in its place.
+pub(super) fn remember(
+    shared: &Shared,
+    buyer: PeerId,
+    pair: &Arc<PayeePair>,
+) -> Result<(), PaymentError> {
     let mut pairs = shared.pairs.lock();
     if pairs.len() >= shared.settings.buyers_max {
         // Keys are free: those that opened, ordered nothing and left make room.
@@ -60,9 +90,11 @@ pub(super) fn open_pair(
             return Err(PaymentError::Refused("too many buyers".into()));
         }
     }
-    Ok(Arc::clone(
-        pairs.entry(buyer).or_insert_with(|| Arc::new(pair)),
-    ))
+    if let Some(before) = pairs.insert(buyer, Arc::clone(pair)) {
+        // It may still have something to settle.
+        shared.leaving.lock().push(before);
+    }
+    Ok(())
 }
 
 /// The only credit channel that `buyer` can have here in this epoch, with the keys it names: an OPEN
@@ -87,6 +119,6 @@ fn expected(
     ChannelDescriptor::credit(&buyer, &seller, epoch)
 }
 
-fn refused(error: DecodeError) -> PaymentError {
+pub(super) fn refused(error: DecodeError) -> PaymentError {
     PaymentError::Refused(error.to_string())
 }

@@ -8,12 +8,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::on_chain::Hubbed;
 use super::state::{Ended, NotAdmitted, PayeeState};
 use super::{CreditPool, Settings};
+use crate::chain::watcher::ChainEvent;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, LedgerError, Row};
 use crate::network::Stream;
 use crate::network::framed::FrameWriter;
 use crate::payment::channel::Hold;
+use crate::payment::onchain::{ChannelView, OnChannel, Rules};
+use crate::protocol::voucher::VoucherDomain;
 use crate::protocol::{ChannelDescriptor, DecodeError, EvmSignature};
 use crate::types::{AttemptId, ChannelId, EvmAddress, MicroUsd, PeerId, UnixMs};
 
@@ -21,8 +25,14 @@ use crate::types::{AttemptId, ChannelId, EvmAddress, MicroUsd, PeerId, UnixMs};
 pub struct PayeePair {
     buyer: PeerId,
     channel: ChannelId,
+    domain: VoucherDomain,
     voucher_signer: EvmAddress,
-    pool: Arc<CreditPool>,
+    /// The credit that all buyers share; a channel on a chain has no part in it.
+    pool: Option<Arc<CreditPool>>,
+    /// Number and signature of the opening, as the channel's rows name them.
+    opened_by: (u64, [u8; 64]),
+    /// The handshake of its session is over: what it is about is known to both.
+    is_agreed: AtomicBool,
     /// The channel's row until the first order or voucher makes it worth keeping.
     unbooked: tokio::sync::Mutex<Option<ChannelRow>>,
     is_booked: AtomicBool,
@@ -46,34 +56,51 @@ pub enum AdmitError {
     Unaccepted,
     /// This buyer refuses to accept more than honest counting differs.
     WrittenOff,
+    /// The chain has not confirmed enough of the deposit yet.
+    Unconfirmed,
+    /// The channel ends; the buyer may open another.
+    Ending,
 }
 
 impl PayeePair {
-    pub(super) fn new(
+    pub(super) fn on_credit(
         row: ChannelRow,
         descriptor: &ChannelDescriptor,
         settings: &Settings,
         pool: Arc<CreditPool>,
     ) -> Self {
         let state = PayeeState::new(settings.windows, settings.credit_limit);
-        let (buyer, channel) = (row.peer, row.channel);
         let signer = descriptor.voucher_signer;
-        Self::with(buyer, channel, signer, pool, state, Some(row))
+        let id = (row.peer, row.channel, VoucherDomain::Credit);
+        let by = (row.epoch, row.open_signature);
+        Self::with(id, by, signer, Some(pool), state, Some(row))
+    }
+
+    pub(super) fn on_chain(row: ChannelRow, on_chain: Hubbed, settings: &Settings) -> Self {
+        let channel = &on_chain.on.channel;
+        let signer = channel.descriptor.voucher_signer;
+        let id = (row.peer, row.channel, VoucherDomain::Hub(channel.domain));
+        let state = PayeeState::new(settings.windows, row.deposit).with_chain(on_chain);
+        let by = (row.epoch, row.open_signature);
+        Self::with(id, by, signer, None, state, Some(row))
     }
 
     fn with(
-        buyer: PeerId,
-        channel: ChannelId,
+        (buyer, channel, domain): (PeerId, ChannelId, VoucherDomain),
+        opened_by: (u64, [u8; 64]),
         voucher_signer: EvmAddress,
-        pool: Arc<CreditPool>,
+        pool: Option<Arc<CreditPool>>,
         state: PayeeState,
         unbooked: Option<ChannelRow>,
     ) -> Self {
         Self {
             buyer,
             channel,
+            domain,
             voucher_signer,
             pool,
+            opened_by,
+            is_agreed: AtomicBool::new(false),
             is_booked: AtomicBool::new(unbooked.is_none()),
             unbooked: tokio::sync::Mutex::new(unbooked),
             state: Mutex::new(state),
@@ -90,11 +117,97 @@ impl PayeePair {
         pool: Arc<CreditPool>,
     ) -> Result<Self, DecodeError> {
         let descriptor = ChannelDescriptor::from_bytes(&channel.row.descriptor)?;
-        let (peer, id) = (channel.row.peer, channel.row.channel);
+        let id = (channel.row.peer, channel.row.channel, VoucherDomain::Credit);
+        let by = (channel.row.epoch, channel.row.open_signature);
         let state = PayeeState::restore(settings.windows, deposit, channel);
         pool.add(state.claims());
         let signer = descriptor.voucher_signer;
-        Ok(Self::with(peer, id, signer, pool, state, None))
+        Ok(Self::with(id, by, signer, Some(pool), state, None))
+    }
+
+    pub(super) fn restore_on_chain(
+        channel: ChannelState,
+        on: OnChannel,
+        rules: Rules,
+        settings: &Settings,
+    ) -> Self {
+        let named = &on.channel;
+        let signer = named.descriptor.voucher_signer;
+        let domain = VoucherDomain::Hub(named.domain);
+        let id = (channel.row.peer, channel.row.channel, domain);
+        let used_ms = channel
+            .voucher
+            .as_ref()
+            .map_or(channel.row.at_ms, |v| v.at_ms);
+        let deposit = channel.row.deposit;
+        let by = (channel.row.epoch, channel.row.open_signature);
+        let state = PayeeState::restore(settings.windows, deposit, channel)
+            .with_chain(Hubbed::new(on, rules, used_ms));
+        let pair = Self::with(id, by, signer, None, state, None);
+        pair.agree();
+        pair
+    }
+
+    /// Both sides know what this channel is about: it may be brought to the chain.
+    pub(super) fn agree(&self) {
+        self.is_agreed.store(true, Ordering::Release);
+    }
+    pub(super) fn is_agreed(&self) -> bool {
+        self.is_agreed.load(Ordering::Acquire)
+    }
+    pub(super) const fn opened_by(&self) -> (u64, [u8; 64]) {
+        self.opened_by
+    }
+    /// Where vouchers of this channel are worth something.
+    #[must_use]
+    pub const fn domain(&self) -> VoucherDomain {
+        self.domain
+    }
+    /// A channel that this ledger lost: what the buyer signed counts as delivered.
+    pub(super) async fn adopt_lost(&self, cumulative: MicroUsd) {
+        let mut unbooked = self.unbooked.lock().await;
+        let mut state = self.state.lock();
+        state.machine.adopt_lost(cumulative);
+        if let (Some(row), Some(on_chain)) = (unbooked.as_mut(), state.on_chain.as_mut()) {
+            let channel = &mut on_chain.on.channel;
+            channel.consumed = channel.consumed.max(cumulative);
+            row.descriptor = channel.to_bytes();
+        }
+    }
+    /// An event of the chain; wakes what waits for a confirmation.
+    pub(super) fn chain_event(&self, event: &ChainEvent) -> bool {
+        let changed = self.state.lock().chain_event(event);
+        if changed {
+            self.voucher_arrived.notify_waiters();
+        }
+        changed
+    }
+    /// The chain will never open this channel.
+    pub(super) fn give_up(&self) {
+        self.state.lock().give_up();
+        self.voucher_arrived.notify_waiters();
+    }
+    /// What the chain shows; none in credit mode.
+    #[must_use]
+    pub fn view(&self) -> Option<ChannelView> {
+        self.state.lock().on_chain.as_ref().map(|one| one.on.view)
+    }
+    /// True when the channel can pay no more.
+    pub(super) fn is_over(&self, now_ms: UnixMs) -> bool {
+        let state = self.state.lock();
+        let on_chain = state.on_chain.as_ref();
+        on_chain.is_some_and(|one| one.is_void || one.on.is_over(now_ms))
+    }
+    /// True when the chain refused to open it.
+    pub(super) fn is_void(&self) -> bool {
+        let state = self.state.lock();
+        state.on_chain.as_ref().is_some_and(|one| one.is_void)
+    }
+    /// True when nothing new is admitted and nothing runs.
+    pub(super) fn has_ended(&self) -> bool {
+        let state = self.state.lock();
+        let on_chain = state.on_chain.as_ref();
+        on_chain.is_some_and(|one| one.ending) && state.running.is_empty()
     }
 
     /// The buyer.
@@ -160,10 +273,12 @@ impl PayeePair {
         now_ms: UnixMs,
         wait: Duration,
     ) -> Result<(), AdmitError> {
-        if window > MicroUsd::ZERO && self.pool.exhausted() {
+        let pool = self.pool.as_ref();
+        if window > MicroUsd::ZERO && pool.is_some_and(|pool| pool.exhausted()) {
             return Err(AdmitError::CreditExhausted);
         }
         let deadline = tokio::time::Instant::now() + wait;
+        let mut late;
         loop {
             let arrived = self.voucher_arrived.notified();
             tokio::pin!(arrived);
@@ -177,12 +292,14 @@ impl PayeePair {
                     Err(NotAdmitted::Held(Hold::CreditExhausted)) => {
                         return Err(AdmitError::CreditExhausted);
                     }
-                    Err(NotAdmitted::Held(Hold::NeedVoucher(_))) => {}
+                    Err(NotAdmitted::Ending) => return Err(AdmitError::Ending),
+                    Err(NotAdmitted::Held(Hold::NeedVoucher(_))) => late = AdmitError::VoucherLate,
+                    Err(NotAdmitted::Held(Hold::Unconfirmed(_))) => late = AdmitError::Unconfirmed,
                 }
             }
             tokio::select! {
                 () = arrived => {}
-                () = tokio::time::sleep_until(deadline) => return Err(AdmitError::VoucherLate),
+                () = tokio::time::sleep_until(deadline) => return Err(late),
             }
         }
     }
@@ -202,7 +319,12 @@ impl PayeePair {
     pub fn room(&self) -> MicroUsd {
         self.state.lock().machine.room()
     }
-    /// Resolves at the next credited voucher; make it before checking, so that none is missed.
+    /// Most that is delivered in all for what the chain has confirmed.
+    #[must_use]
+    pub fn ceiling(&self) -> MicroUsd {
+        self.state.lock().machine.ceiling()
+    }
+    /// Resolves at the next credited voucher or confirmation; make it before checking, so that none is missed.
     pub fn next_voucher(&self) -> tokio::sync::futures::Notified<'_> {
         self.voucher_arrived.notified()
     }
@@ -220,7 +342,9 @@ impl PayeePair {
     /// The attempt ended with a receipt; it is repeated until it is accepted.
     pub fn end(&self, attempt: AttemptId, ended: Ended) {
         let mut state = self.state.lock();
-        self.pool.add(ended.cost);
+        if let Some(pool) = &self.pool {
+            pool.add(ended.cost);
+        }
         state.end(attempt, ended);
     }
     /// True while the buyer's ACCEPT for an ended attempt is missing.
@@ -232,8 +356,10 @@ impl PayeePair {
     pub(super) fn accepted(&self, attempt: &AttemptId, billed: MicroUsd, now_ms: UnixMs) {
         let mut state = self.state.lock();
         let accepted = state.accepted(attempt, billed, now_ms);
-        self.pool.pay(accepted.claim);
-        self.pool.add(accepted.owed);
+        if let Some(pool) = &self.pool {
+            pool.pay(accepted.claim);
+            pool.add(accepted.owed);
+        }
         drop(state);
         self.voucher_arrived.notify_waiters();
     }

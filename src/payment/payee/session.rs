@@ -14,13 +14,18 @@ use super::Shared;
 use super::open::open_pair;
 use super::pair::PayeePair;
 use super::state::is_unknown;
-use crate::ledger::{Role, Row, VoucherRow};
+use super::treasurer::close_message;
+use crate::ledger::{ChannelRow, Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::payment::PaymentError;
+use crate::payment::onchain::{MODE_ON_CHAIN, paper};
 use crate::protocol::frame::Frame;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
-use crate::protocol::session::{Accept, Hello, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller};
+use crate::protocol::session::{
+    Accept, CHANNEL_OVER, Hello, MODE_CHANNEL, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller,
+};
+use crate::protocol::voucher::TopUp;
 use crate::protocol::{EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
@@ -53,8 +58,12 @@ pub(super) async fn serve(
     {
         Ok(Ok(pair)) => pair,
         Ok(Err(error)) => {
+            let code = match &error {
+                PaymentError::ChannelOver => CHANNEL_OVER,
+                _ => "refused",
+            };
             let refusal = SessionMessage::Error {
-                code: "refused".into(),
+                code: code.into(),
                 message: error.to_string(),
             };
             let _ = writer.send(FrameKind::Session, &refusal.encode()).await;
@@ -133,7 +142,11 @@ async fn handshake(
     let ours = Hello {
         version: WIRE_VERSION,
         network: shared.settings.network.clone(),
-        modes: MODE_CREDIT,
+        modes: if shared.settings.onchain.is_some() {
+            MODE_CREDIT | MODE_CHANNEL
+        } else {
+            MODE_CREDIT
+        },
         terms_hash: shared.terms.hash,
         clock_ms: shared.clock.now_ms(),
     };
@@ -145,7 +158,7 @@ async fn handshake(
     let SessionMessage::Open(open) = next(reader).await? else {
         return Err(out_of_order());
     };
-    let pair = open_pair(shared, buyer, &open)?;
+    let (pair, is_new) = open_pair(shared, buyer, &open).await?;
     let deposit = pair.state.lock().machine.deposit();
     let ack = SessionMessage::OpenAck {
         channel: pair.channel(),
@@ -163,8 +176,15 @@ async fn handshake(
         return Err(PaymentError::Refused("SYNC names another channel".into()));
     }
     if let Some((cumulative, signature)) = theirs.voucher {
+        check_voucher(&pair, cumulative, &signature)?;
+        if is_new && pair.view().is_some() {
+            // The buyer knows more of this channel than we do: our ledger was lost.
+            pair.adopt_lost(cumulative).await;
+        }
         store_voucher(shared, &pair, cumulative, signature, true).await?;
     }
+    pair.agree();
+    shared.due.notify_one();
     for message in sync_messages(shared, &pair, &theirs).await? {
         writer.put(FrameKind::Session, &message.encode());
     }
@@ -242,10 +262,13 @@ async fn turn(
                 check_channel(pair, theirs.channel)?;
                 asked = Some(theirs);
             }
-            SessionMessage::Close { .. } => {
-                return Err(PaymentError::Refused(
-                    "closing is for settled channels".into(),
-                ));
+            SessionMessage::Close { channel, last } => {
+                check_channel(pair, channel)?;
+                take_close(shared, pair, last)?;
+            }
+            SessionMessage::TopUp(top_up) => {
+                check_channel(pair, top_up.channel)?;
+                take_top_up(shared, pair, top_up).await?;
             }
             SessionMessage::Error { code, message } => {
                 return Err(PaymentError::Session(format!("{code}: {message}")));
@@ -290,6 +313,83 @@ fn check_accept(
     Ok(accept.items)
 }
 
+fn check_voucher(
+    pair: &PayeePair,
+    cumulative: MicroUsd,
+    signature: &EvmSignature,
+) -> Result<(), PaymentError> {
+    let voucher = Voucher {
+        channel: pair.channel(),
+        cumulative,
+    };
+    let signer = pair.voucher_signer();
+    voucher
+        .verify(pair.domain(), signature, signer)
+        .map_err(refused)
+}
+
+/// The buyer wants the channel's end; its last voucher says what it owes by its own count.
+fn take_close(
+    shared: &Shared,
+    pair: &PayeePair,
+    last: Option<(MicroUsd, EvmSignature)>,
+) -> Result<(), PaymentError> {
+    if let Some((cumulative, signature)) = &last {
+        check_voucher(pair, *cumulative, signature)?;
+    }
+    let mut state = pair.state.lock();
+    let Some(one) = &mut state.on_chain else {
+        return Err(PaymentError::Refused(
+            "closing is for channels on a chain".into(),
+        ));
+    };
+    one.ending = true;
+    one.last = last.or(one.last);
+    drop(state);
+    shared.due.notify_one();
+    Ok(())
+}
+
+/// A higher deposit: its row is durable before a voucher may make use of it.
+async fn take_top_up(shared: &Shared, pair: &PayeePair, top_up: TopUp) -> Result<(), PaymentError> {
+    let deposit = top_up.deposit;
+    let (mut row, before) = {
+        let state = pair.state.lock();
+        let one = state.on_chain.as_ref().ok_or_else(out_of_order)?;
+        let channel = &one.on.channel;
+        paper::check_top_up(channel, &top_up).map_err(PaymentError::Refused)?;
+        if one.ending || deposit <= one.on.view.deposit_seen {
+            return Ok(());
+        }
+        let row = ChannelRow {
+            at_ms: shared.clock.now_ms(),
+            role: Role::Sell,
+            channel: pair.channel(),
+            peer: *pair.buyer(),
+            mode: MODE_ON_CHAIN.to_owned(),
+            descriptor: channel.to_bytes(),
+            epoch: 0,
+            deposit,
+            open_signature: [0; 64],
+        };
+        (row, state.machine().deposit())
+    };
+    if deposit > before {
+        pair.book_channel(&shared.ledger).await?;
+        (row.epoch, row.open_signature) = pair.opened_by();
+        shared.ledger.commit(vec![Row::Channel(row)]).await?;
+    }
+    let mut state = pair.state.lock();
+    let raised = state.machine().deposit().max(deposit);
+    state.machine.set_deposit(raised);
+    if let Some(one) = &mut state.on_chain {
+        one.top_up = Some(top_up);
+    }
+    drop(state);
+    shared.due.notify_one();
+    Ok(())
+}
+
 /// Makes a voucher durable, then raises A by it. Stale ones change nothing.
 async fn store_voucher(
     shared: &Shared,
@@ -302,13 +402,7 @@ async fn store_voucher(
     if !wanted.map_err(|e| PaymentError::Refused(e.to_string()))? {
         return Ok(());
     }
-    let voucher = Voucher {
-        channel: pair.channel(),
-        cumulative,
-    };
-    voucher
-        .verify(&signature, pair.voucher_signer())
-        .map_err(refused)?;
+    check_voucher(pair, cumulative, &signature)?;
     let row = VoucherRow {
         at_ms: shared.clock.now_ms(),
         role: Role::Sell,
@@ -370,6 +464,18 @@ async fn repeat_ended(pair: &PayeePair) {
 pub(super) async fn tell_deposit(_shared: &Shared, pair: &PayeePair) {
     let message = SessionMessage::SyncSeller(sync(pair, Vec::new(), Vec::new()));
     send(pair, &[message]).await;
+}
+
+/// Tells a connected buyer that this channel ends.
+pub(super) async fn tell_close(pair: &PayeePair) {
+    send(pair, &[close_message(pair.channel())]).await;
+}
+
+/// Ends the session of a pair, and says why.
+pub(super) async fn end(pair: &PayeePair, why: &PaymentError) {
+    let generation = *pair.generation.borrow();
+    hang_up(pair, generation, Some(why)).await;
+    pair.generation.send_modify(|generation| *generation += 1);
 }
 
 async fn send(pair: &PayeePair, messages: &[SessionMessage]) {

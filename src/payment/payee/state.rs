@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::on_chain::Hubbed;
 use super::write_offs::WriteOffs;
 use crate::ledger::{AttemptState, ChannelState, FinalRow, Outcome};
 use crate::payment::channel::{Hold, Payee, VoucherError};
@@ -23,9 +24,11 @@ const UNACCEPTED_MAX: usize = 4_096;
 pub struct PayeeState {
     pub(super) machine: Payee,
     pub(super) settlements: MicroUsd,
-    last_voucher: Option<(MicroUsd, EvmSignature)>,
-    running: HashSet<AttemptId>,
-    ended: HashMap<AttemptId, Ended>,
+    pub(super) last_voucher: Option<(MicroUsd, EvmSignature)>,
+    pub(super) running: HashSet<AttemptId>,
+    pub(super) ended: HashMap<AttemptId, Ended>,
+    /// The channel as it is on a chain; none in credit mode.
+    pub(super) on_chain: Option<Hubbed>,
     /// Claimed by receipts and not accepted.
     write_offs: WriteOffs,
 }
@@ -121,7 +124,9 @@ pub enum NotAdmitted {
     Unaccepted,
     /// This buyer refuses to accept more than honest counting differs.
     WrittenOff,
-    /// The credit is used up, or a voucher must come first.
+    /// The channel ends.
+    Ending,
+    /// The credit is used up, or a voucher or a confirmation must come first.
     Held(Hold),
 }
 
@@ -145,6 +150,7 @@ impl PayeeState {
             last_voucher: None,
             running: HashSet::new(),
             ended: HashMap::new(),
+            on_chain: None,
             write_offs: WriteOffs::default(),
         }
     }
@@ -211,6 +217,9 @@ impl PayeeState {
         window: MicroUsd,
         now_ms: UnixMs,
     ) -> Result<(), NotAdmitted> {
+        if self.on_chain.as_ref().is_some_and(|one| one.ending) {
+            return Err(NotAdmitted::Ending);
+        }
         if self.ended.len() >= UNACCEPTED_MAX {
             return Err(NotAdmitted::Unaccepted);
         }
@@ -221,6 +230,9 @@ impl PayeeState {
             .admit(attempt, prefill, window)
             .map_err(NotAdmitted::Held)?;
         self.running.insert(attempt);
+        if let Some(on_chain) = &mut self.on_chain {
+            on_chain.used_ms = now_ms;
+        }
         Ok(())
     }
     /// RESP_HEAD goes out with the meter at `running`.
@@ -253,6 +265,11 @@ impl PayeeState {
         let rose = self.machine.credit_earlier(cumulative);
         if rose {
             self.last_voucher = Some((cumulative, signature));
+        }
+        if let Some(on_chain) = &mut self.on_chain
+            && cumulative > on_chain.on.view.settled
+        {
+            on_chain.dirty_since_ms.get_or_insert(on_chain.used_ms);
         }
         rose
     }

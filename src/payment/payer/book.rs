@@ -51,6 +51,12 @@ async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
         .filter(|(_, accept)| *accept)
         .map(|(row, _)| (row.attempt_id, row.billed))
         .collect();
+    if let Some(funds) = &shared.funds {
+        let costs = finals.iter().map(|(row, _)| row.billed);
+        costs
+            .filter(|cost| *cost > MicroUsd::ZERO)
+            .for_each(|cost| funds.learn_cost(cost));
+    }
     let rows: Vec<FinalRow> = finals.into_iter().map(|(row, _)| row).collect();
     make_durable(shared, pair, rows).await?;
     let (accepts, voucher) = {
@@ -69,6 +75,7 @@ async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
     }
     messages.extend(voucher);
     super::session::send(pair, &messages).await;
+    super::funding::top_up(shared, pair).await?;
     if accepts_sent {
         crate::failpoint::hit("buyer_after_accept");
     }
@@ -81,7 +88,10 @@ async fn make_durable(
     pair: &Pair,
     finals: Vec<FinalRow>,
 ) -> Result<(), PaymentError> {
-    let due = pair.state.lock().due_voucher();
+    let (due, domain) = {
+        let state = pair.state.lock();
+        (state.due_voucher(), state.domain())
+    };
     let rows: Vec<Row> = finals.into_iter().map(Row::Final).collect();
     let Some((channel, cumulative, attempt)) = due else {
         return book_finals(shared, rows).await;
@@ -94,7 +104,7 @@ async fn make_durable(
         channel,
         cumulative,
     }
-    .sign(&shared.keys.voucher);
+    .sign(domain, &shared.keys.voucher);
     let row = VoucherRow {
         at_ms: shared.clock.now_ms(),
         role: Role::Buy,

@@ -7,9 +7,11 @@
 
 mod book;
 pub mod doubt;
+mod funding;
 mod pair;
 mod session;
 pub mod state;
+mod tend;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,13 +24,15 @@ use tokio::time::Instant;
 pub use pair::{Pair, PairSnapshot, Spending};
 pub use state::PayerState;
 
+use self::funding::Funds;
 use super::PaymentError;
+use super::onchain::{OnChannel, Onchain};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
-use crate::ledger::{Ledger, Role};
+use crate::ledger::{ChannelState, Ledger, Role};
 use crate::network::Handle;
 use crate::tasks::Tasks;
-use crate::types::{Clock, PeerId};
+use crate::types::{Clock, MicroUsd, PeerId};
 
 /// Pairs with something in doubt are looked at this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
@@ -46,6 +50,21 @@ pub struct Settings {
     pub windows: WindowSettings,
     /// The whole handshake of a session, dial included.
     pub handshake_timeout: Duration,
+    /// Which voucher key this is; part of every channel's salt on a chain.
+    pub device: u32,
+    /// The chain that deposits lie on; none pays by unsecured credit.
+    pub onchain: Option<Onchain>,
+}
+
+/// A buyer's money outside of channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wallet {
+    /// In the hub.
+    pub vault: MicroUsd,
+    /// At its own address.
+    pub wallet: MicroUsd,
+    /// Of both, what is not signed away for channels that the chain does not show yet.
+    pub free: MicroUsd,
 }
 
 /// All pairs of this buyer. Cheap to clone.
@@ -62,7 +81,14 @@ pub(super) struct Shared {
     tasks: Tasks,
     spending: Arc<dyn Spending>,
     settings: Settings,
+    funds: Option<Funds>,
     pairs: Mutex<HashMap<PeerId, Arc<Pair>>>,
+}
+
+impl Shared {
+    fn all_pairs(&self) -> Vec<Arc<Pair>> {
+        self.pairs.lock().values().cloned().collect()
+    }
 }
 
 impl PayerHub {
@@ -79,7 +105,11 @@ impl PayerHub {
         spending: Arc<dyn Spending>,
         settings: Settings,
     ) -> Result<Self, PaymentError> {
+        let onchain = settings.onchain.clone();
+        // First the ear, then the memory: an event may come twice so, never not at all.
+        let events = onchain.as_ref().map(|onchain| onchain.link.events());
         let channels = ledger.load(Role::Buy).await?;
+        let device = settings.device;
         let shared = Arc::new(Shared {
             ledger,
             network,
@@ -88,12 +118,20 @@ impl PayerHub {
             tasks,
             spending,
             settings,
+            funds: onchain.map(|onchain| Funds::new(onchain, device)),
             pairs: Mutex::new(HashMap::new()),
         });
         let hub = Self { shared };
         for state in channels {
-            let pair = hub.get_or_make(state.row.peer);
-            pair.adopt(state, hub.shared.clock.now_ms());
+            hub.adopt(state).await?;
+        }
+        if let Some(events) = events {
+            let shared = Arc::clone(&hub.shared);
+            hub.shared
+                .tasks
+                .spawn_critical("payer-channels", async move {
+                    Ok(tend::run(shared, events).await?)
+                });
         }
         let reconciler = hub.clone();
         hub.shared.tasks.spawn(
@@ -101,6 +139,24 @@ impl PayerHub {
             async move { reconciler.reconcile().await },
         );
         Ok(hub)
+    }
+
+    /// Takes up a channel of an earlier life; one that can pay no more leaves only its attempts.
+    async fn adopt(&self, state: ChannelState) -> Result<(), PaymentError> {
+        let now_ms = self.shared.clock.now_ms();
+        let on_chain = OnChannel::load(&self.shared.ledger, &state.row).await?;
+        let pair = self.get_or_make(state.row.peer);
+        let is_over = on_chain.as_ref().is_some_and(|on| on.is_over(now_ms));
+        let is_our_mode = on_chain.is_some() == self.shared.funds.is_some();
+        if is_over || !is_our_mode {
+            pair.state.lock().adopt_rest(state, on_chain.is_some());
+            return Ok(());
+        }
+        if let (Some(funds), Some(on_chain)) = (&self.shared.funds, &on_chain) {
+            funding::remember(funds, &state.row, on_chain, now_ms);
+        }
+        pair.adopt(state, on_chain, now_ms);
+        Ok(())
     }
 
     /// The pair with `seller`, its session up. Waits for the handshake when there is none yet.
@@ -127,13 +183,69 @@ impl PayerHub {
         self.shared.pairs.lock().values().cloned().collect()
     }
 
+    /// Asks a seller to end its channel: at once when nothing runs, else when it has ended. Says
+    /// whether there is one to end.
+    pub fn close(&self, seller: &PeerId) -> bool {
+        let Some(pair) = self.known(seller) else {
+            return false;
+        };
+        let mut state = pair.state.lock();
+        let is_live = state.on_chain.as_ref().is_some_and(|on| on.view.is_live());
+        if is_live {
+            state.ending = true;
+            state.asked_close_ms = 0;
+        }
+        is_live
+    }
+
+    /// What vault and wallet hold and what of it is signed away; none in credit mode or before the
+    /// chain has answered.
+    #[must_use]
+    pub fn wallet(&self) -> Option<Wallet> {
+        let purse = self.shared.funds.as_ref()?.purse.lock();
+        let read = purse.read()?;
+        Some(Wallet {
+            vault: read.vault,
+            wallet: read.wallet,
+            free: purse.free()?,
+        })
+    }
+
+    /// True when nothing is left: not in vault and wallet, and not in any channel.
+    #[must_use]
+    pub fn is_broke(&self) -> bool {
+        let in_channels = self.shared.all_pairs().iter().any(|pair| {
+            let state = pair.state.lock();
+            let is_live = state.on_chain.as_ref().is_some_and(|on| on.view.is_live());
+            is_live && state.machine().headroom() > MicroUsd::ZERO
+        });
+        let least = self
+            .shared
+            .funds
+            .as_ref()
+            .map(|funds| funds.onchain.rules.open_fee);
+        let is_empty = self
+            .wallet()
+            .zip(least)
+            .is_some_and(|(wallet, least)| wallet.vault.saturating_add(wallet.wallet) <= least);
+        is_empty && !in_channels
+    }
+
+    /// True in a node that pays on a chain.
+    #[must_use]
+    pub fn pays_on_chain(&self) -> bool {
+        self.shared.funds.is_some()
+    }
+
     fn get_or_make(&self, seller: PeerId) -> Arc<Pair> {
         let mut pairs = self.shared.pairs.lock();
         if let Some(pair) = pairs.get(&seller) {
             return Arc::clone(pair);
         }
         let spending = Arc::clone(&self.shared.spending);
-        let pair = Arc::new(Pair::new(seller, self.shared.settings.windows, spending));
+        let pair = Pair::new(seller, self.shared.settings.windows, spending);
+        pair.state.lock().gives_no_credit = self.shared.funds.is_some();
+        let pair = Arc::new(pair);
         pairs.insert(seller, Arc::clone(&pair));
         drop(pairs);
         let (shared, kept) = (Arc::clone(&self.shared), Arc::clone(&pair));

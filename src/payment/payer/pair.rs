@@ -11,6 +11,7 @@ use super::doubt::Shown;
 use super::state::{PayerState, Verdict};
 use crate::ledger::{ChannelState, DeliveredRow, FinalRow, OpenRow};
 use crate::payment::PaymentError;
+use crate::payment::onchain::{ChannelView, Level, OnChannel};
 use crate::payment::window::WindowSettings;
 use crate::protocol::{SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId, UnixMs};
@@ -51,8 +52,8 @@ impl Pair {
     }
 
     /// Takes up what an earlier life left in the ledger.
-    pub(super) fn adopt(&self, channel: ChannelState, now_ms: UnixMs) {
-        self.state.lock().adopt(channel, now_ms);
+    pub(super) fn adopt(&self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
+        self.state.lock().adopt(channel, on_chain, now_ms);
     }
 
     /// The seller.
@@ -94,6 +95,14 @@ impl Pair {
     #[must_use]
     pub fn headroom(&self) -> Option<MicroUsd> {
         let state = self.state.lock();
+        let on_chain = state.on_chain.as_ref();
+        if on_chain.is_some_and(|on| on.view.closed > Level::No) {
+            // The next session opens another.
+            return None;
+        }
+        if state.ending {
+            return Some(MicroUsd::ZERO);
+        }
         state.terms.is_some().then(|| state.machine.headroom())
     }
     /// A snapshot for `status`: deposit, signed, received, settled, live attempts.
@@ -109,6 +118,8 @@ impl Pair {
             live: state.live_count(),
             in_doubt: state.doubtful_count(),
             up: state.up,
+            ending: state.ending,
+            on_chain: state.on_chain.as_ref().map(|on| on.view),
         }
     }
     /// The cumulative voucher signed so far, and what a request with this prefill would need.
@@ -217,6 +228,10 @@ pub struct PairSnapshot {
     pub in_doubt: usize,
     /// Session up.
     pub up: bool,
+    /// Its end was asked for.
+    pub ending: bool,
+    /// What the chain shows; none in credit mode.
+    pub on_chain: Option<ChannelView>,
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ fn regression_an_answer_in_doubt_counts_as_spent_until_less_is_owed() {
 fn regression_credit_that_a_seller_raises_is_booked_before_a_voucher_uses_it() {
     let channel = ChannelId([1; 32]);
     let mut state = PayerState::new(WindowSettings::default());
-    state.pay_by(crate::ledger::ChannelRow {
+    let row = crate::ledger::ChannelRow {
         at_ms: 1,
         role: crate::ledger::Role::Buy,
         channel,
@@ -97,7 +97,8 @@ fn regression_credit_that_a_seller_raises_is_booked_before_a_voucher_uses_it() {
         epoch: 0,
         deposit: MicroUsd(1_000),
         open_signature: [0; 64],
-    });
+    };
+    state.pay_by(row, None);
     state.hear_deposit(MicroUsd(5_000));
     assert_eq!(state.machine().deposit(), MicroUsd(1_000));
     let sync = crate::protocol::session::SyncSeller {
@@ -148,7 +149,7 @@ fn regression_what_an_earlier_life_left_in_doubt_is_counted_when_it_is_settled()
             open: attempt.clone(),
         }],
     };
-    pair.adopt(state, 10);
+    pair.adopt(state, None, 10);
     assert_eq!(*purse.0.lock(), 0);
     settle(&pair, &attempt, Shown::Lost);
     assert_eq!(*purse.0.lock(), 70);

@@ -8,18 +8,20 @@ use tokio::io::{ReadHalf, WriteHalf};
 
 use super::Shared;
 use super::doubt::{Shown, repeated_cost};
+use super::funding::{self, COUNTERS_MAX};
 use super::pair::Pair;
 use super::state::Verdict;
 use crate::ledger::{ChannelRow, Role, Row};
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::network::{Protocol, Stream};
 use crate::payment::PaymentError;
-use crate::protocol::session::{Hello, MODE_CREDIT, Open, SyncSeller};
+use crate::payment::onchain::MODE_ON_CREDIT;
+use crate::protocol::session::{CHANNEL_OVER, Hello, MODE_CHANNEL, MODE_CREDIT, Open, SyncSeller};
 use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
 };
-use crate::types::{AttemptId, ChannelId, Hash32};
+use crate::types::{AttemptId, ChannelId, Hash32, MicroUsd};
 
 /// A seller that takes nothing for this long has no session any more; books go on without it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +39,7 @@ pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<()
         return Ok(());
     }
     let deadline = shared.settings.handshake_timeout;
-    let (reader, sync) = tokio::time::timeout(deadline, handshake(shared, pair))
+    let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair))
         .await
         .map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
     on_sync(shared, pair, sync).await?;
@@ -51,6 +53,24 @@ pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<()
         close(&pair, generation).await;
     });
     Ok(())
+}
+
+/// The handshake, over the next channel while the seller says that this one is over: after a lost
+/// ledger the first numbers may be taken.
+async fn find_channel(
+    shared: &Arc<Shared>,
+    pair: &Arc<Pair>,
+) -> Result<(SessionReader, SyncSeller), PaymentError> {
+    let mut tries = 0;
+    loop {
+        match handshake(shared, pair).await {
+            Err(PaymentError::ChannelOver) if tries < COUNTERS_MAX => {
+                tries += 1;
+                pair.state.lock().leave_channel();
+            }
+            done => return done,
+        }
+    }
 }
 
 async fn handshake(
@@ -68,7 +88,11 @@ async fn handshake(
     let hello = Hello {
         version: WIRE_VERSION,
         network: shared.settings.network.clone(),
-        modes: MODE_CREDIT,
+        modes: if shared.funds.is_some() {
+            MODE_CREDIT | MODE_CHANNEL
+        } else {
+            MODE_CREDIT
+        },
         terms_hash: Hash32::default(),
         clock_ms: shared.clock.now_ms(),
     };
@@ -89,12 +113,15 @@ async fn handshake(
     let terms = SignedTerms::decode_and_verify(&Bytes::from(bytes), pair.seller())
         .map_err(|e| PaymentError::Refused(e.to_string()))?;
     let channel = open_channel(shared, pair, &terms.terms).await?;
-    let SessionMessage::OpenAck {
-        channel: acked,
-        deposit,
-    } = next(&mut reader).await?
-    else {
-        return Err(out_of_order("OPEN_ACK"));
+    let (acked, deposit) = match next(&mut reader).await? {
+        SessionMessage::OpenAck { channel, deposit } => (channel, deposit),
+        SessionMessage::Error { code, .. } if code == CHANNEL_OVER => {
+            return Err(PaymentError::ChannelOver);
+        }
+        SessionMessage::Error { code, message } => {
+            return Err(PaymentError::Refused(format!("{code}: {message}")));
+        }
+        _ => return Err(out_of_order("OPEN_ACK")),
     };
     if acked != channel {
         return Err(PaymentError::Refused(
@@ -121,6 +148,24 @@ async fn open_channel(
     pair: &Pair,
     terms: &Terms,
 ) -> Result<ChannelId, PaymentError> {
+    let chain = shared.funds.as_ref().and_then(|funds| {
+        let chain = funds.shared_with(terms)?;
+        Some((funds, chain))
+    });
+    let (channel, open) = match chain {
+        Some((funds, chain)) => funding::open(shared, funds, pair, terms, &chain).await?,
+        None => open_credit(shared, pair, terms).await?,
+    };
+    send(pair, &[SessionMessage::Open(open)]).await;
+    Ok(channel)
+}
+
+/// A book of IOUs; in a node that pays on a chain one over nothing, for offers that are free.
+async fn open_credit(
+    shared: &Shared,
+    pair: &Pair,
+    terms: &Terms,
+) -> Result<(ChannelId, Open), PaymentError> {
     let us = CreditParty {
         peer: shared.keys.identity.peer_id(),
         payment: shared.keys.payment.address(),
@@ -133,7 +178,11 @@ async fn open_channel(
     };
     let (known, epoch) = {
         let state = pair.state.lock();
-        (state.channel(), state.epoch())
+        let on_credit = state.row().filter(|row| row.mode == MODE_ON_CREDIT);
+        (
+            on_credit.map(|row| row.channel),
+            on_credit.map_or(0, |row| row.epoch),
+        )
     };
     let descriptor = ChannelDescriptor::credit(&us, &them, epoch);
     let channel = descriptor.credit_id();
@@ -149,20 +198,23 @@ async fn open_channel(
             role: Role::Buy,
             channel,
             peer: *pair.seller(),
-            mode: "credit".to_owned(),
+            mode: MODE_ON_CREDIT.to_owned(),
             descriptor: descriptor.to_bytes(),
             epoch,
-            deposit: terms.credit_limit,
+            deposit: if shared.funds.is_some() {
+                MicroUsd::ZERO
+            } else {
+                terms.credit_limit
+            },
             open_signature: open.signature.0,
         };
         shared
             .ledger
             .commit(vec![Row::Channel(row.clone())])
             .await?;
-        pair.state.lock().pay_by(row);
+        pair.state.lock().pay_by(row, None);
     }
-    send(pair, &[SessionMessage::Open(open)]).await;
-    Ok(channel)
+    Ok((channel, open))
 }
 
 /// Reads what the seller says until the stream ends.
@@ -174,6 +226,7 @@ async fn listen(
     loop {
         match next(&mut reader).await? {
             SessionMessage::VoucherAck { .. } | SessionMessage::Terms(_) => {}
+            SessionMessage::Close { channel, .. } => pair.state.lock().end(&channel),
             SessionMessage::AcceptAck(attempts) => pair.state.lock().acknowledged(&attempts),
             SessionMessage::Receipt(bytes) => on_receipt(shared, pair, bytes.into()).await?,
             SessionMessage::SyncSeller(sync) => on_sync(shared, pair, sync).await?,
@@ -193,8 +246,9 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
             channel: sync.channel,
             cumulative,
         };
+        let domain = pair.state.lock().domain();
         if voucher
-            .verify(&signature, &shared.keys.voucher.address())
+            .verify(domain, &signature, &shared.keys.voucher.address())
             .is_ok()
         {
             pair.state.lock().learn_voucher(cumulative, signature);
@@ -284,6 +338,13 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
             pair.state.lock().stand_down();
         }
     }
+}
+
+/// Leaves the session: the channel it is about is over.
+pub(super) async fn hang_up(pair: &Pair) {
+    let mut session = pair.session.lock().await;
+    *session = None;
+    pair.state.lock().stand_down();
 }
 
 /// The session ended; the seller may have restarted and lost what it was told last.

@@ -13,9 +13,11 @@ use crate::ledger::{
     SettlementRow,
 };
 use crate::payment::channel::{Hold, Payer};
+use crate::payment::onchain::OnChannel;
 use crate::payment::window::WindowSettings;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{SyncBuyer, SyncSeller};
+use crate::protocol::voucher::VoucherDomain;
 use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, UnixMs};
 
@@ -31,6 +33,20 @@ pub struct PayerState {
     pub(super) machine: Payer,
     /// The channel's newest row.
     row: Option<ChannelRow>,
+    /// The channel as it is on a chain; none in credit mode.
+    pub(super) on_chain: Option<OnChannel>,
+    /// This side asked for the channel's end: nothing new is ordered on it.
+    pub(super) ending: bool,
+    /// When the channel last carried something.
+    pub(super) used_ms: UnixMs,
+    /// When a higher deposit was last signed.
+    pub(super) topped_up_ms: UnixMs,
+    /// When the seller was last asked for the end.
+    pub(super) asked_close_ms: UnixMs,
+    /// The number of the next opening on a chain.
+    pub(super) next_counter: u64,
+    /// This node pays on a chain and gives no IOUs to sellers that take no channels.
+    pub(super) gives_no_credit: bool,
     /// What vouchers may add up to by the rows of this ledger.
     booked_limit: MicroUsd,
     pub(super) terms: Option<Terms>,
@@ -88,6 +104,13 @@ impl PayerState {
             windows,
             machine: Payer::new(windows, zero, zero, zero),
             row: None,
+            on_chain: None,
+            ending: false,
+            used_ms: 0,
+            topped_up_ms: 0,
+            asked_close_ms: 0,
+            next_counter: 0,
+            gives_no_credit: false,
             booked_limit: zero,
             terms: None,
             settlements: zero,
@@ -110,12 +133,21 @@ impl PayerState {
 
     /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
     /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
-    pub fn adopt(&mut self, channel: ChannelState, now_ms: UnixMs) {
+    pub fn adopt(&mut self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
         let voucher = channel.voucher.as_ref();
+        self.used_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
         self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
         let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
         let accepted = channel.accepted_sum;
         self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
+        if let Some(on_chain) = &on_chain {
+            self.machine = self.machine.clone().on_chain(on_chain.channel.consumed);
+        }
+        if on_chain.is_some() {
+            self.next_counter = channel.row.epoch.saturating_add(1);
+        }
+        self.on_chain = on_chain;
+        self.ending = false;
         self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
         self.booked_limit = channel.limit;
         self.row = Some(channel.row);
@@ -123,6 +155,24 @@ impl PayerState {
         for attempt in channel.unfinished {
             self.adopt_attempt(attempt);
         }
+    }
+
+    /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
+    pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
+        if is_on_chain {
+            let next = channel.row.epoch.saturating_add(1);
+            self.next_counter = self.next_counter.max(next);
+        }
+        for attempt in channel.unfinished {
+            self.adopt_attempt(attempt);
+        }
+    }
+    /// The seller says that the channel is over, and the chain does not contradict: the next one.
+    pub fn leave_channel(&mut self) {
+        self.row = None;
+        self.on_chain = None;
+        self.last_voucher = None;
+        self.shown = MicroUsd::ZERO;
     }
 
     fn adopt_attempt(&mut self, attempt: AttemptState) {
@@ -154,10 +204,56 @@ impl PayerState {
         self.doubtful.insert(id, doubtful);
     }
 
-    /// This channel pays; its row is durable.
-    pub fn pay_by(&mut self, row: ChannelRow) {
+    /// This channel pays from now on; its row is durable. One that paid before is over.
+    pub fn pay_by(&mut self, row: ChannelRow, on_chain: Option<OnChannel>) {
+        let zero = MicroUsd::ZERO;
+        if self.row.is_some() {
+            self.last_voucher = None;
+            self.shown = zero;
+            self.settlements = zero;
+            self.newest = None;
+        }
+        self.machine = Payer::new(self.windows, zero, zero, zero);
+        if let Some(on_chain) = &on_chain {
+            self.machine = Payer::new(self.windows, row.deposit, zero, zero)
+                .on_chain(on_chain.channel.consumed);
+        }
+        if on_chain.is_some() {
+            self.next_counter = row.epoch.saturating_add(1);
+        }
+        self.on_chain = on_chain;
+        self.ending = false;
+        self.used_ms = row.at_ms;
+        self.topped_up_ms = 0;
+        self.asked_close_ms = 0;
         self.booked_limit = row.deposit;
         self.row = Some(row);
+    }
+    /// Where vouchers of this channel are worth something.
+    #[must_use]
+    pub fn domain(&self) -> VoucherDomain {
+        let hub = self.on_chain.as_ref().map(|one| one.channel.domain);
+        hub.map_or(VoucherDomain::Credit, VoucherDomain::Hub)
+    }
+    /// The channel's newest row.
+    #[must_use]
+    pub const fn row(&self) -> Option<&ChannelRow> {
+        self.row.as_ref()
+    }
+    /// The deposit was raised by this buyer's signature; `row` is durable.
+    pub fn raise(&mut self, row: ChannelRow) {
+        self.booked_limit = row.deposit;
+        self.machine.set_deposit(row.deposit);
+        self.row = Some(row);
+    }
+    /// The seller ends this channel.
+    pub fn end(&mut self, channel: &ChannelId) {
+        self.ending |= self.channel().as_ref() == Some(channel);
+    }
+    /// True when the channel carries nothing, owes nothing and waits for nothing.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
     }
     /// The channel that pays, once it is known.
     #[must_use]
@@ -216,6 +312,10 @@ impl PayerState {
     /// # Errors
     /// When the credit with this seller does not cover it.
     pub fn begin(&mut self, open: &OpenRow, window: MicroUsd) -> Result<(), Hold> {
+        if self.ending {
+            return Err(Hold::CreditExhausted);
+        }
+        self.used_ms = open.at_ms;
         self.machine.begin(open.attempt_id, open.prefill, window)?;
         let live = Live {
             prefill: open.prefill,
@@ -345,13 +445,17 @@ impl PayerState {
     }
     /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
     pub fn hear_deposit(&mut self, deposit: MicroUsd) {
+        if self.on_chain.is_some() {
+            // What this buyer signed counts, not what the seller says of it.
+            return;
+        }
         self.machine.set_deposit(deposit.min(self.booked_limit));
     }
     /// Rows for what SYNC says of the deposit: payments booked at the seller are booked here once,
     /// by the difference of the sums, and credit beyond that is a new row of the channel. They must
     /// be durable before [`Self::learn_deposit`], for a voucher needs the row that allows it.
     pub fn deposit_rows(&mut self, sync: &SyncSeller, at_ms: UnixMs) -> Vec<Row> {
-        let Some(channel) = &self.row else {
+        let Some(channel) = self.row.as_ref().filter(|_| self.takes_credit()) else {
             return Vec::new();
         };
         let mut rows = Vec::new();
@@ -380,7 +484,14 @@ impl PayerState {
     }
     /// The deposit that SYNC names counts from now on.
     pub fn learn_deposit(&mut self, deposit: MicroUsd) {
-        self.machine.set_deposit(deposit);
+        if self.takes_credit() {
+            self.machine.set_deposit(deposit);
+        }
+    }
+    /// False where the seller's word does not raise what may be owed: on a chain, and in a node
+    /// that pays on a chain and gives no IOUs.
+    const fn takes_credit(&self) -> bool {
+        self.on_chain.is_none() && !self.gives_no_credit
     }
 
     /// What the buyer tells in SYNC: its highest voucher, and the attempts it asks for.

@@ -23,7 +23,7 @@ use souk::types::{ChannelId, EvmAddress, Hash32, IntentId, ManualClock, MicroUsd
 use crate::harness::anvil::Anvil;
 
 /// Blocks below the head that these tests count as final.
-const CONFIRMATIONS: u64 = 12;
+pub(crate) const CONFIRMATIONS: u64 = 12;
 /// A voucher settles $1.23.
 const CUMULATIVE: MicroUsd = MicroUsd(1_234_567);
 /// Times 20 ms: how long anvil may take for a block.
@@ -40,9 +40,9 @@ fn rpc_of(urls: Vec<String>, chain_id: u64) -> Arc<Rpc> {
 }
 
 /// A chain with a funded seller.
-struct World {
-    anvil: Anvil,
-    chain: Arc<dyn Chain>,
+pub(crate) struct World {
+    pub(crate) anvil: Anvil,
+    pub(crate) chain: Arc<dyn Chain>,
     journal: Arc<MemoryJournal>,
     clock: ManualClock,
     seller: PaymentKey,
@@ -51,10 +51,10 @@ struct World {
 }
 
 /// A world with the hub, the token and a buyer who has tokens and no gas.
-struct Market {
-    world: World,
-    hub: HubDomain,
-    token: EvmAddress,
+pub(crate) struct Market {
+    pub(crate) world: World,
+    pub(crate) hub: HubDomain,
+    pub(crate) token: EvmAddress,
 }
 
 impl World {
@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    fn sender(&self) -> Sender {
+    pub(crate) fn sender(&self) -> Sender {
         self.sender_over(self.chain.clone())
     }
 
@@ -111,7 +111,12 @@ impl World {
     }
 
     /// Sends and waits for the block.
-    async fn send(&self, sender: &Sender, to: Option<EvmAddress>, data: Vec<u8>) -> Receipt {
+    pub(crate) async fn send(
+        &self,
+        sender: &Sender,
+        to: Option<EvmAddress>,
+        data: Vec<u8>,
+    ) -> Receipt {
         let wanted = request(to, data, Purpose::Other, None);
         let id = self.mined(sender, wanted).await;
         self.receipt(id).await.unwrap()
@@ -163,7 +168,7 @@ impl World {
 }
 
 impl Market {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         World::start().into_market().await
     }
 

@@ -154,6 +154,7 @@ impl Counter {
             reasoning_cap: 0,
             data_policy: String::new(),
             supported_parameters: Vec::new(),
+            chain: None,
         };
         let terms = SignedTerms::sign(terms, identity).bytes.to_vec();
         while let Ok(message) = session.hear_for_long().await {

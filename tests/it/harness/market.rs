@@ -128,6 +128,28 @@ impl Seller {
         more: &[&str],
     ) -> Node {
         let home = super::node::Home::new();
+        Self::node_in(home, bootstrap, (url, api), prices, more)
+    }
+
+    /// Starts only the node, on keys that the test knows already.
+    pub fn node_at(
+        home: super::node::Home,
+        bootstrap: &str,
+        upstream: &Upstream,
+        prices: (&str, &str),
+        more: &[&str],
+    ) -> Node {
+        let url = upstream.openai_url();
+        Self::node_in(home, bootstrap, (&url, "openai-chat"), prices, more)
+    }
+
+    fn node_in(
+        home: super::node::Home,
+        bootstrap: &str,
+        (url, api): (&str, &str),
+        prices: (&str, &str),
+        more: &[&str],
+    ) -> Node {
         let key = home.path().join("upstream-key");
         std::fs::write(&key, UPSTREAM_KEY).unwrap();
         let model = format!("{MODEL}={UPSTREAM_MODEL}");

@@ -38,6 +38,8 @@ pub struct Home {
     dir: Arc<TempDir>,
     /// The peer id that its keys give.
     pub peer_id: String,
+    /// The EVM address that its keys give, as people write it.
+    pub evm_address: String,
 }
 
 impl Home {
@@ -54,6 +56,10 @@ impl Home {
             peer_id: value["peer_id"]
                 .as_str()
                 .expect("keygen prints peer_id")
+                .into(),
+            evm_address: value["evm_address"]
+                .as_str()
+                .expect("keygen prints evm_address")
                 .into(),
         }
     }

@@ -13,7 +13,7 @@ use souk::network::{self, Handle, Incoming, Protocol, Settings, Stream};
 use souk::protocol::frame::Frame;
 use souk::protocol::offer::SignedOffer;
 use souk::protocol::session::{Accept, Hello, MODE_CREDIT, Open, SyncBuyer, SyncSeller};
-use souk::protocol::voucher::CreditParty;
+use souk::protocol::voucher::{CreditParty, VoucherDomain};
 use souk::protocol::{
     ChannelDescriptor, EvmSignature, FrameKind, PeerError, RequestHead, SessionMessage, SignedHead,
     SignedReceipt, SignedTerms, Terms, Voucher, WIRE_VERSION,
@@ -232,7 +232,7 @@ impl Peer {
             channel,
             cumulative,
         }
-        .sign(&self.keys.voucher)
+        .sign(VoucherDomain::Credit, &self.keys.voucher)
     }
 
     pub fn accept(&self, items: Vec<(AttemptId, MicroUsd)>) -> SessionMessage {

@@ -1,0 +1,361 @@
+//! The seller's hand on the chain: brings openings, top-ups and vouchers there when they are due, and
+//! takes in what the chain says. One task per node; it holds up no request.
+//!
+//! Invariants: what is sent is durable first (the outbox); a channel's row is durable before its
+//! opening is sent; nothing is sent for a channel before its handshake is over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::pair::PayeePair;
+use crate::chain::ChainError;
+use crate::chain::hub::{Claim, calls};
+use crate::chain::outbox::{Request, SubmitError};
+use crate::chain::watcher::ChainEvent;
+use crate::payment::PaymentError;
+use crate::payment::onchain::{Due, Level, Onchain, paper};
+use crate::protocol::SessionMessage;
+use crate::types::{ChannelId, MicroUsd, Purpose, UnixMs};
+
+/// Channels are looked at this often when nothing happens.
+const TICK: Duration = Duration::from_secs(2);
+/// Vouchers brought to the chain in one transaction; 20 cost 392k gas.
+const BATCH_MAX: usize = 20;
+/// The same thing is sent again for a channel after this long without an effect, ms.
+const AGAIN_MS: u64 = 60_000;
+/// An opening that the contract refuses this often is given up: an RPC node may be a little late
+/// with the deposit that it needs.
+const REFUSALS_MAX: u32 = 3;
+
+/// What was tried for a channel.
+#[derive(Default)]
+struct Tried {
+    refusals: u32,
+    /// What was sent last, and when.
+    sent: Option<(Purpose, MicroUsd, UnixMs)>,
+}
+
+struct Treasurer {
+    shared: Arc<Shared>,
+    onchain: Onchain,
+    tried: HashMap<ChannelId, Tried>,
+    /// Why something waits, as it was last said.
+    complaint: String,
+}
+
+/// Runs until shutdown.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    onchain: Onchain,
+    mut events: mpsc::Receiver<ChainEvent>,
+) -> Result<(), PaymentError> {
+    let cancelled = shared.tasks.cancelled();
+    let mut treasurer = Treasurer {
+        shared: Arc::clone(&shared),
+        onchain,
+        tried: HashMap::new(),
+        complaint: String::new(),
+    };
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => treasurer.take_in(&event),
+                None => return Ok(()),
+            },
+            _ = tick.tick() => treasurer.tend_all().await?,
+            () = shared.due.notified() => treasurer.tend_all().await?,
+            () = cancelled.cancelled() => return Ok(()),
+        }
+    }
+}
+
+impl Treasurer {
+    fn take_in(&self, event: &ChainEvent) {
+        let (ChainEvent::Seen(log) | ChainEvent::Confirmed(log) | ChainEvent::Removed { log, .. }) =
+            event;
+        let Some(id) = log.event.channel() else {
+            return;
+        };
+        let pairs = self.shared.all_pairs();
+        if let Some(pair) = pairs.iter().find(|pair| pair.channel() == id)
+            && pair.chain_event(event)
+        {
+            let event = log.event.as_str();
+            tracing::info!(buyer = %pair.buyer(), channel = %id, event, "on the chain");
+            self.shared.due.notify_one();
+        }
+    }
+
+    async fn tend_all(&mut self) -> Result<(), PaymentError> {
+        let now_ms = self.shared.clock.now_ms();
+        let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)> = Vec::new();
+        for pair in self.shared.all_pairs() {
+            if !pair.is_agreed() || pair.view().is_none() {
+                continue;
+            }
+            self.open(&pair, now_ms).await?;
+            self.top_up(&pair, now_ms).await?;
+            let due = {
+                let state = pair.state.lock();
+                let facts = state.sell_facts();
+                facts.map_or(Due::Nothing, |facts| self.onchain.rules.due(&facts, now_ms))
+            };
+            match due {
+                Due::Nothing => {}
+                Due::Close { deadline_ms } => self.close(&pair, deadline_ms, now_ms).await?,
+                Due::Settle { deadline_ms } => {
+                    if let Some((claim, gain)) = self.claim(&pair, false)
+                        && !self.sent_lately(&pair, Purpose::Settle, claim.cumulative, now_ms)
+                    {
+                        batch.push((pair, claim, gain, deadline_ms));
+                    }
+                }
+            }
+        }
+        for part in batch.chunks(BATCH_MAX) {
+            self.settle(part, now_ms).await?;
+        }
+        self.shared.leaving.lock().retain(|pair| {
+            let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
+            !closed && pair.view().is_some() && !pair.is_void()
+        });
+        Ok(())
+    }
+
+    /// Opens a channel that the chain does not show.
+    async fn open(&mut self, pair: &PayeePair, now_ms: UnixMs) -> Result<(), PaymentError> {
+        let id = pair.channel();
+        let call = {
+            let state = pair.state.lock();
+            let Some(one) = &state.on_chain else {
+                return Ok(());
+            };
+            if one.is_void || one.on.view.opened > Level::No {
+                return Ok(());
+            }
+            paper::open_call(&one.on.channel)
+        };
+        if self.sent_lately(pair, Purpose::Open, MicroUsd::ZERO, now_ms) {
+            return Ok(());
+        }
+        pair.book_channel(&self.shared.ledger).await?;
+        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, Some(now_ms));
+        match self.onchain.link.sender().submit(request).await {
+            Ok(_) => {
+                self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
+                tracing::info!(buyer = %pair.buyer(), channel = %id, "opening on the chain");
+            }
+            Err(SubmitError::Chain(ChainError::Reverted(why))) if why.contains("ChannelExists") => {
+                // The watcher is late; the event says the rest.
+                self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
+            }
+            Err(SubmitError::Chain(ChainError::Reverted(why))) => {
+                let tried = self.tried.entry(id).or_default();
+                tried.refusals += 1;
+                tracing::warn!(buyer = %pair.buyer(), channel = %id, why, "the opening is refused");
+                if tried.refusals >= REFUSALS_MAX {
+                    self.give_up(pair, now_ms).await;
+                }
+            }
+            Err(error) => self.later(pair, "open", error)?,
+        }
+        Ok(())
+    }
+
+    /// The chain will not have it: what was served on trust is lost.
+    async fn give_up(&self, pair: &PayeePair, now_ms: UnixMs) {
+        let lost = {
+            let state = pair.state.lock();
+            let book = state.machine().book();
+            book.total().saturating_sub(book.base())
+        };
+        self.shared.lost_on_trust.lock().add(lost, now_ms);
+        pair.give_up();
+        let why = PaymentError::Refused("the chain refuses the channel's opening".into());
+        super::session::end(pair, &why).await;
+    }
+
+    async fn top_up(&mut self, pair: &PayeePair, now_ms: UnixMs) -> Result<(), PaymentError> {
+        let id = pair.channel();
+        let (call, deposit) = {
+            let state = pair.state.lock();
+            let Some(one) = &state.on_chain else {
+                return Ok(());
+            };
+            let Some(top_up) = one.top_up.as_ref().filter(|_| one.on.view.is_live()) else {
+                return Ok(());
+            };
+            let call = paper::top_up_call(&one.on.channel.descriptor, top_up);
+            (call, top_up.deposit)
+        };
+        if self.sent_lately(pair, Purpose::TopUp, deposit, now_ms) {
+            return Ok(());
+        }
+        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, Some(now_ms));
+        match self.onchain.link.sender().submit(request).await {
+            Ok(_) => {
+                self.note(id, Purpose::TopUp, deposit, now_ms);
+                tracing::info!(buyer = %pair.buyer(), channel = %id, deposit_usd = %deposit, "topping up");
+            }
+            Err(SubmitError::Chain(ChainError::Reverted(why))) => {
+                tracing::warn!(buyer = %pair.buyer(), channel = %id, why, "the top-up is refused");
+                if let Some(one) = &mut pair.state.lock().on_chain {
+                    one.top_up = None;
+                }
+            }
+            Err(error) => self.later(pair, "top up", error)?,
+        }
+        Ok(())
+    }
+
+    /// The voucher to bring, and what it adds.
+    fn claim(&self, pair: &PayeePair, at_the_end: bool) -> Option<(Claim, MicroUsd)> {
+        let state = pair.state.lock();
+        let one = state.on_chain.as_ref()?;
+        let voucher = state.claimed(at_the_end);
+        let claim = paper::claim(&one.on.channel.descriptor, voucher);
+        let worth = claim.cumulative.min(one.on.view.deposit_seen);
+        Some((claim, worth.saturating_sub(one.on.view.settled)))
+    }
+
+    async fn close(
+        &mut self,
+        pair: &PayeePair,
+        deadline_ms: UnixMs,
+        now_ms: UnixMs,
+    ) -> Result<(), PaymentError> {
+        let id = pair.channel();
+        if let Some(one) = &mut pair.state.lock().on_chain {
+            one.ending = true;
+        }
+        // Not weighed against what it gains: the fee of the opening was paid for this too.
+        let Some((claim, _)) = self.claim(pair, true) else {
+            return Ok(());
+        };
+        if self.sent_lately(pair, Purpose::Close, claim.cumulative, now_ms) {
+            return Ok(());
+        }
+        super::session::tell_close(pair).await;
+        let call = calls::close(&claim);
+        let request = self.request(
+            call,
+            Purpose::Close,
+            Some(id),
+            MicroUsd::ZERO,
+            Some(deadline_ms),
+        );
+        match self.onchain.link.sender().submit(request).await {
+            Ok(_) => {
+                self.note(id, Purpose::Close, claim.cumulative, now_ms);
+                tracing::info!(buyer = %pair.buyer(), channel = %id, sum_usd = %claim.cumulative, "closing");
+                Ok(())
+            }
+            Err(error) => self.later(pair, "close", error),
+        }
+    }
+
+    /// One transaction for all that is due now.
+    async fn settle(
+        &mut self,
+        part: &[(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)],
+        now_ms: UnixMs,
+    ) -> Result<(), PaymentError> {
+        let Some((first, claim, ..)) = part.first() else {
+            return Ok(());
+        };
+        let gain: MicroUsd = part.iter().map(|(_, _, gain, _)| *gain).sum();
+        let deadline = part.iter().filter_map(|(.., deadline)| *deadline).min();
+        let (call, channel) = if part.len() == 1 {
+            (calls::settle(claim), Some(first.channel()))
+        } else {
+            let claims: Vec<Claim> = part.iter().map(|(_, claim, ..)| claim.clone()).collect();
+            (calls::settle_batch(&claims), None)
+        };
+        let request = self.request(call, Purpose::Settle, channel, gain, deadline);
+        match self.onchain.link.sender().submit(request).await {
+            Ok(_) => {
+                for (pair, claim, ..) in part {
+                    self.note(pair.channel(), Purpose::Settle, claim.cumulative, now_ms);
+                }
+                tracing::info!(channels = part.len(), sum_usd = %gain, "settling");
+                Ok(())
+            }
+            Err(error) => self.later(first, "settle", error),
+        }
+    }
+
+    fn request(
+        &self,
+        data: Vec<u8>,
+        purpose: Purpose,
+        channel: Option<ChannelId>,
+        gain: MicroUsd,
+        deadline_ms: Option<UnixMs>,
+    ) -> Request {
+        Request {
+            to: Some(self.onchain.link.domain().hub),
+            data,
+            purpose,
+            channel,
+            gain,
+            deadline_ms,
+        }
+    }
+
+    fn sent_lately(
+        &self,
+        pair: &PayeePair,
+        purpose: Purpose,
+        sum: MicroUsd,
+        now_ms: UnixMs,
+    ) -> bool {
+        let sent = self.tried.get(&pair.channel()).and_then(|tried| tried.sent);
+        sent.is_some_and(|(what, of, at)| {
+            what == purpose && of == sum && now_ms.saturating_sub(at) < AGAIN_MS
+        })
+    }
+
+    fn note(&mut self, id: ChannelId, purpose: Purpose, sum: MicroUsd, now_ms: UnixMs) {
+        let tried = self.tried.entry(id).or_default();
+        tried.refusals = 0;
+        tried.sent = Some((purpose, sum, now_ms));
+        self.complaint.clear();
+    }
+
+    /// It can wait; a journal that fails cannot.
+    fn later(
+        &mut self,
+        pair: &PayeePair,
+        what: &str,
+        error: SubmitError,
+    ) -> Result<(), PaymentError> {
+        match error {
+            SubmitError::Chain(ChainError::Journal(why)) => Err(PaymentError::Session(why)),
+            // What is under way, or cheap gas, is waited for without a word.
+            SubmitError::Busy(_) | SubmitError::TooDear { .. } => Ok(()),
+            error => {
+                let complaint = error.to_string();
+                if complaint != self.complaint {
+                    tracing::warn!(buyer = %pair.buyer(), channel = %pair.channel(), what, %error,
+                        "it is brought to the chain later");
+                    self.complaint = complaint;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Tells the buyer of an end that this side wants.
+pub(super) fn close_message(channel: ChannelId) -> SessionMessage {
+    SessionMessage::Close {
+        channel,
+        last: None,
+    }
+}

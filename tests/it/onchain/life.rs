@@ -1,0 +1,86 @@
+//! A channel's life: opened by a first request that does not wait for the chain, used, settled,
+//! closed by the nodes themselves. At the end the chain and both ledgers name the same sums.
+
+use std::time::Instant;
+
+use souk::types::MicroUsd;
+
+use super::{World, books};
+
+/// Requests after the first.
+const REQUESTS: usize = 30;
+
+/// Settles often and closes soon, so that a test need not wait.
+const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"4s\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_without_gas_pays_and_every_micro_usd_is_accounted_for() {
+    let world = World::start(MicroUsd::from_usd(20), EAGER).await;
+    let started = Instant::now();
+    let first = world.ask("Say something.", true).await;
+    let first_ms = started.elapsed().as_millis();
+    assert_eq!(
+        first.status,
+        200,
+        "{}\n{}",
+        first.text(),
+        world.seller.node.stderr_tail()
+    );
+    let channel = world.channel().await;
+    let before = world.on_chain(&channel).await;
+    assert_eq!(
+        before.expiry_s, 0,
+        "no block was made, so the chain knows of no channel"
+    );
+
+    world.chain.let_blocks_come();
+    world
+        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
+        .await;
+    let deposit = world.on_chain(&channel).await.deposit;
+    for n in 0..REQUESTS {
+        let answer = world
+            .ask(&format!("Say something for the {n}th time."), n % 2 == 0)
+            .await;
+        assert_eq!(
+            answer.status,
+            200,
+            "{n}: {}\n{}",
+            answer.text(),
+            world.seller.node.stderr_tail()
+        );
+    }
+    let (bought, sold) = world.booked().await;
+    let total = MicroUsd(books::billed(&bought));
+    assert_eq!(total, MicroUsd(books::billed(&sold)));
+
+    world
+        .wait_on_chain(&channel, "closed when idle", |state| state.is_closed)
+        .await;
+    let end = world.on_chain(&channel).await;
+    let fee = MicroUsd(10_000);
+    assert_eq!(
+        end.settled,
+        total.saturating_add(fee),
+        "what was billed, and the fee of the opening"
+    );
+    let (buyer, seller) = (world.buyer.home(), world.seller.node.home());
+    let (vault, wallet) = (
+        world.chain.vault(buyer).await,
+        world.chain.wallet(buyer).await,
+    );
+    assert_eq!(
+        vault.saturating_add(wallet).saturating_add(end.settled),
+        MicroUsd::from_usd(20),
+        "all that was not billed is the buyer's again"
+    );
+    assert_eq!(world.chain.vault(seller).await, end.settled);
+    assert_eq!(world.wei(buyer), "0x0", "the buyer never had a wei");
+    world.verify();
+    println!(
+        "first request {first_ms} ms before any block; {} requests, {total} USD billed on both sides, \
+         {} USD settled on chain with the fee of {fee}, deposit {deposit}, buyer's wei 0",
+        REQUESTS + 1,
+        end.settled,
+    );
+}

@@ -1,0 +1,223 @@
+//! Payment on a real chain between real processes: anvil, a bootstrap node, sellers, buyers. The
+//! buyer's account never has a wei.
+//!
+//! Blocks come only when a test asks for them or lets them come, so that it can say what happened
+//! before the chain knew of anything.
+
+mod life;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use souk::chain::hub::{Hub, OnChain, calls};
+use souk::keys::parse_checksummed;
+use souk::types::{ChannelId, EvmAddress, MicroUsd};
+use tokio::time::Instant;
+
+use crate::chain::Market as Chain;
+use crate::harness::books::{self, Rows};
+use crate::harness::http::{self, Request, Response};
+use crate::harness::market::{self, Dialect, Hold, Seller, UPSTREAM_KEY};
+use crate::harness::node::{Home, Node};
+use crate::harness::upstream::{Script, Upstream};
+
+/// USD per million tokens: a usual answer costs about a cent.
+const PRICES: (&str, &str) = ("20", "80");
+/// Blocks below the head that the nodes count as final.
+const CONFIRMATIONS: u64 = 3;
+/// What the chain does within a few blocks is there by then, on a busy machine.
+const CHAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Both ledgers agree by then.
+const BOOKED_DEADLINE: Duration = Duration::from_secs(60);
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A market whose nodes pay on a chain.
+struct World {
+    chain: Chain,
+    bootstrap: Node,
+    seller: Seller,
+    buyer: Node,
+    _hold: Hold,
+}
+
+/// What a node's config says of the chain, and more.
+fn config(chain: &Chain, home: &Home, more: &str) -> String {
+    config_at(chain, &chain.world.anvil.url(), home, more)
+}
+
+fn config_at(chain: &Chain, rpc: &str, home: &Home, more: &str) -> String {
+    let checksum = |address: &EvmAddress| souk::keys::to_checksum(address);
+    let text = format!(
+        "[chain]\nrpc = [\"{rpc}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
+         confirmations = {CONFIRMATIONS}\npoll = \"200ms\"\ncall_timeout = \"2s\"\n\
+         coin_price = \"1\"\n{more}",
+        chain.hub.chain_id,
+        checksum(&chain.hub.hub),
+        checksum(&chain.token),
+    );
+    let path = home.path().join("config.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+impl World {
+    /// A funded buyer with `tokens` in its wallet, a seller with coins for gas. No block is made
+    /// from here on until [`World::let_blocks_come`].
+    async fn start(tokens: MicroUsd, more: &str) -> Self {
+        Self::start_with(tokens, more, more, Script::default()).await
+    }
+
+    async fn start_with(
+        tokens: MicroUsd,
+        seller_more: &str,
+        buyer_more: &str,
+        script: Script,
+    ) -> Self {
+        let hold = Hold::shared().await;
+        let chain = Chain::start().await;
+        let buyer = Home::new();
+        chain.mint(&buyer, tokens).await;
+        chain.world.anvil.mine(CONFIRMATIONS);
+        chain.hold_blocks();
+        let bootstrap = Node::start(&["bootstrap"]);
+        let seller = start_seller(&chain, bootstrap.listen(), PRICES, seller_more, script).await;
+        let file = config(&chain, &buyer, buyer_more);
+        let args = [
+            "buy",
+            "--port",
+            "0",
+            "--bootstrap",
+            bootstrap.listen(),
+            "--config",
+            &file,
+        ];
+        let buyer = Node::start_at(buyer, &args);
+        market::wait_for_sellers(&buyer, 1).await;
+        Self {
+            chain,
+            bootstrap,
+            seller,
+            buyer,
+            _hold: hold,
+        }
+    }
+
+    async fn ask(&self, prompt: &str, stream: bool) -> Response {
+        let request = Dialect::Chat.request(prompt, stream);
+        http::send(self.buyer.http(), &request).await
+    }
+
+    /// The buyer's channels as its port shows them.
+    async fn channels(&self) -> Vec<Value> {
+        channels(&self.buyer).await
+    }
+
+    async fn channel(&self) -> ChannelId {
+        let list = self.channels().await;
+        let id = list.first().and_then(|one| one["channel"].as_str());
+        id.expect("a channel is signed").parse().unwrap()
+    }
+
+    /// What the contract says of a channel.
+    async fn on_chain(&self, id: &ChannelId) -> OnChain {
+        self.chain.on_chain(id).await
+    }
+
+    /// Waits until the contract says what `is_so` wants.
+    async fn wait_on_chain(&self, id: &ChannelId, what: &str, is_so: impl Fn(&OnChain) -> bool) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        loop {
+            let state = self.on_chain(id).await;
+            if is_so(&state) {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{what}: {state:?}\nseller:\n{}\nbuyer:\n{}",
+                self.seller.node.stderr_tail(),
+                self.buyer.stderr_tail()
+            );
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Both ledgers once every attempt is booked.
+    async fn booked(&self) -> (Rows, Rows) {
+        let (buyer, seller) = (self.buyer.home(), self.seller.node.home());
+        let agreed = books::agreed(&[buyer], &[seller], BOOKED_DEADLINE).await;
+        agreed.unwrap_or_else(|differences| panic!("{differences}"))
+    }
+
+    fn verify(&self) {
+        for home in [self.buyer.home(), self.seller.node.home()] {
+            books::verify(home).unwrap_or_else(|differences| panic!("{differences}"));
+        }
+    }
+
+    fn wei(&self, home: &Home) -> Value {
+        let params = json!([home.evm_address, "latest"]);
+        self.chain.world.anvil.rpc("eth_getBalance", params)
+    }
+}
+
+impl Chain {
+    async fn mint(&self, home: &Home, tokens: MicroUsd) {
+        let account = address(home);
+        let sender = self.world.sender();
+        let mint = calls::mint(account, tokens);
+        self.world.send(&sender, Some(self.token), mint).await;
+    }
+    /// No block is made but by [`Self::let_blocks_come`] or by hand.
+    fn hold_blocks(&self) {
+        self.world.anvil.rpc("evm_setAutomine", json!([false]));
+    }
+    /// A block a second, as on a rollup.
+    fn let_blocks_come(&self) {
+        self.world.anvil.rpc("evm_setIntervalMining", json!([1]));
+    }
+    async fn on_chain(&self, id: &ChannelId) -> OnChain {
+        let hub = Hub::check(self.world.chain.as_ref(), self.hub)
+            .await
+            .unwrap();
+        hub.channel(id).await.unwrap()
+    }
+    async fn vault(&self, home: &Home) -> MicroUsd {
+        let hub = Hub::check(self.world.chain.as_ref(), self.hub)
+            .await
+            .unwrap();
+        hub.vault(self.token, address(home)).await.unwrap()
+    }
+    async fn wallet(&self, home: &Home) -> MicroUsd {
+        let chain = self.world.chain.as_ref();
+        let balance = souk::chain::hub::token_balance(chain, self.token, address(home));
+        balance.await.unwrap()
+    }
+}
+
+async fn start_seller(
+    chain: &Chain,
+    bootstrap: &str,
+    prices: (&str, &str),
+    more: &str,
+    script: Script,
+) -> Seller {
+    let upstream = Upstream::start(script.key(UPSTREAM_KEY)).await;
+    let home = Home::new();
+    chain.world.anvil.fund(&home.evm_address);
+    let file = config(chain, &home, more);
+    let node = Seller::node_at(home, bootstrap, &upstream, prices, &["--config", &file]);
+    Seller { node, upstream }
+}
+
+async fn channels(node: &Node) -> Vec<Value> {
+    let answer = http::send(node.http(), &Request::get("/api/channels")).await;
+    answer.json()["channels"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
+}
+
+fn address(home: &Home) -> EvmAddress {
+    parse_checksummed(&home.evm_address).unwrap()
+}
