@@ -162,7 +162,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
-        "mode": "credit (unsecured)",
+        "mode": control::mode(parts.wallet.is_some()),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "offers": parts.book.len(),

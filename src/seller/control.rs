@@ -168,7 +168,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
-        "mode": "credit (unsecured)",
+        "mode": control::mode(parts.wallet.is_some()),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
