@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 pub use pair::{AdmitError, PayeePair};
 pub use state::{Ended, PayeeState};
 
+use self::on_chain::VOUCHERS_KEPT;
 use self::write_offs::WriteOffs;
 use super::PaymentError;
 use super::onchain::{Level, OnChannel, Onchain};
@@ -140,7 +141,10 @@ impl PayeeHub {
                     continue;
                 }
                 let (peer, rules) = (state.row.peer, onchain.rules);
-                let pair = Arc::new(PayeePair::restore_on_chain(state, on, rules, &settings));
+                let kept = u32::try_from(VOUCHERS_KEPT).unwrap_or(u32::MAX);
+                let vouchers = ledger.vouchers(&state.row.channel, None, kept).await?;
+                let pair = PayeePair::restore_on_chain(state, on, rules, vouchers, &settings);
+                let pair = Arc::new(pair);
                 leaving.extend(pairs.insert(peer, pair));
                 continue;
             }

@@ -41,6 +41,9 @@ const RECONCILE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Sellers reconnected at once; one that does not answer holds up no other.
 const RECONCILE_AT_ONCE: usize = 8;
 
+/// The start waits this long for what vault and wallet hold.
+const FIRST_READ: Duration = Duration::from_secs(3);
+
 /// What the payer needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -124,6 +127,11 @@ impl PayerHub {
         let hub = Self { shared };
         for state in channels {
             hub.adopt(state).await?;
+        }
+        if let Some(funds) = &hub.shared.funds {
+            // A first request may open a channel at once. A chain that is down stops nobody.
+            let read = tend::read_purse(&hub.shared, funds);
+            let _ = tokio::time::timeout(FIRST_READ, read).await;
         }
         if let Some(events) = events {
             let shared = Arc::clone(&hub.shared);
