@@ -8,6 +8,7 @@ mod base;
 mod buy;
 mod chain;
 mod demo;
+mod demo_chain;
 pub mod deploy;
 pub mod purse;
 mod sell;

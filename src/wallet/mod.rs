@@ -31,11 +31,11 @@ pub use order::Order;
 pub use pay::{Progress, Sent, Ticket};
 pub use way::{Plan, Way};
 
-use crate::chain::ChainError;
 use crate::chain::hub::Hub;
 use crate::chain::link::Link;
 use crate::chain::outbox::SubmitError;
-use crate::keys::PaymentKey;
+use crate::chain::{ChainError, coins};
+use crate::keys::{PaymentKey, to_checksum};
 use crate::ledger::{LedgerError, Reader};
 use crate::types::{Clock, EvmAddress, MicroUsd};
 
@@ -80,7 +80,8 @@ pub enum WalletError {
         wanted: MicroUsd,
     },
     /// Nobody pays the gas.
-    #[error("0x{address} has {has_wei} wei and needs {needed_wei} wei for gas; {why}")]
+    #[error("{} has {} ETH and needs {} ETH for gas; {why}", to_checksum(address), coins(*has_wei),
+        coins(*needed_wei))]
     Gas {
         /// This account.
         address: EvmAddress,

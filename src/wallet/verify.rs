@@ -75,7 +75,7 @@ impl Wallet {
             let is_there = |log: &HubLog| {
                 log.raw.tx == row.tx && log.raw.topics == row.topics && log.raw.data == row.data
             };
-            if row.block.0 <= head && !fresh.iter().any(is_there) {
+            if !fresh.iter().any(is_there) {
                 let (kind, block) = (&row.kind, row.block.0);
                 found.differences.push(format!(
                     "the ledger holds {kind} of block {block} as confirmed, the chain has no such event"

@@ -33,3 +33,4 @@ mod responses;
 mod simulated;
 mod unpaid;
 mod upstream;
+mod wallet;

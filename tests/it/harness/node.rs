@@ -236,6 +236,12 @@ impl Node {
             .is_some_and(|c| matches!(c.try_wait(), Ok(None)))
     }
 
+    /// Returns how it ended by itself; none while it runs or when a signal ended it.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
+        ended.and_then(|status| status.code())
+    }
+
     /// Kills it without warning, as `kill -9` does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
