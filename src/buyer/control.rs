@@ -163,7 +163,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
-        "mode": "credit (unsecured)",
+        "mode": parts.payer.mode(),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "offers": parts.book.len(),

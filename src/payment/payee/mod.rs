@@ -27,7 +27,7 @@ pub use state::{Ended, PayeeState};
 use self::on_chain::VOUCHERS_KEPT;
 use self::write_offs::WriteOffs;
 use super::PaymentError;
-use super::onchain::{Level, OnChannel, Onchain};
+use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
@@ -203,6 +203,12 @@ impl PayeeHub {
     #[must_use]
     pub fn pairs(&self) -> Vec<Arc<PayeePair>> {
         self.shared.pairs.lock().values().cloned().collect()
+    }
+
+    /// How this node is paid, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        mode_in_words(self.shared.settings.onchain.as_ref())
     }
 
     /// Ends the channel with `buyer`: when nothing runs on it any more, its last voucher is brought to

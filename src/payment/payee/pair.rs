@@ -207,6 +207,10 @@ impl PayeePair {
         let state = self.state.lock();
         state.on_chain.as_ref().is_some_and(|one| one.is_void)
     }
+    /// True while the buyer's session stands.
+    pub(super) async fn is_connected(&self) -> bool {
+        self.session.lock().await.is_some()
+    }
     /// True when nothing new is admitted and nothing runs.
     pub(super) fn has_ended(&self) -> bool {
         let state = self.state.lock();

@@ -26,7 +26,7 @@ pub use state::PayerState;
 
 use self::funding::Funds;
 use super::PaymentError;
-use super::onchain::{OnChannel, Onchain};
+use super::onchain::{OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelState, Ledger, Role};
@@ -237,6 +237,12 @@ impl PayerHub {
             .zip(least)
             .is_some_and(|(wallet, least)| wallet.vault.saturating_add(wallet.wallet) <= least);
         is_empty && !in_channels
+    }
+
+    /// How this node pays, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        mode_in_words(self.shared.funds.as_ref().map(|funds| &funds.onchain))
     }
 
     /// True in a node that pays on a chain.
