@@ -225,16 +225,6 @@ pub fn probe(is_well: bool, well: &'static str, unwell: &'static str) -> RouterR
     }
 }
 
-/// How a node pays or is paid, as `status` says it.
-#[must_use]
-pub const fn mode(has_chain: bool) -> &'static str {
-    if has_chain {
-        "channel"
-    } else {
-        "credit (unsecured)"
-    }
-}
-
 /// A page that names the endpoints.
 pub fn index_page(title: &str, peer: &str, paths: &[&str]) -> axum::response::Html<String> {
     let line = |path: &&str| {

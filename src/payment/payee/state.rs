@@ -266,6 +266,9 @@ impl PayeeState {
         if rose {
             self.last_voucher = Some((cumulative, signature));
         }
+        if let Some(on_chain) = &mut self.on_chain {
+            on_chain.keep(cumulative, signature);
+        }
         if let Some(on_chain) = &mut self.on_chain
             && cumulative > on_chain.on.view.settled
         {

@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_secs(2);
 const BATCH_MAX: usize = 20;
 /// The same thing is sent again for a channel after this long without an effect, ms.
 const AGAIN_MS: u64 = 60_000;
+/// A connected buyer's last voucher is awaited this long, ms: it looks at its channels every 2 s.
+const LAST_WORD_MS: u64 = 10_000;
 /// An opening that the contract refuses this often is given up: an RPC node may be a little late
 /// with the deposit that it needs.
 const REFUSALS_MAX: u32 = 3;
@@ -231,8 +233,8 @@ impl Treasurer {
         now_ms: UnixMs,
     ) -> Result<(), PaymentError> {
         let id = pair.channel();
-        if let Some(one) = &mut pair.state.lock().on_chain {
-            one.ending = true;
+        if self.waits_for_last_word(pair, now_ms).await {
+            return Ok(());
         }
         // Not weighed against what it gains: the fee of the opening was paid for this too.
         let Some((claim, _)) = self.claim(pair, true) else {
@@ -241,7 +243,6 @@ impl Treasurer {
         if self.sent_lately(pair, Purpose::Close, claim.cumulative, now_ms) {
             return Ok(());
         }
-        super::session::tell_close(pair).await;
         let call = calls::close(&claim);
         let request = self.request(
             call,
@@ -257,6 +258,34 @@ impl Treasurer {
                 Ok(())
             }
             Err(error) => self.later(pair, "close", error),
+        }
+    }
+
+    /// Ends the channel for new requests, and asks a connected buyer for a voucher over exactly what
+    /// it consumed: any other voucher pays a little more or a little less. True while it is awaited.
+    async fn waits_for_last_word(&self, pair: &PayeePair, now_ms: UnixMs) -> bool {
+        let (is_exact, asked_ms) = {
+            let mut state = pair.state.lock();
+            let owed = state.machine().book().total();
+            let is_exact = state.claimed(true).is_some_and(|(sum, _)| sum == owed)
+                || owed == state.machine().book().base();
+            let Some(one) = &mut state.on_chain else {
+                return false;
+            };
+            one.ending = true;
+            let asked_ms = one.asked_ms;
+            one.asked_ms.get_or_insert(now_ms);
+            (is_exact, asked_ms)
+        };
+        if is_exact || !pair.is_connected().await {
+            return false;
+        }
+        match asked_ms {
+            None => {
+                super::session::tell_close(pair).await;
+                true
+            }
+            Some(asked_ms) => now_ms.saturating_sub(asked_ms) < LAST_WORD_MS,
         }
     }
 

@@ -26,7 +26,7 @@ pub use state::PayerState;
 
 use self::funding::Funds;
 use super::PaymentError;
-use super::onchain::{OnChannel, Onchain};
+use super::onchain::{OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelState, Ledger, Role};
@@ -40,6 +40,9 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
 const RECONCILE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Sellers reconnected at once; one that does not answer holds up no other.
 const RECONCILE_AT_ONCE: usize = 8;
+
+/// The start waits this long for what vault and wallet hold.
+const FIRST_READ: Duration = Duration::from_secs(3);
 
 /// What the payer needs to know.
 #[derive(Clone, Debug)]
@@ -124,6 +127,11 @@ impl PayerHub {
         let hub = Self { shared };
         for state in channels {
             hub.adopt(state).await?;
+        }
+        if let Some(funds) = &hub.shared.funds {
+            // A first request may open a channel at once. A chain that is down stops nobody.
+            let read = tend::read_purse(&hub.shared, funds);
+            let _ = tokio::time::timeout(FIRST_READ, read).await;
         }
         if let Some(events) = events {
             let shared = Arc::clone(&hub.shared);
@@ -229,6 +237,12 @@ impl PayerHub {
             .zip(least)
             .is_some_and(|(wallet, least)| wallet.vault.saturating_add(wallet.wallet) <= least);
         is_empty && !in_channels
+    }
+
+    /// How this node pays, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        mode_in_words(self.shared.funds.as_ref().map(|funds| &funds.onchain))
     }
 
     /// True in a node that pays on a chain.

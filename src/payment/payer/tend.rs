@@ -96,7 +96,7 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
 }
 
 /// Reads vault and wallet; what the chain shows of channels by then is no promise any more.
-async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
+pub(super) async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
     let shown: Vec<_> = shared
         .all_pairs()
         .iter()

@@ -64,6 +64,22 @@ impl Home {
         }
     }
 
+    /// A second directory with the same keys and books, as a user makes by copying; its node may run
+    /// beside this one's.
+    pub fn copied(&self) -> Self {
+        let dir = TempDir::with_prefix("souk-it-").unwrap();
+        for name in ["key.json", "ledger.db", "ledger.db-wal"] {
+            let from = self.path().join(name);
+            if from.exists() {
+                std::fs::copy(from, dir.path().join(name)).unwrap();
+            }
+        }
+        Self {
+            dir: Arc::new(dir),
+            ..self.clone()
+        }
+    }
+
     /// Returns the path of the data directory.
     pub fn path(&self) -> &Path {
         self.dir.path()

@@ -4,6 +4,8 @@
 //! Blocks come only when a test asks for them or lets them come, so that it can say what happened
 //! before the chain knew of anything.
 
+mod faults;
+mod hostile;
 mod life;
 
 use std::time::Duration;
@@ -19,6 +21,7 @@ use crate::harness::books::{self, Rows};
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
+use crate::harness::proxy::Proxy;
 use crate::harness::upstream::{Script, Upstream};
 
 /// USD per million tokens: a usual answer costs about a cent.
@@ -38,6 +41,8 @@ struct World {
     bootstrap: Node,
     seller: Seller,
     buyer: Node,
+    /// Between the nodes and the chain, where a test wants one.
+    proxy: Option<Proxy>,
     _hold: Hold,
 }
 
@@ -74,15 +79,38 @@ impl World {
         buyer_more: &str,
         script: Script,
     ) -> Self {
+        Self::start_over(tokens, seller_more, buyer_more, script, false).await
+    }
+
+    /// As [`World::start`], with a proxy between the nodes and the chain.
+    async fn start_behind(tokens: MicroUsd, more: &str) -> Self {
+        Self::start_over(tokens, more, more, Script::default(), true).await
+    }
+
+    async fn start_over(
+        tokens: MicroUsd,
+        seller_more: &str,
+        buyer_more: &str,
+        script: Script,
+        is_behind: bool,
+    ) -> Self {
         let hold = Hold::shared().await;
         let chain = Chain::start().await;
+        let proxy = if is_behind {
+            Some(Proxy::start(chain.world.anvil.port).await)
+        } else {
+            None
+        };
+        let rpc = proxy
+            .as_ref()
+            .map_or_else(|| chain.world.anvil.url(), Proxy::url);
         let buyer = Home::new();
         chain.mint(&buyer, tokens).await;
         chain.world.anvil.mine(CONFIRMATIONS);
         chain.hold_blocks();
         let bootstrap = Node::start(&["bootstrap"]);
-        let seller = start_seller(&chain, bootstrap.listen(), PRICES, seller_more, script).await;
-        let file = config(&chain, &buyer, buyer_more);
+        let seller = start_seller(&chain, &rpc, bootstrap.listen(), seller_more, script).await;
+        let file = config_at(&chain, &rpc, &buyer, buyer_more);
         let args = [
             "buy",
             "--port",
@@ -99,6 +127,7 @@ impl World {
             bootstrap,
             seller,
             buyer,
+            proxy,
             _hold: hold,
         }
     }
@@ -138,6 +167,40 @@ impl World {
                 self.seller.node.stderr_tail(),
                 self.buyer.stderr_tail()
             );
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Waits until the buyer's node knows that the deposit is final.
+    async fn wait_confirmed(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        loop {
+            let list = self.channels().await;
+            if list.iter().any(|one| one["confirmed"] == true) {
+                return;
+            }
+            assert!(Instant::now() < end, "not confirmed: {list:#?}");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn wait_for_the_seller_s_death(&mut self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        while self.seller.node.is_running() {
+            assert!(Instant::now() < end, "the seller does not die");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Asks until an answer comes.
+    async fn ask_until_served(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        loop {
+            let answer = self.ask("Are you there?", false).await;
+            if answer.status == 200 {
+                return;
+            }
+            assert!(Instant::now() < end, "{}", answer.text());
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -197,16 +260,16 @@ impl Chain {
 
 async fn start_seller(
     chain: &Chain,
+    rpc: &str,
     bootstrap: &str,
-    prices: (&str, &str),
     more: &str,
     script: Script,
 ) -> Seller {
     let upstream = Upstream::start(script.key(UPSTREAM_KEY)).await;
     let home = Home::new();
     chain.world.anvil.fund(&home.evm_address);
-    let file = config(chain, &home, more);
-    let node = Seller::node_at(home, bootstrap, &upstream, prices, &["--config", &file]);
+    let file = config_at(chain, rpc, &home, more);
+    let node = Seller::node_at(home, bootstrap, &upstream, PRICES, &["--config", &file]);
     Seller { node, upstream }
 }
 
