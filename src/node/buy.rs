@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
 use crate::buyer::budget::{Budget, Limits};
 use crate::buyer::control::{Control, ControlParts};
@@ -80,7 +81,7 @@ pub(super) async fn start(
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
     let control = Control::new(ControlParts {
-        wallet: super::chain::wallet(base, sellers(base, &book)),
+        wallet: super::chain::wallet(base, sellers(base, &book), Bought(payer.clone())),
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),
