@@ -79,8 +79,12 @@ pub(super) async fn start(
     )
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
+    let wallet = super::chain::wallet(base, sellers(base, &book));
+    if let Some(wallet) = &wallet {
+        super::reclaim::start(wallet.clone(), payer.clone(), &base.base);
+    }
     let control = Control::new(ControlParts {
-        wallet: super::chain::wallet(base, sellers(base, &book)),
+        wallet,
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),

@@ -11,6 +11,7 @@ mod demo;
 mod demo_chain;
 pub mod deploy;
 pub mod purse;
+mod reclaim;
 mod sell;
 
 use base::Base;
@@ -50,7 +51,7 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
     base.lock.publish(&selling.run_info)?;
-    say_credit(&base, &selling);
+    warn_of_credit(&base, &selling);
     launch.ready(&sell_line(&base, &selling).await);
     base.run_until(launch.stop).await
 }
@@ -95,7 +96,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     let mut line = format!("ready role=run peer={}", base.network.local_peer());
     if let Some(selling) = &selling {
-        say_credit(&base, selling);
+        warn_of_credit(&base, selling);
         line.push_str(&format!(
             " listen={} models={}",
             listen_text(&base).await,
@@ -120,7 +121,7 @@ fn buy_line(base: &Base, buying: &buy::Buying) -> String {
             "channel"
         } else {
             "credit"
-        }
+        },
     )
 }
 
@@ -135,14 +136,13 @@ async fn sell_line(base: &Base, selling: &sell::Selling) -> String {
             "channel"
         } else {
             "credit(unsecured)"
-        }
+        },
     )
 }
 
-fn say_credit(base: &Base, selling: &sell::Selling) {
-    let is_none = selling.credit == crate::types::MicroUsd::ZERO;
-    if base.chain.is_some() && is_none {
-        tracing::info!("buyers pay by channels on the chain; nobody gets unsecured credit");
+fn warn_of_credit(base: &Base, selling: &sell::Selling) {
+    if base.chain.is_some() {
+        // Deposits pay; nobody needs credit.
     } else if selling.credit == crate::types::MicroUsd::ZERO {
         tracing::warn!(
             "this node is public, so strangers get no credit: only free models are served; \

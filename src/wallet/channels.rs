@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Wallet, WalletError};
-use crate::chain::digest::HubDomain;
 use crate::chain::hub::{HubEvent, HubLog, OnChain};
 use crate::chain::{BlockRef, RawLog};
 use crate::ledger::{EventRow, LedgerError, Reader, Role, SettlementRow};
@@ -183,15 +182,12 @@ pub(super) fn decode(row: EventRow) -> Result<(HubEvent, bool), LedgerError> {
     Ok((log.event, row.stage == Stage::Confirmed))
 }
 
-/// What was settled on a chain, as rows of a report: the fee of each opening and each voucher paid,
-/// once it is final, on the channels that the ledger knows.
+/// What was settled on chains, as rows of a report: the fee of each opening and each voucher paid,
+/// once it is final, on the channels that the ledger knows. Needs no chain and no configuration.
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn settlements(
-    reader: &Reader,
-    domain: HubDomain,
-) -> Result<Vec<SettlementRow>, LedgerError> {
+pub async fn settlements(reader: &Reader) -> Result<Vec<SettlementRow>, LedgerError> {
     let mut known = BTreeMap::new();
     for role in [Role::Buy, Role::Sell] {
         for row in reader.channels(role).await? {
@@ -199,8 +195,12 @@ pub async fn settlements(
             known.insert((row.channel, role), row.peer);
         }
     }
+    let mut events = vec![];
+    for (chain_id, hub) in reader.hubs().await? {
+        events.extend(reader.hub_events(chain_id, &hub).await?);
+    }
     let mut rows = vec![];
-    for event in reader.hub_events(domain.chain_id, &domain.hub).await? {
+    for event in events {
         if event.stage != Stage::Confirmed {
             continue;
         }

@@ -71,6 +71,12 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// Pays out less, so that a fee is left in the vault.
+    pub(super) fn keep_back(&mut self, fee: MicroUsd) {
+        if let Act::Withdraw(amount, to) = self.act {
+            *self = withdrawal(amount.saturating_sub(fee), to);
+        }
+    }
     pub(super) const fn purpose(&self) -> Purpose {
         match self.act {
             Act::Deposit(_) => Purpose::Deposit,
@@ -224,9 +230,7 @@ impl Wallet {
             let message = "money sent to the zero address or to the hub would be lost".to_owned();
             return Err(WalletError::Bad(message));
         }
-        let shown = crate::keys::to_checksum(&to);
-        let text = format!("pay {amount} USD out of the vault to {shown}");
-        Ok(vec![step(Act::Withdraw(amount, to), None, text)])
+        Ok(vec![withdrawal(amount, to)])
     }
 
     async fn close_steps(&self, ids: Option<&[ChannelId]>) -> Result<Vec<Step>, WalletError> {
@@ -311,6 +315,12 @@ impl Wallet {
 
 const fn step(act: Act, channel: Option<ChannelId>, text: String) -> Step {
     Step { act, channel, text }
+}
+
+fn withdrawal(amount: MicroUsd, to: EvmAddress) -> Step {
+    let shown = crate::keys::to_checksum(&to);
+    let text = format!("pay {amount} USD out of the vault to {shown}");
+    step(Act::Withdraw(amount, to), None, text)
 }
 
 fn some(steps: Vec<Step>, none: &str) -> Result<Vec<Step>, WalletError> {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::order::{Act, Order, Signing, Step};
 use super::relay::ask::Talk;
-use super::way::{OwnCall, Plan, Ready, rest_of};
+use super::way::{OwnCall, Plan, Ready};
 use super::{Wallet, WalletError};
 use crate::chain::hub::calls;
 use crate::chain::outbox::Request;
@@ -71,7 +71,7 @@ impl Wallet {
             }
             Ready::Relay(talks) => {
                 for (talk, steps) in talks {
-                    tickets.push(self.relay(order, talk, &steps).await?);
+                    tickets.push(self.relay(talk, &steps).await?);
                 }
             }
         }
@@ -93,12 +93,7 @@ impl Wallet {
         Ok(Ticket::Intent(id.to_string()))
     }
 
-    async fn relay(
-        &self,
-        order: &Order,
-        talk: Talk,
-        steps: &[Step],
-    ) -> Result<Ticket, WalletError> {
+    async fn relay(&self, talk: Talk, steps: &[Step]) -> Result<Ticket, WalletError> {
         let signing = Signing {
             wallet: self,
             now_s: self.chain_now_s().await?,
@@ -109,9 +104,8 @@ impl Wallet {
             if let Some(call) = signing.signed(step)? {
                 bundle.push(call);
             }
-            if let Act::Withdraw(_, receiver) = &step.act {
-                to = *receiver;
-                amount = rest_of(&step.act, order, talk.quote.fee);
+            if let Act::Withdraw(sum, receiver) = &step.act {
+                (to, amount) = (*receiver, *sum);
             }
         }
         let (pay, nonce) = signing.pay(to, amount, talk.quote.relayer, talk.quote.fee);

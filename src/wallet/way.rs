@@ -5,14 +5,14 @@
 
 use serde::Serialize;
 
-use super::order::{Act, Order, Signing, Step};
+use super::order::{Order, Signing, Step};
 use super::relay::ask::Talk;
 use super::{Wallet, WalletError};
 use crate::chain::Call;
 use crate::chain::outbox::{SubmitError, first_offer, gas_cost};
 use crate::protocol::limits::RELAY_CALLS_MAX;
 use crate::protocol::relay::CallKind;
-use crate::types::{Hash32, MicroUsd};
+use crate::types::MicroUsd;
 
 /// Gas beyond the estimate that must be affordable, in percent, as the outbox asks for.
 const GAS_HEADROOM_PERCENT: u64 = 20;
@@ -59,13 +59,7 @@ pub struct PlannedStep {
     pub channel: Option<String>,
     /// The contract that is called.
     pub to: String,
-    /// Function and arguments, where this account sends them. Shown and thrown away: what is sent
-    /// later is signed anew.
-    pub calldata_hash: Option<Hash32Text>,
 }
-
-/// A hash as text in JSON.
-pub type Hash32Text = String;
 
 /// A step ready for the outbox.
 pub(super) struct OwnCall {
@@ -106,12 +100,24 @@ impl Wallet {
         let own = own?;
         let cost = self.cost(&own).await?;
         if cost.has_wei >= cost.needed_wei {
-            let plan = self.planned(Way::Own, &own, Some(&cost), None);
+            let steps: Vec<Step> = own.iter().map(|one| one.step.clone()).collect();
+            let plan = self.planned(Way::Own, &steps, Some(&cost), None);
             return Ok((plan, Ready::Own(own)));
         }
-        let (fee, relayer, talks) = self.relayed(steps, &cost).await?;
+        let (fee, relayer, mut talks) = self.relayed(steps, &cost).await?;
         check_fee(order, fee, self).await?;
-        let plan = self.planned(Way::Relay, &own, None, Some((fee, relayer)));
+        if let Order::Withdraw {
+            amount_micro_usd: None,
+            ..
+        } = order
+        {
+            // The fee comes out of the same vault: the rest is what can be paid out.
+            for step in talks.iter_mut().flat_map(|(_, steps)| steps) {
+                step.keep_back(fee);
+            }
+        }
+        let relayed: Vec<Step> = talks.iter().flat_map(|(_, steps)| steps).cloned().collect();
+        let plan = self.planned(Way::Relay, &relayed, None, Some((fee, relayer)));
         Ok((plan, Ready::Relay(talks)))
     }
 
@@ -188,18 +194,16 @@ impl Wallet {
     fn planned(
         &self,
         way: Way,
-        own: &[OwnCall],
+        steps: &[Step],
         cost: Option<&Cost>,
         relay: Option<(MicroUsd, String)>,
     ) -> Plan {
         let hub = crate::keys::to_checksum(&self.0.link.domain().hub);
-        let hash = |data: &[u8]| -> Hash32 { crate::chain::transaction::keccak(data) };
-        let steps = own.iter().map(|one| PlannedStep {
-            what: one.step.text.clone(),
-            purpose: one.step.purpose().as_str(),
-            channel: one.step.channel.map(|id| format!("0x{id}")),
+        let steps = steps.iter().map(|step| PlannedStep {
+            what: step.text.clone(),
+            purpose: step.purpose().as_str(),
+            channel: step.channel.map(|id| format!("0x{id}")),
             to: hub.clone(),
-            calldata_hash: (way == Way::Own).then(|| format!("0x{}", hash(&one.data))),
         });
         let (fee, relayer) = relay.unzip();
         Plan {
@@ -232,21 +236,6 @@ async fn check_fee(order: &Order, fee: MicroUsd, wallet: &Wallet) -> Result<(), 
         return Err(WalletError::Funds { place, has, wanted });
     }
     Ok(())
-}
-
-/// What a withdrawal of everything pays out when a relayer takes its fee from the same vault.
-pub(super) const fn rest_of(act: &Act, order: &Order, fee: MicroUsd) -> MicroUsd {
-    match (act, order) {
-        (
-            Act::Withdraw(amount, _),
-            Order::Withdraw {
-                amount_micro_usd: None,
-                ..
-            },
-        ) => amount.saturating_sub(fee),
-        (Act::Withdraw(amount, _), _) => *amount,
-        _ => MicroUsd::ZERO,
-    }
 }
 
 struct Cost {

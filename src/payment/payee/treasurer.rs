@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::pair::PayeePair;
-use crate::chain::ChainError;
 use crate::chain::hub::{Claim, calls};
 use crate::chain::outbox::{Request, SubmitError};
 use crate::chain::watcher::ChainEvent;
+use crate::chain::{At, ChainError};
 use crate::payment::PaymentError;
 use crate::payment::onchain::{Due, Level, Onchain, paper};
 use crate::protocol::SessionMessage;
@@ -27,6 +27,10 @@ const TICK: Duration = Duration::from_secs(2);
 const BATCH_MAX: usize = 20;
 /// The same thing is sent again for a channel after this long without an effect, ms.
 const AGAIN_MS: u64 = 60_000;
+/// The chain's clock is looked at this often, ms.
+const LOOK_MS: u64 = 10_000;
+/// And waited for this long.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connected buyer's last voucher is awaited this long, ms: it looks at its channels every 2 s.
 const LAST_WORD_MS: u64 = 10_000;
 /// An opening that the contract refuses this often is given up: an RPC node may be a little late
@@ -47,6 +51,8 @@ struct Treasurer {
     tried: HashMap<ChannelId, Tried>,
     /// Why something waits, as it was last said.
     complaint: String,
+    /// How far the chain's clock is ahead of ours, ms, and when that was last looked at.
+    ahead: (u64, UnixMs),
 }
 
 /// Runs until shutdown.
@@ -61,6 +67,7 @@ pub(super) async fn run(
         onchain,
         tried: HashMap::new(),
         complaint: String::new(),
+        ahead: (0, 0),
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -94,8 +101,37 @@ impl Treasurer {
         }
     }
 
+    /// The time by which a channel ends: the chain's, where that is ahead of ours. It is the chain
+    /// that decides, and to settle too early costs nothing.
+    async fn now_ms(&mut self) -> UnixMs {
+        let own_ms = self.shared.clock.now_ms();
+        let (ahead_ms, looked_ms) = self.ahead;
+        if own_ms.saturating_sub(looked_ms) < LOOK_MS {
+            return own_ms.saturating_add(ahead_ms);
+        }
+        let block = self.onchain.link.chain().block(At::Latest);
+        let ahead_ms = match tokio::time::timeout(LOOK_TIMEOUT, block).await {
+            Ok(Ok(Some(block))) => {
+                let chain_ms = block.timestamp_s.saturating_mul(1_000);
+                chain_ms.saturating_sub(own_ms)
+            }
+            // It cannot be asked now: what it said last holds.
+            _ => ahead_ms,
+        };
+        self.ahead = (ahead_ms, own_ms);
+        own_ms.saturating_add(ahead_ms)
+    }
+
     async fn tend_all(&mut self) -> Result<(), PaymentError> {
-        let now_ms = self.shared.clock.now_ms();
+        if self
+            .shared
+            .all_pairs()
+            .iter()
+            .all(|pair| pair.view().is_none())
+        {
+            return Ok(());
+        }
+        let now_ms = self.now_ms().await;
         let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)> = Vec::new();
         for pair in self.shared.all_pairs() {
             if !pair.is_agreed() || pair.view().is_none() {

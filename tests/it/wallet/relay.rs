@@ -70,6 +70,7 @@ async fn a_buyer_without_a_wei_deposits_reclaims_and_withdraws_through_a_seller(
 
     let dry = home.json(&["wallet", "deposit", "5", "--dry-run", "--json"]);
     assert_eq!(dry["plan"]["way"], "relay", "{dry}");
+    assert_eq!(buyer.ready("mode"), "channel");
     assert_eq!(world.vault(me).await, MicroUsd::ZERO);
     let sent = home.json(&["wallet", "deposit", "5", "--json"]);
     assert_eq!(states(&sent), ["confirmed"]);
