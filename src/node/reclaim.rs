@@ -28,10 +28,10 @@ pub(super) fn start(wallet: Wallet, payer: PayerHub, tasks: &Tasks) {
             }
             pause = INTERVAL;
             if let Err(error) = ask_for_the_end(&wallet, &payer).await {
-                tracing::debug!(%error, "channels are closed later");
+                tracing::warn!(%error, "channels are closed later");
             }
             if let Err(error) = reclaim(&wallet).await {
-                tracing::debug!(%error, "expired channels are reclaimed later");
+                tracing::warn!(%error, "expired channels are reclaimed later");
             }
         }
     });

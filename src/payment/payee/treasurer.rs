@@ -132,7 +132,7 @@ impl Treasurer {
             return Ok(());
         }
         let now_ms = self.now_ms().await;
-        let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)> = Vec::new();
+        let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, bool)> = Vec::new();
         for pair in self.shared.all_pairs() {
             if !pair.is_agreed() || pair.view().is_none() {
                 continue;
@@ -146,12 +146,12 @@ impl Treasurer {
             };
             match due {
                 Due::Nothing => {}
-                Due::Close { deadline_ms } => self.close(&pair, deadline_ms, now_ms).await?,
-                Due::Settle { deadline_ms } => {
+                Due::Close => self.close(&pair, now_ms).await?,
+                Due::Settle { is_forced } => {
                     if let Some((claim, gain)) = self.claim(&pair, false)
                         && !self.sent_lately(&pair, Purpose::Settle, claim.cumulative, now_ms)
                     {
-                        batch.push((pair, claim, gain, deadline_ms));
+                        batch.push((pair, claim, gain, is_forced));
                     }
                 }
             }
@@ -183,7 +183,7 @@ impl Treasurer {
             return Ok(());
         }
         pair.book_channel(&self.shared.ledger).await?;
-        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, Some(now_ms));
+        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
@@ -235,7 +235,7 @@ impl Treasurer {
         if self.sent_lately(pair, Purpose::TopUp, deposit, now_ms) {
             return Ok(());
         }
-        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, Some(now_ms));
+        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::TopUp, deposit, now_ms);
@@ -262,12 +262,7 @@ impl Treasurer {
         Some((claim, worth.saturating_sub(one.on.view.settled)))
     }
 
-    async fn close(
-        &mut self,
-        pair: &PayeePair,
-        deadline_ms: UnixMs,
-        now_ms: UnixMs,
-    ) -> Result<(), PaymentError> {
+    async fn close(&mut self, pair: &PayeePair, now_ms: UnixMs) -> Result<(), PaymentError> {
         let id = pair.channel();
         if self.waits_for_last_word(pair, now_ms).await {
             return Ok(());
@@ -280,13 +275,7 @@ impl Treasurer {
             return Ok(());
         }
         let call = calls::close(&claim);
-        let request = self.request(
-            call,
-            Purpose::Close,
-            Some(id),
-            MicroUsd::ZERO,
-            Some(deadline_ms),
-        );
+        let request = self.request(call, Purpose::Close, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Close, claim.cumulative, now_ms);
@@ -328,21 +317,21 @@ impl Treasurer {
     /// One transaction for all that is due now.
     async fn settle(
         &mut self,
-        part: &[(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)],
+        part: &[(Arc<PayeePair>, Claim, MicroUsd, bool)],
         now_ms: UnixMs,
     ) -> Result<(), PaymentError> {
         let Some((first, claim, ..)) = part.first() else {
             return Ok(());
         };
         let gain: MicroUsd = part.iter().map(|(_, _, gain, _)| *gain).sum();
-        let deadline = part.iter().filter_map(|(.., deadline)| *deadline).min();
+        let is_forced = part.iter().any(|(.., is_forced)| *is_forced);
         let (call, channel) = if part.len() == 1 {
             (calls::settle(claim), Some(first.channel()))
         } else {
             let claims: Vec<Claim> = part.iter().map(|(_, claim, ..)| claim.clone()).collect();
             (calls::settle_batch(&claims), None)
         };
-        let request = self.request(call, Purpose::Settle, channel, gain, deadline);
+        let request = self.request(call, Purpose::Settle, channel, gain, is_forced);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 for (pair, claim, ..) in part {
@@ -361,7 +350,7 @@ impl Treasurer {
         purpose: Purpose,
         channel: Option<ChannelId>,
         gain: MicroUsd,
-        deadline_ms: Option<UnixMs>,
+        is_forced: bool,
     ) -> Request {
         Request {
             to: Some(self.onchain.link.domain().hub),
@@ -369,7 +358,7 @@ impl Treasurer {
             purpose,
             channel,
             gain,
-            deadline_ms,
+            deadline_ms: is_forced.then(|| self.shared.clock.now_ms()),
         }
     }
 

@@ -441,9 +441,14 @@ impl PayerState {
         self.last_voucher = Some((cumulative, signature));
     }
     /// The seller showed a voucher with our own good signature; a higher one is taken up.
-    pub fn learn_voucher(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
+    pub fn learn_voucher(
+        &mut self,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+        accepted: MicroUsd,
+    ) {
         if cumulative > self.machine.signed() {
-            self.machine.adopt(cumulative);
+            self.machine.adopt(cumulative, accepted);
             self.last_voucher = Some((cumulative, signature));
         }
     }

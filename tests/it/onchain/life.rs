@@ -87,7 +87,7 @@ async fn a_buyer_without_gas_pays_and_every_micro_usd_is_accounted_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deposit_is_raised_under_load_and_no_request_waits_for_it() {
-    let more = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"8s\"\ndeposit_min = \"0.1\"\n\
+    let more = "[payment]\nsettle_min = \"5\"\nidle_close = \"8s\"\ndeposit_min = \"0.3\"\n\
                 deposit_share = \"1%\"\n";
     let world = World::start(MicroUsd::from_usd(20), more).await;
     world.ask_until_served().await;
@@ -106,7 +106,7 @@ async fn a_deposit_is_raised_under_load_and_no_request_waits_for_it() {
         let seller = world.seller.node.stderr_tail();
         assert_eq!(answer.status, 200, "{n}: {}\n{seller}", answer.text());
         // A rollup's confirmation takes a few seconds, a deposit lasts longer than that.
-        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
     }
     let raised = world.on_chain(&channel).await.deposit;
     let (bought, _) = world.booked().await;
