@@ -80,8 +80,13 @@ pub(super) async fn start(
     )
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
+    let role = Bought(payer.clone());
+    let wallet = super::chain::wallet(base, sellers(base, &book), role);
+    if let Some(wallet) = &wallet {
+        super::reclaim::start(wallet.clone(), payer.clone(), &base.base);
+    }
     let control = Control::new(ControlParts {
-        wallet: super::chain::wallet(base, sellers(base, &book), Bought(payer.clone())),
+        wallet,
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),

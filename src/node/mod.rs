@@ -12,6 +12,7 @@ mod demo;
 mod demo_chain;
 pub mod deploy;
 pub mod purse;
+mod reclaim;
 mod sell;
 
 use base::Base;

@@ -351,6 +351,10 @@ impl PayeeState {
             deposit: self.machine.deposit(),
             settled: self.settlements,
             voucher: self.last_voucher,
+            accepted: {
+                let book = self.machine.book();
+                book.base().saturating_add(book.settled())
+            },
             open,
             unknown,
         }

@@ -136,6 +136,9 @@ async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), Paymen
         if is_live && is_idle && state.is_at_rest() {
             state.ending = true;
         }
+        if state.ending && state.ending_ms == 0 {
+            state.ending_ms = now_ms;
+        }
         let asked_lately = now_ms.saturating_sub(state.asked_close_ms) < CLOSE_AGAIN_MS;
         let close = is_live && state.ending && state.is_at_rest() && state.up && !asked_lately;
         if close {

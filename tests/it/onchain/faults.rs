@@ -61,8 +61,10 @@ async fn open_channels_keep_serving_while_the_rpc_node_is_down_and_settle_once_a
 async fn an_opening_that_a_reorg_removes_is_brought_again_and_the_channel_goes_on() {
     let world = World::start(MicroUsd::from_usd(5), EAGER).await;
     let anvil = &world.chain.world.anvil;
+    let started = std::time::Instant::now();
     ask_all(&world, 1).await;
     let channel = world.channel().await;
+    world.wait_for_a_transaction().await;
     anvil.mine(1);
     world
         .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
@@ -78,6 +80,7 @@ async fn an_opening_that_a_reorg_removes_is_brought_again_and_the_channel_goes_o
     world
         .wait_on_chain(&channel, "opened again", |state| state.expiry_s > 0)
         .await;
+    println!("opened again after {:?}", started.elapsed());
     ask_all(&world, 10).await;
     assert_settled_once(&world, "reorg of the opening").await;
 }

@@ -7,6 +7,7 @@
 mod faults;
 mod hostile;
 mod life;
+mod recovery;
 
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ fn config_at(chain: &Chain, rpc: &str, home: &Home, more: &str) -> String {
     let text = format!(
         "[chain]\nrpc = [\"{rpc}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
          confirmations = {CONFIRMATIONS}\npoll = \"200ms\"\ncall_timeout = \"2s\"\n\
-         coin_price = \"1\"\n{more}",
+         coin_price = \"1\"\nbump_after = \"2s\"\n{more}",
         chain.hub.chain_id,
         checksum(&chain.hub.hub),
         checksum(&chain.token),
@@ -171,6 +172,16 @@ impl World {
         }
     }
 
+    /// Waits until a transaction is in the chain's pool.
+    async fn wait_for_a_transaction(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        let anvil = &self.chain.world.anvil;
+        while anvil.rpc("txpool_status", json!([]))["pending"] == "0x0" {
+            assert!(Instant::now() < end, "nothing was sent");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// Waits until the buyer's node knows that the deposit is final.
     async fn wait_confirmed(&self) {
         let end = Instant::now() + CHAIN_DEADLINE;
@@ -234,6 +245,11 @@ impl Chain {
     /// No block is made but by [`Self::let_blocks_come`] or by hand.
     fn hold_blocks(&self) {
         self.world.anvil.rpc("evm_setAutomine", json!([false]));
+    }
+    /// Time passes on the chain; the nodes' own clocks stay.
+    fn travel(&self, seconds: u64) {
+        self.world.anvil.rpc("evm_increaseTime", json!([seconds]));
+        self.world.anvil.mine(1);
     }
     /// A block a second, as on a rollup.
     fn let_blocks_come(&self) {
