@@ -117,7 +117,13 @@ async fn once(
         None => return Ok(fail(seller, FailureKind::Broken, "no channel")),
     };
     if let Err(PaymentError::CreditExhausted) = pair.begin(&open, window) {
-        return Ok(fail(seller, FailureKind::Credit, "credit_exhausted"));
+        // On a chain the deposit is being raised, or the channel changes for another: soon again.
+        let (kind, reason) = if shared.payer.pays_on_chain() {
+            (FailureKind::Busy, "deposit_used_up")
+        } else {
+            (FailureKind::Credit, "credit_exhausted")
+        };
+        return Ok(fail(seller, kind, reason));
     }
     let books = Books::begin(shared, asked, candidate, &pair, &open, trial);
     if let Err(error) = shared.ledger.submit(vec![Row::Open(open)]).await {
@@ -291,8 +297,11 @@ fn refused(shared: &Shared, asked: &Asked, pair: &Pair, payload: &[u8]) -> Opene
             Opened::Again(error.code)
         }
         PeerErrorCode::VoucherLate => Opened::Again(error.code),
-        PeerErrorCode::CreditExhausted => {
+        PeerErrorCode::CreditExhausted if !shared.payer.pays_on_chain() => {
             Opened::Failed(FailureKind::Credit, error.code.as_str().into())
+        }
+        PeerErrorCode::CreditExhausted => {
+            Opened::Failed(FailureKind::Busy, error.code.as_str().into())
         }
         PeerErrorCode::Overloaded | PeerErrorCode::Draining => {
             Opened::Failed(FailureKind::Busy, error.code.as_str().into())

@@ -28,6 +28,7 @@ use crate::http::server;
 use crate::ledger::report::{self, Filter, GroupBy, RequestRecord};
 use crate::ledger::{BudgetRow, Ledger, LedgerError, Role, Row};
 use crate::network::Handle;
+use crate::payment::onchain::Level;
 use crate::payment::payer::{PairSnapshot, PayerHub};
 use crate::telemetry::Metrics;
 use crate::types::day::month_before;
@@ -164,7 +165,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
-        "mode": "credit (unsecured)",
+        "mode": parts.payer.mode(),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "offers": parts.book.len(),
@@ -229,14 +230,17 @@ async fn channels(State(parts): Parts) -> ControlResult {
                 "channel": pair.channel().map(|id| id.to_string()),
                 "peer": pair.seller().to_base58(),
                 "seller": pair.seller().to_base58(),
-                "mode": "credit",
-                "state": if money.up { "open" } else { "disconnected" },
+                "mode": if money.on_chain.is_some() { "channel" } else { "credit" },
+                "state": money.state(),
+                "confirmed": money.on_chain.map(|view| view.opened == Level::Final),
+                "onchain_deposit_micro_usd": money.on_chain.map(|view| view.deposit_seen.0),
+                "onchain_settled_micro_usd": money.on_chain.map(|view| view.settled.0),
                 "deposit_micro_usd": pair.terms().map(|_| money.deposit.0),
                 "signed_micro_usd": money.signed.0,
                 "received_micro_usd": money.received.0,
                 "accepted_micro_usd": money.settled.0,
                 "settlements_micro_usd": money.settlements.0,
-                "owed_micro_usd": money.received.saturating_sub(money.settlements).0,
+                "owed_micro_usd": owed(&[money]).0,
                 "credit_micro_usd": pair.headroom().map(|left| left.0),
                 "live": money.live,
                 "in_doubt": money.in_doubt,
@@ -334,9 +338,12 @@ fn in_doubt(all: &[PairSnapshot]) -> usize {
     all.iter().map(|pair| pair.in_doubt).sum()
 }
 
-/// Received and not paid for outside.
+/// Received and not paid for outside; on a chain what is received is paid out of the deposit.
 fn owed(all: &[PairSnapshot]) -> MicroUsd {
-    let one = |pair: &PairSnapshot| pair.received.saturating_sub(pair.settlements);
+    let one = |pair: &PairSnapshot| match pair.on_chain {
+        Some(_) => MicroUsd::ZERO,
+        None => pair.received.saturating_sub(pair.settlements),
+    };
     all.iter().map(one).sum()
 }
 

@@ -338,6 +338,12 @@ impl Buyer {
             return Refusal::bad_request(why.to_string());
         }
         if fitting.peek().is_some() && fitting.all(|barred| *barred == Barred::Credit) {
+            if self.shared.payer.pays_on_chain() {
+                return Refusal::no_seller(
+                    "the deposits with every seller of this model are used up; each is raised \
+                     while the wallet holds more: `node wallet balance`",
+                );
+            }
             return Refusal::credit_exhausted();
         }
         Refusal::no_seller(format!(

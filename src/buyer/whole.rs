@@ -18,7 +18,7 @@ use crate::llm_api::{self, Dialect, translate};
 use crate::payment::running::slice_worth;
 use crate::protocol::infer::WholeAnswer;
 use crate::protocol::limits::BODY_BYTES_MAX;
-use crate::protocol::{CancelReason, FrameKind, ResponseHead};
+use crate::protocol::{CancelReason, FrameKind, PeerError, ResponseHead};
 use crate::types::{MicroUsd, PeerId};
 
 /// Receives and passes the answer that the head promised.
@@ -71,6 +71,12 @@ pub(super) async fn relay(
             }
             FrameKind::Need => books.urge(),
             FrameKind::Nop => {}
+            FrameKind::Error => {
+                let error = PeerError::decode(&frame.payload);
+                let reason = error.map_or("malformed_answer", |error| error.code.as_str());
+                books.void(reason, 502);
+                return fail(seller, FailureKind::Broken, reason);
+            }
             FrameKind::End if u64::try_from(body.len()).ok() == Some(whole.length) => break,
             _ => {
                 books.void("malformed_answer", 502);

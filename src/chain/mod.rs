@@ -39,7 +39,7 @@ mod driver_tests;
 use futures::future::BoxFuture;
 
 pub use error::{ChainError, Retry, SendRefusal};
-pub use view::{At, Block, BlockRef, Call, Fees, LogQuery, NonceAt, RawLog, Receipt};
+pub use view::{At, Block, BlockRef, Call, Fees, LogQuery, NonceAt, RawLog, Receipt, coins};
 
 use crate::types::{EvmAddress, Hash32};
 

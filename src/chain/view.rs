@@ -109,3 +109,24 @@ pub enum NonceAt {
     /// In blocks and waiting.
     Pending,
 }
+
+/// Wei as whole coins: exact, without trailing zeros.
+#[must_use]
+pub fn coins(wei: u128) -> String {
+    const WEI_PER_COIN: u128 = 1_000_000_000_000_000_000;
+    let text = format!("{}.{:018}", wei / WEI_PER_COIN, wei % WEI_PER_COIN);
+    let text = text.trim_end_matches('0');
+    text.strip_suffix('.').unwrap_or(text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::coins;
+
+    #[test]
+    fn coins_are_exact() {
+        assert_eq!(coins(0), "0");
+        assert_eq!(coins(1), "0.000000000000000001");
+        assert_eq!(coins(1_500_000_000_000_000_000), "1.5");
+    }
+}

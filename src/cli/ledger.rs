@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::ledger_view as view;
 use super::{CliError, FailureKind};
-use crate::chain::digest::HubDomain;
 use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
 use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
 use crate::ledger::{Ledger, LedgerWrite, Reader, Role, Settings, apply};
@@ -177,9 +176,7 @@ pub struct Env {
     pub signatures: Arc<dyn SignatureCheck>,
     /// The running node, if there is one.
     pub running: Option<WriteHook>,
-    /// The hub, where a chain is configured: its events are settlements.
-    pub hub: Option<HubDomain>,
-    /// Compares with that chain in `verify`.
+    /// Compares with the configured chain in `verify`, if there is one.
     pub compare: Option<CompareHook>,
     /// The time.
     pub clock: Arc<dyn Clock>,
@@ -197,7 +194,6 @@ impl Env {
             local: None,
             signatures: Arc::new(NoSignatureCheck),
             running: None,
-            hub: None,
             compare: None,
             clock: Arc::new(SystemClock),
             zone: TimeZone::system(),
@@ -260,10 +256,7 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
 async fn summary(args: &LedgerArgs, env: &Env) -> anyhow::Result<String> {
     let reader = Reader::open(&env.path()).await?;
     let filter = filter(&args.filter, env)?;
-    let on_chain = match &env.hub {
-        Some(hub) => settlements(&reader, *hub).await?,
-        None => vec![],
-    };
+    let on_chain = settlements(&reader).await?;
     let by = group(args.by);
     let summary = report::summary_with(&reader, by, &filter, &env.zone, &on_chain).await?;
     if args.csv {

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::GlobalArgs;
 use super::api::Api;
 use super::ledger::{CompareHook, Env, WriteHook};
-use crate::chain::digest::HubDomain;
 use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::ledger::LedgerWrite;
@@ -33,9 +32,7 @@ pub(super) fn of(global: &GlobalArgs, json: bool) -> anyhow::Result<Env> {
             network: config.node.network.clone(),
         });
     }
-    if let (true, Some(hub)) = (config.chain.is_set(), config.chain.hub_address()) {
-        let chain_id = config.chain.chain_id;
-        env.hub = Some(HubDomain { chain_id, hub });
+    if config.chain.is_set() {
         env.compare = Some(compare(config, dir));
     }
     env.running = Api::find(global).ok().map(hook);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{Row, Table};
 
-use super::till::eth;
+use crate::chain::coins;
 use crate::ledger::BudgetRow;
 use crate::ledger::audit::AuditReport;
 use crate::ledger::report::{RequestRecord, ShownAttempt, Summary, SummaryRow, safe_text};
@@ -79,7 +79,7 @@ fn summary_cells(row: &SummaryRow) -> [String; 15] {
         money(row.settled_micro_usd),
         money(row.pending_micro_usd),
         row.gas_wei
-            .map_or_else(|| NONE.to_owned(), |wei| eth(wei.into())),
+            .map_or_else(|| NONE.to_owned(), |wei| coins(wei.into())),
     ]
 }
 

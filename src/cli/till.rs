@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::api::Api;
 use super::output::{self, Output};
 use super::{CliError, FailureKind, GlobalArgs};
+use crate::chain::coins;
 use crate::node::purse::{self, Purse};
 use crate::wallet::{Order, Ticket, WalletError};
 
@@ -239,7 +240,9 @@ fn outcome_text(states: &[Value]) -> String {
         let block = state.get("block").and_then(Value::as_u64);
         let block = block.map_or_else(String::new, |number| format!(" in block {number}"));
         let fee = state.get("fee_wei").and_then(Value::as_u64);
-        let fee = fee.map_or_else(String::new, |wei| format!(", gas {} ETH", eth(wei.into())));
+        let fee = fee.map_or_else(String::new, |wei| {
+            format!(", gas {} ETH", coins(wei.into()))
+        });
         format!("{}{block} {}{fee}", word(state), text("tx"))
     };
     let lines: Vec<String> = states.iter().map(line).collect();
@@ -270,32 +273,20 @@ fn plan_text(plan: &Value) -> String {
             "a seller ({relayer}) sends it and takes {fee} USD from the vault; no gas is needed"
         ));
     }
+    if plan.get("way").and_then(Value::as_str) == Some("agreed") {
+        lines.push("the node ends it with the other side; it costs nothing here".to_owned());
+    }
     if let Some(wei) = plan.get("gas_wei").and_then(Value::as_str) {
         let wei = wei.parse().unwrap_or_default();
-        let (eth, usd) = (eth(wei), usd("gas_micro_usd").unwrap_or_default());
+        let (eth, usd) = (coins(wei), usd("gas_micro_usd").unwrap_or_default());
         lines.push(format!("gas costs about {eth} ETH ({usd} USD)"));
     }
     lines.join("\n")
 }
 
-/// Wei as whole coins, exact, without trailing zeros.
-pub fn eth(wei: u128) -> String {
-    const WEI: u128 = 1_000_000_000_000_000_000;
-    let text = format!("{}.{:018}", wei / WEI, wei % WEI);
-    let text = text.trim_end_matches('0');
-    text.strip_suffix('.').unwrap_or(text).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn coins_are_exact() {
-        assert_eq!(eth(0), "0");
-        assert_eq!(eth(1), "0.000000000000000001");
-        assert_eq!(eth(1_500_000_000_000_000_000), "1.5");
-    }
 
     #[test]
     fn a_plan_says_who_sends_it_and_what_it_costs() {

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::GlobalArgs;
 use super::output::{self, Output};
-use super::till::{Manner, Till, carry_out, eth};
+use super::till::{Manner, Till, carry_out};
+use crate::chain::coins;
 use crate::keys::parse_address;
 use crate::types::{EvmAddress, MicroUsd};
 use crate::wallet::Order;
@@ -107,7 +108,7 @@ fn screen(out: &Output, balance: &Value) -> String {
     ] {
         lines.push(format!("{name:<9}{sum:>16} USD  {note}"));
     }
-    lines.push(format!("{:<9}{:>16} ETH  for gas", "coin", eth(wei)));
+    lines.push(format!("{:<9}{:>16} ETH  for gas", "coin", coins(wei)));
     let pending = balance.get("pending").and_then(Value::as_array);
     for one in pending.into_iter().flatten() {
         let text = |key: &str| one.get(key).and_then(Value::as_str);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use super::decode::{BadColumn, to_cursor, to_event, to_intent, to_outcome, to_sent};
 use super::error::{Doing as _, LedgerError};
@@ -120,6 +120,26 @@ impl Reader {
     ) -> Result<Vec<EventRow>, LedgerError> {
         // A hub has no events in block 0: it is deployed by a transaction.
         self.events_above(chain_id, hub, 0).await
+    }
+
+    /// The hubs that have events here, with their chains.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn hubs(&self) -> Result<Vec<(u64, EvmAddress)>, LedgerError> {
+        let found = sqlx::query("select distinct chain_id, hub from chain_event order by 1, 2")
+            .fetch_all(&self.pool)
+            .await
+            .doing(WHAT)?;
+        let mut hubs = Vec::with_capacity(found.len());
+        for row in &found {
+            let chain_id: i64 = row.try_get_unchecked(0).doing(WHAT)?;
+            let hub: Vec<u8> = row.try_get_unchecked(1).doing(WHAT)?;
+            if let Some(hub) = EvmAddress::from_slice(&hub) {
+                hubs.push((u64::try_from(chain_id).unwrap_or(0), hub));
+            }
+        }
+        Ok(hubs)
     }
 
     /// A channel's events that stand, seen or confirmed, oldest first.

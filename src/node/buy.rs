@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
 use super::routing;
 use crate::buyer::budget::{Budget, Limits};
@@ -81,9 +82,14 @@ pub(super) async fn start(
     )
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
+    let role = Bought(payer.clone());
+    let wallet = super::chain::wallet(base, sellers(base, &book), role);
+    if let Some(wallet) = &wallet {
+        super::reclaim::start(wallet.clone(), payer.clone(), &base.base);
+    }
     let router = routing::open(base, &book).await;
     let control = Control::new(ControlParts {
-        wallet: super::chain::wallet(base, sellers(base, &book)),
+        wallet,
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),

@@ -1,20 +1,27 @@
-//! `node demo`: a whole market on loopback in one process. Nothing is written outside a temporary
-//! directory, and nothing listens beyond loopback.
+//! `node demo`: a whole market on loopback in one process, paid on a local chain where anvil is
+//! installed. Nothing is written outside a temporary directory, and nothing listens beyond loopback.
 
 use std::path::{Path, PathBuf};
 
-use super::base::Base;
+use super::base::{Base, load_keys};
+use super::demo_chain::DemoChain;
 use super::{buy, sell};
-use crate::config::Config;
+use crate::config::{ChainSection, Config};
 use crate::data_dir::DataDir;
 use crate::keys::{Replace, Seed, WordCount, render_key_file, write_key_file};
 use crate::launch::Launch;
 use crate::llm_api::Dialect;
 use crate::seller::demo_plan::{DemoPlan, DemoSeller};
 use crate::seller::demo_upstream;
+use crate::types::{EvmAddress, MicroUsd};
 
 /// The demo's own network, so that it never meets a real one.
 const NETWORK: &str = "souk-demo";
+
+/// Test money in the buyer's wallet.
+const BUYER_MONEY: MicroUsd = MicroUsd::from_usd(20);
+/// Sellers of the demo settle from here on.
+const SETTLE_MIN: MicroUsd = MicroUsd(1_000);
 
 /// A directory that goes away with the demo.
 struct Scratch(PathBuf);
@@ -63,18 +70,32 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
     let entry = bootstrap.network.listeners().await;
     bases.push(bootstrap);
     let plan = DemoPlan::default();
-    for seller_plan in &plan.sellers {
-        bases.push(seller(&scratch, &entry, seller_plan).await?);
+    let dir = scratch.node("buyer")?;
+    let sellers: anyhow::Result<Vec<(&DemoSeller, DataDir)>> = plan
+        .sellers
+        .iter()
+        .map(|seller| Ok((seller, scratch.node(seller.name)?)))
+        .collect();
+    let sellers = sellers?;
+    // Dropped last: it ends with the demo.
+    let (_chain, section) = chain(&dir, sellers.iter().map(|(_, dir)| dir)).await?;
+    let mode = if section.is_set() {
+        "channel"
+    } else {
+        "credit(unsecured)"
+    };
+    for (seller_plan, dir) in &sellers {
+        bases.push(seller(dir, &entry, seller_plan, &section).await?);
     }
     let mut config = on_loopback(launch.config.clone(), entry);
     config.buy.host = "127.0.0.1".to_owned();
-    let dir = scratch.node("buyer")?;
+    config.chain = section;
     let (base, _incoming) = Base::start(config, &dir, "buy").await?;
     let buying = buy::start(&base, "buy", None).await?;
     base.lock.publish(&buying.run_info)?;
     wait_for_models(&buying, &plan).await;
     launch.ready(&format!(
-        "ready role=demo url={} peer={} sellers={} mode=credit(unsecured) dir={}",
+        "ready role=demo url={} peer={} sellers={} mode={mode} dir={}",
         buying.url,
         base.network.local_peer(),
         plan.sellers.len(),
@@ -82,13 +103,49 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
     ));
     let program = std::env::args().next().unwrap_or_else(|| "node".to_owned());
     print_hint(&plan.commands_text(&program, &buying.url, dir.path()));
+    if mode == "channel" {
+        let dir = dir.path().display();
+        print_hint(&format!(
+            "  # Where the money is\n  {program} wallet balance --data-dir {dir}\n"
+        ));
+    }
     bases.push(base);
     end(bases, launch).await
 }
 
-async fn seller(scratch: &Scratch, entry: &[String], plan: &DemoSeller) -> anyhow::Result<Base> {
+/// A local chain with money on it for the buyer and gas for the sellers, where anvil is installed;
+/// else it says that payment is unsecured credit.
+async fn chain(
+    buyer: &DataDir,
+    sellers: impl Iterator<Item = &DataDir>,
+) -> anyhow::Result<(Option<DemoChain>, ChainSection)> {
+    let Some(chain) = DemoChain::start().await? else {
+        print_hint(
+            "anvil is not installed (npm i -g @foundry-rs/anvil, or contracts/tools), so there is \
+             no local chain: the buyer pays with unsecured credit",
+        );
+        return Ok((None, ChainSection::default()));
+    };
+    let account = |dir: &DataDir| -> anyhow::Result<EvmAddress> {
+        Ok(load_keys(&Config::default(), dir)?.payment.address())
+    };
+    for dir in sellers {
+        chain.give_gas(&account(dir)?).await?;
+    }
+    let section = chain.deploy(vec![(account(buyer)?, BUYER_MONEY)]).await?;
+    Ok((Some(chain), section))
+}
+
+async fn seller(
+    dir: &DataDir,
+    entry: &[String],
+    plan: &DemoSeller,
+    chain: &ChainSection,
+) -> anyhow::Result<Base> {
     let mut config = on_loopback(Config::default(), entry.to_vec());
-    let dir = scratch.node(plan.name)?;
+    config.chain = chain.clone();
+    // Seen to settle while one looks.
+    config.payment.settle_min = SETTLE_MIN;
     config.sell.http_port = 0;
     // Sold at the upstream's own list prices.
     config.sell.markup = Some(0);
@@ -102,7 +159,7 @@ async fn seller(scratch: &Scratch, entry: &[String], plan: &DemoSeller) -> anyho
     let tasks = crate::tasks::Tasks::new();
     let address = demo_upstream::start(plan.upstream.clone(), &tasks).await?;
     config.sell.upstream = Some(format!("http://{address}/v1"));
-    let (base, incoming) = Base::start(config, &dir, "sell").await?;
+    let (base, incoming) = Base::start(config, dir, "sell").await?;
     let (stop, front) = (base.front.cancelled(), base.front.clone());
     front.spawn("demo-upstream", async move {
         stop.cancelled().await;

@@ -4,12 +4,15 @@
 //! same base (one identity); `demo` makes five bases in one process. Nothing below knows the
 //! config or the other role.
 
+mod agreement;
 mod base;
 mod buy;
 mod chain;
 mod demo;
+mod demo_chain;
 pub mod deploy;
 pub mod purse;
+mod reclaim;
 mod routing;
 mod sell;
 
@@ -50,7 +53,7 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
     base.lock.publish(&selling.run_info)?;
-    warn_of_credit(&selling);
+    say_credit(&base, &selling);
     launch.ready(&sell_line(&base, &selling).await);
     base.run_until(launch.stop).await
 }
@@ -95,7 +98,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     let mut line = format!("ready role=run peer={}", base.network.local_peer());
     if let Some(selling) = &selling {
-        warn_of_credit(selling);
+        say_credit(&base, selling);
         line.push_str(&format!(
             " listen={} models={}",
             listen_text(&base).await,
@@ -113,24 +116,37 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
 
 fn buy_line(base: &Base, buying: &buy::Buying) -> String {
     format!(
-        "ready role=buy url={} peer={} mode=credit",
+        "ready role=buy url={} peer={} mode={}",
         buying.url,
-        base.network.local_peer()
+        base.network.local_peer(),
+        if base.chain.is_some() {
+            "channel"
+        } else {
+            "credit"
+        }
     )
 }
 
 async fn sell_line(base: &Base, selling: &sell::Selling) -> String {
     format!(
-        "ready role=sell peer={} listen={} models={} url={} mode=credit(unsecured)",
+        "ready role=sell peer={} listen={} models={} url={} mode={}",
         base.network.local_peer(),
         listen_text(base).await,
         selling.models,
-        selling.run_info.url
+        selling.run_info.url,
+        if base.chain.is_some() {
+            "channel"
+        } else {
+            "credit(unsecured)"
+        }
     )
 }
 
-fn warn_of_credit(selling: &sell::Selling) {
-    if selling.credit == crate::types::MicroUsd::ZERO {
+fn say_credit(base: &Base, selling: &sell::Selling) {
+    let is_none = selling.credit == crate::types::MicroUsd::ZERO;
+    if base.chain.is_some() && is_none {
+        tracing::info!("buyers pay by channels on the chain; nobody gets unsecured credit");
+    } else if selling.credit == crate::types::MicroUsd::ZERO {
         tracing::warn!(
             "this node is public, so strangers get no credit: only free models are served; \
              --credit-limit USD gives each buyer unsecured credit"

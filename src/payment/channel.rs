@@ -120,7 +120,6 @@ impl Payee {
     /// A channel that this ledger lost: what the buyer signed by `cumulative` counts as delivered,
     /// or the buyer would get it a second time.
     pub fn adopt_lost(&mut self, cumulative: MicroUsd) {
-        self.promised = self.promised.max(cumulative);
         self.book.base = self.book.base.max(cumulative);
     }
 
@@ -342,12 +341,12 @@ impl Payer {
         let half = MicroUsd(window.0 / 2);
         self.book.pending() > window || self.signed < self.book.total().saturating_add(half)
     }
-    /// The seller showed a voucher of ours that this ledger lost: what it promised counts as
-    /// received and settled, or nothing could be signed before R caught up with it.
-    pub fn adopt(&mut self, cumulative: MicroUsd) {
+    /// The seller showed a voucher of ours that this ledger lost: what of it was `accepted` by the
+    /// seller's books counts as received and settled, at most all; the rest is still prepayment.
+    pub fn adopt(&mut self, cumulative: MicroUsd, accepted: MicroUsd) {
         self.signed = self.signed.max(cumulative);
         let known = self.book.running.saturating_add(self.book.base);
-        let lost = cumulative.saturating_sub(known);
+        let lost = cumulative.min(accepted).saturating_sub(known);
         self.book.settled = self.book.settled.max(lost);
     }
     /// A voucher of `cumulative` is durable and about to be sent; V never decreases.

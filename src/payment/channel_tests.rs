@@ -125,6 +125,7 @@ fn nothing_is_delivered_above_what_the_chain_has_confirmed() {
 fn a_seller_without_its_ledger_gives_nothing_a_second_time() {
     let (_, payee) = pair(500_000);
     let mut payee = payee.on_chain(MicroUsd(10_000), MicroUsd::MAX);
+    payee.credit(MicroUsd(200_000)).unwrap();
     payee.adopt_lost(MicroUsd(200_000));
     assert_eq!(payee.held(), MicroUsd(200_000));
     assert_eq!(payee.book().total(), MicroUsd(200_000));

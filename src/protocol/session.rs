@@ -169,6 +169,9 @@ pub struct SyncSeller {
     pub settled: MicroUsd,
     /// The highest voucher it holds, with the buyer's signature.
     pub voucher: Option<(MicroUsd, EvmSignature)>,
+    /// What the buyer has accepted by the seller's books, the fee of an opening included: where a
+    /// buyer without its ledger goes on.
+    pub accepted: MicroUsd,
     /// Attempts it has not seen accepted and that no longer run.
     pub open: Vec<SyncAttempt>,
     /// Of the buyer's open attempts, those the seller does not know: nothing is owed.

@@ -168,7 +168,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
-        "mode": "credit (unsecured)",
+        "mode": parts.payee.mode(),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
@@ -213,7 +213,8 @@ async fn channels(State(parts): Parts) -> ControlResult {
             "channel": account.channel,
             "peer": account.buyer,
             "buyer": account.buyer,
-            "mode": "credit",
+            "mode": account.mode,
+            "onchain_settled_micro_usd": account.onchain_settled,
             "deposit_micro_usd": account.deposit,
             "voucher_micro_usd": account.voucher,
             "delivered_micro_usd": account.delivered,
@@ -300,6 +301,9 @@ struct Account {
     settlements: u64,
     /// Attempts that ended and that the buyer has not accepted yet.
     unaccepted: u64,
+    mode: &'static str,
+    /// What the chain paid; none in credit mode.
+    onchain_settled: Option<u64>,
 }
 
 impl Account {
@@ -312,7 +316,10 @@ impl Account {
             settlements,
             unaccepted,
         ] = pair.snapshot();
+        let view = pair.view();
         Self {
+            mode: if view.is_some() { "channel" } else { "credit" },
+            onchain_settled: view.map(|view| view.settled.0),
             buyer: pair.buyer().to_base58(),
             channel: pair.channel().to_string(),
             deposit,

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Wallet, WalletError};
-use crate::chain::digest::HubDomain;
-use crate::chain::hub::{HubEvent, HubLog};
+use crate::chain::hub::{HubEvent, HubLog, OnChain};
 use crate::chain::{BlockRef, RawLog};
 use crate::ledger::{EventRow, LedgerError, Reader, Role, SettlementRow};
 use crate::protocol::voucher::ChannelDescriptor;
@@ -123,6 +122,22 @@ pub(super) fn told(
 }
 
 impl Told {
+    /// Takes over what the hub says now; a channel it does not know (its opening was reorganised
+    /// away) stays as it was told.
+    fn take_over(&mut self, now: OnChain) {
+        if now.expiry_s == 0 {
+            return;
+        }
+        self.is_closed = now.is_closed;
+        self.is_closing = now.is_closing;
+        self.expiry_s = now.expiry_s;
+        // A tombstone keeps no sums.
+        if !now.is_closed {
+            self.deposit = now.deposit;
+            self.settled = now.settled;
+        }
+    }
+
     /// What still lies in it for either side.
     #[must_use]
     pub const fn locked(&self) -> MicroUsd {
@@ -167,15 +182,12 @@ pub(super) fn decode(row: EventRow) -> Result<(HubEvent, bool), LedgerError> {
     Ok((log.event, row.stage == Stage::Confirmed))
 }
 
-/// What was settled on a chain, as rows of a report: the fee of each opening and each voucher paid,
-/// once it is final, on the channels that the ledger knows.
+/// What was settled on chains, as rows of a report: the fee of each opening and each voucher paid,
+/// once it is final, on the channels that the ledger knows. Needs no chain and no configuration.
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn settlements(
-    reader: &Reader,
-    domain: HubDomain,
-) -> Result<Vec<SettlementRow>, LedgerError> {
+pub async fn settlements(reader: &Reader) -> Result<Vec<SettlementRow>, LedgerError> {
     let mut known = BTreeMap::new();
     for role in [Role::Buy, Role::Sell] {
         for row in reader.channels(role).await? {
@@ -183,8 +195,12 @@ pub async fn settlements(
             known.insert((row.channel, role), row.peer);
         }
     }
+    let mut events = vec![];
+    for (chain_id, hub) in reader.hubs().await? {
+        events.extend(reader.hub_events(chain_id, &hub).await?);
+    }
     let mut rows = vec![];
-    for event in reader.hub_events(domain.chain_id, &domain.hub).await? {
+    for event in events {
         if event.stage != Stage::Confirmed {
             continue;
         }
@@ -242,32 +258,34 @@ impl Wallet {
     pub async fn channels(&self) -> Result<Vec<Held>, WalletError> {
         let told = self.told().await?;
         let signed = signed(&self.0.reader).await?;
-        let (me, now_s) = (self.address(), self.chain_now_s().await?);
-        let mut list: Vec<Held> = told
-            .into_iter()
-            .map(|(id, one)| {
-                let is_buyer = one.descriptor.buyer == me;
-                let (side, other) = if is_buyer {
-                    (Role::Buy, one.descriptor.seller)
-                } else {
-                    (Role::Sell, one.descriptor.buyer)
-                };
-                Held {
-                    channel: format!("0x{id}"),
-                    role: side.as_str(),
-                    other: crate::keys::to_checksum(&other),
-                    state: one.state(now_s),
-                    deposit_micro_usd: one.deposit,
-                    settled_micro_usd: one.settled,
-                    signed_micro_usd: signed.get(&id).map(|(sum, _)| *sum),
-                    expiry_s: one.expiry_s,
-                    confirmed: one.is_confirmed,
-                    descriptor: one.descriptor,
-                    id,
-                    side,
-                }
-            })
-            .collect();
+        let (me, now_s, hub) = (self.address(), self.chain_now_s().await?, self.hub()?);
+        let mut list = vec![];
+        for (id, mut one) in told {
+            if !one.is_closed {
+                // The ledger hears of a block a moment later than others see it.
+                one.take_over(hub.channel(&id).await?);
+            }
+            let is_buyer = one.descriptor.buyer == me;
+            let (side, other) = if is_buyer {
+                (Role::Buy, one.descriptor.seller)
+            } else {
+                (Role::Sell, one.descriptor.buyer)
+            };
+            list.push(Held {
+                channel: format!("0x{id}"),
+                role: side.as_str(),
+                other: crate::keys::to_checksum(&other),
+                state: one.state(now_s),
+                deposit_micro_usd: one.deposit,
+                settled_micro_usd: one.settled,
+                signed_micro_usd: signed.get(&id).map(|(sum, _)| *sum),
+                expiry_s: one.expiry_s,
+                confirmed: one.is_confirmed,
+                descriptor: one.descriptor,
+                id,
+                side,
+            });
+        }
         list.sort_by_key(|held| (held.state == "closed", std::cmp::Reverse(held.expiry_s)));
         Ok(list)
     }

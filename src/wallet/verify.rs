@@ -75,7 +75,7 @@ impl Wallet {
             let is_there = |log: &HubLog| {
                 log.raw.tx == row.tx && log.raw.topics == row.topics && log.raw.data == row.data
             };
-            if row.block.0 <= head && !fresh.iter().any(is_there) {
+            if !fresh.iter().any(is_there) {
                 let (kind, block) = (&row.kind, row.block.0);
                 found.differences.push(format!(
                     "the ledger holds {kind} of block {block} as confirmed, the chain has no such event"
@@ -258,17 +258,15 @@ fn vault_of(events: &[(HubEvent, bool)], me: EvmAddress, our_token: EvmAddress) 
                     *before = *deposit;
                 }
             }
-            HubEvent::Settled { channel, paid, .. } => {
-                if channels.get(channel).is_some_and(|(d, _)| d.seller == me) {
-                    sum += of(paid);
-                }
+            HubEvent::Settled { channel, paid, .. }
+                if channels.get(channel).is_some_and(|(d, _)| d.seller == me) =>
+            {
+                sum += of(paid);
             }
             HubEvent::Closed {
                 channel, refund, ..
-            } => {
-                if channels.get(channel).is_some_and(|(d, _)| d.buyer == me) {
-                    sum += of(refund);
-                }
+            } if channels.get(channel).is_some_and(|(d, _)| d.buyer == me) => {
+                sum += of(refund);
             }
             _ => {}
         }

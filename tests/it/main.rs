@@ -37,3 +37,4 @@ mod routing;
 mod simulated;
 mod unpaid;
 mod upstream;
+mod wallet;

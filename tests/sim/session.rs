@@ -59,7 +59,9 @@ impl World {
         self.buyer.state.learn_deposit(sync.deposit);
         if let Some((cumulative, signature)) = sync.voucher {
             self.check_shown(cumulative)?;
-            self.buyer.state.learn_voucher(cumulative, signature);
+            self.buyer
+                .state
+                .learn_voucher(cumulative, signature, sync.accepted);
         }
         for attempt in sync.unknown {
             self.buyer_judges(attempt, Shown::Unknown);

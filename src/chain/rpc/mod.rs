@@ -286,7 +286,9 @@ impl Chain for Rpc {
         let request = request(&call);
         Box::pin(async move {
             let request = &request;
-            let call = |node| async move { RootProvider::call(node, request.clone()).await };
+            // The library's own default is the pending block: what is in no block counts for nothing.
+            let call =
+                |node| async move { RootProvider::call(node, request.clone()).latest().await };
             Ok(self.ask(call).await?.to_vec())
         })
     }

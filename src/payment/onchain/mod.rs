@@ -20,7 +20,7 @@ use super::PaymentError;
 use super::journal::kept_event;
 use crate::chain::ChainError;
 use crate::chain::hub::{Hub, token_balance};
-use crate::chain::link::Link;
+use crate::chain::link::{Health, Link};
 use crate::chain::watcher::ChainEvent;
 use crate::ledger::{ChannelRow, Ledger};
 use crate::protocol::terms::ChainTerms;
@@ -31,6 +31,14 @@ use crate::types::{ChannelId, EvmAddress, MicroUsd, UnixMs};
 pub const MODE_ON_CHAIN: &str = "channel";
 /// Its mode when it is a book of IOUs.
 pub const MODE_ON_CREDIT: &str = "credit";
+/// What people are told of that mode.
+const CREDIT_IN_WORDS: &str = "credit (unsecured)";
+
+/// How a node pays or is paid, in words.
+#[must_use]
+pub fn mode_in_words(onchain: Option<&Onchain>) -> String {
+    onchain.map_or_else(|| CREDIT_IN_WORDS.to_owned(), Onchain::mode)
+}
 
 /// The chain as payment uses it. Cheap to clone. Nothing in a request's way waits for it.
 #[derive(Clone, Debug)]
@@ -52,6 +60,18 @@ impl Onchain {
             challenge_period_s: self.rules.challenge_period_s,
             deposit_min: self.rules.open_fee.saturating_add(WORTH_OPENING),
             unconfirmed_max: self.rules.unconfirmed_max,
+        }
+    }
+
+    /// How this node pays, in words: the mode stays what it is when the chain does not answer.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        match &*self.link.health().borrow() {
+            Health::Good => MODE_ON_CHAIN.to_owned(),
+            Health::Unchecked(why) | Health::Down(why) => format!(
+                "{MODE_ON_CHAIN}; the chain does not answer ({why}): open channels go on up to \
+                 their deposit"
+            ),
         }
     }
 

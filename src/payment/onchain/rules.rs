@@ -1,6 +1,6 @@
 //! When a deposit counts, how large one is, and when a channel is brought to the chain: pure
-//! functions of amounts and times. Gas is the outbox's matter: what it finds too dear waits, unless
-//! the deadline given here forces it.
+//! functions of amounts and times. Gas is the outbox's matter: what it finds too dear waits, unless it
+//! is forced here.
 
 use super::standing::{ChannelView, Level};
 use crate::types::{MicroUsd, UnixMs};
@@ -102,27 +102,21 @@ impl Rules {
         let is_urgent = expiry_ms.saturating_sub(now_ms) < challenge_ms / 2;
         let ends = view.closing > Level::No || facts.close_wanted;
         if is_urgent || (ends && !facts.is_busy) {
-            return Due::Close {
-                deadline_ms: now_ms,
-            };
+            return Due::Close;
         }
         let unsettled = facts.claim.saturating_sub(view.settled);
         let age_ms = facts
             .dirty_since_ms
             .map_or(0, |since| now_ms.saturating_sub(since));
         if unsettled > MicroUsd::ZERO && (ends || age_ms > challenge_ms / 2) {
-            return Due::Settle {
-                deadline_ms: Some(now_ms),
-            };
+            return Due::Settle { is_forced: true };
         }
         if unsettled >= self.settle_min {
-            return Due::Settle { deadline_ms: None };
+            return Due::Settle { is_forced: false };
         }
         let idle_ms = now_ms.saturating_sub(facts.used_ms);
         if idle_ms > self.idle_close_ms && !facts.is_busy {
-            return Due::Close {
-                deadline_ms: now_ms,
-            };
+            return Due::Close;
         }
         Due::Nothing
     }
@@ -154,14 +148,11 @@ pub enum Due {
     Nothing,
     /// Bring the best voucher to the chain.
     Settle {
-        /// By when, whatever the gas; none waits until gas is cheap.
-        deadline_ms: Option<UnixMs>,
+        /// Now, whatever the gas; else when gas is small against the gain.
+        is_forced: bool,
     },
-    /// The same, and end the channel.
-    Close {
-        /// By when, whatever the gas.
-        deadline_ms: UnixMs,
-    },
+    /// The same, and end the channel, whatever the gas.
+    Close,
 }
 
 #[cfg(test)]
@@ -236,17 +227,12 @@ mod tests {
         let due = |facts: &SellFacts| rules.due(facts, NOW);
         assert_eq!(due(&facts(0)), Due::Nothing);
         assert_eq!(due(&facts(999_999)), Due::Nothing);
-        assert_eq!(due(&facts(1_000_000)), Due::Settle { deadline_ms: None });
+        assert_eq!(due(&facts(1_000_000)), Due::Settle { is_forced: false });
         let old = SellFacts {
             dirty_since_ms: Some(NOW - DAY_MS / 2 - 1),
             ..facts(1)
         };
-        assert_eq!(
-            due(&old),
-            Due::Settle {
-                deadline_ms: Some(NOW)
-            }
-        );
+        assert_eq!(due(&old), Due::Settle { is_forced: true });
         let mut settled = facts(2_000_000);
         settled.view.settled = MicroUsd(1_500_000);
         assert_eq!(due(&settled), Due::Nothing);
@@ -258,7 +244,7 @@ mod tests {
     #[test]
     fn a_channel_closes_when_asked_for_idle_or_near_its_end() {
         let rules = Rules::default();
-        let close = Due::Close { deadline_ms: NOW };
+        let close = Due::Close;
         let wanted = SellFacts {
             close_wanted: true,
             ..facts(7)
@@ -268,12 +254,7 @@ mod tests {
             is_busy: true,
             ..wanted
         };
-        assert_eq!(
-            rules.due(&busy, NOW),
-            Due::Settle {
-                deadline_ms: Some(NOW)
-            }
-        );
+        assert_eq!(rules.due(&busy, NOW), Due::Settle { is_forced: true });
         let mut near = busy;
         near.view.expiry_s = (NOW + DAY_MS / 2 - 1_000) / 1_000;
         assert_eq!(rules.due(&near, NOW), close, "the expiry waits for nobody");

@@ -24,9 +24,10 @@ use tokio::sync::Notify;
 pub use pair::{AdmitError, PayeePair};
 pub use state::{Ended, PayeeState};
 
+use self::on_chain::VOUCHERS_KEPT;
 use self::write_offs::WriteOffs;
 use super::PaymentError;
-use super::onchain::{Level, OnChannel, Onchain};
+use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
@@ -140,7 +141,10 @@ impl PayeeHub {
                     continue;
                 }
                 let (peer, rules) = (state.row.peer, onchain.rules);
-                let pair = Arc::new(PayeePair::restore_on_chain(state, on, rules, &settings));
+                let kept = u32::try_from(VOUCHERS_KEPT).unwrap_or(u32::MAX);
+                let vouchers = ledger.vouchers(&state.row.channel, None, kept).await?;
+                let pair = PayeePair::restore_on_chain(state, on, rules, vouchers, &settings);
+                let pair = Arc::new(pair);
                 leaving.extend(pairs.insert(peer, pair));
                 continue;
             }
@@ -199,6 +203,12 @@ impl PayeeHub {
     #[must_use]
     pub fn pairs(&self) -> Vec<Arc<PayeePair>> {
         self.shared.pairs.lock().values().cloned().collect()
+    }
+
+    /// How this node is paid, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        mode_in_words(self.shared.settings.onchain.as_ref())
     }
 
     /// Ends the channel with `buyer`: when nothing runs on it any more, its last voucher is brought to

@@ -1,6 +1,8 @@
 //! What [`PayeeState`] knows of a channel on a chain, and what follows from it: how much may be
 //! delivered, when the channel is to be settled or closed, with which voucher. Pure.
 
+use std::collections::VecDeque;
+
 use super::state::PayeeState;
 use crate::chain::watcher::ChainEvent;
 use crate::payment::onchain::{Level, OnChannel, Rules, SellFacts};
@@ -19,6 +21,8 @@ pub struct Hubbed {
     pub ending: bool,
     /// The chain will never open it.
     pub is_void: bool,
+    /// When the buyer was asked for its last voucher.
+    pub asked_ms: Option<UnixMs>,
     /// The buyer's voucher over exactly what it consumed, for the close.
     pub last: Option<(MicroUsd, EvmSignature)>,
     /// Since when vouchers wait to be settled.
@@ -27,21 +31,43 @@ pub struct Hubbed {
     pub used_ms: UnixMs,
     /// A top-up that the chain does not show yet.
     pub top_up: Option<TopUp>,
+    /// The newest vouchers, lowest first. A claim can only be for a sum that was signed, and the
+    /// highest one holds prepayment, which is the buyer's until it is used.
+    pub vouchers: VecDeque<(MicroUsd, EvmSignature)>,
 }
+
+/// Vouchers kept per channel: a window takes four, a prefill one.
+pub const VOUCHERS_KEPT: usize = 64;
 
 impl Hubbed {
     /// A channel that was used last at `used_ms`.
     #[must_use]
-    pub const fn new(on: OnChannel, rules: Rules, used_ms: UnixMs) -> Self {
+    pub fn new(on: OnChannel, rules: Rules, used_ms: UnixMs) -> Self {
         Self {
             on,
             rules,
             ending: false,
             is_void: false,
+            asked_ms: None,
             last: None,
             dirty_since_ms: None,
             used_ms,
             top_up: None,
+            vouchers: VecDeque::new(),
+        }
+    }
+    /// Keeps a durable voucher for claims.
+    pub fn keep(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
+        let at = self.vouchers.partition_point(|(sum, _)| *sum < cumulative);
+        if self
+            .vouchers
+            .get(at)
+            .is_none_or(|(sum, _)| *sum != cumulative)
+        {
+            self.vouchers.insert(at, (cumulative, signature));
+        }
+        if self.vouchers.len() > VOUCHERS_KEPT {
+            self.vouchers.pop_front();
         }
     }
     /// Most that is delivered in all for what the chain shows.
@@ -102,20 +128,156 @@ impl PayeeState {
         Some(SellFacts {
             view,
             challenge_period_s: on_chain.on.channel.descriptor.challenge_period_s,
-            claim: self.machine.held().min(view.deposit_seen),
+            claim: self
+                .claimed(false)
+                .map_or(MicroUsd::ZERO, |(sum, _)| sum)
+                .min(view.deposit_seen),
             dirty_since_ms: on_chain.dirty_since_ms,
             close_wanted: on_chain.ending,
             is_busy: !self.running.is_empty() || !self.ended.is_empty(),
             used_ms: on_chain.used_ms,
         })
     }
-    /// The voucher to bring to the chain: at the end the buyer's last one, if it pays all that was
-    /// delivered, else the highest.
+    /// The voucher to bring to the chain. On the way the highest one that is earned: prepayment stays
+    /// the buyer's until it is used. At the end the buyer's last one, if it pays all that was
+    /// delivered, else the lowest that does; if none does, the highest.
     #[must_use]
     pub fn claimed(&self, at_the_end: bool) -> Option<(MicroUsd, EvmSignature)> {
-        let last = self.on_chain.as_ref().and_then(|one| one.last);
+        let one = self.on_chain.as_ref()?;
         let owed = self.machine.book().total();
-        last.filter(|(sum, _)| at_the_end && *sum >= owed)
-            .or(self.last_voucher)
+        if at_the_end && owed <= one.on.channel.opening.open_fee {
+            // The fee of the opening is paid already.
+            return None;
+        }
+        if !at_the_end {
+            let earned = one.vouchers.iter().rev().find(|(sum, _)| *sum <= owed);
+            return earned.copied();
+        }
+        let last = one.last.filter(|(sum, _)| *sum >= owed);
+        let enough = one.vouchers.iter().find(|(sum, _)| *sum >= owed);
+        last.or(enough.copied()).or(self.last_voucher)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payment::WindowSettings;
+    use crate::protocol::ChannelDescriptor;
+    use crate::protocol::voucher::{HubChannel, HubDomain, Opening};
+    use crate::types::{AttemptId, EvmAddress, Hash32};
+    use proptest::prelude::*;
+
+    const SIGNATURE: EvmSignature = EvmSignature([0; 65]);
+
+    fn state(deposit: u64) -> PayeeState {
+        let address = |n| EvmAddress([n; 20]);
+        let channel = HubChannel {
+            domain: HubDomain {
+                chain_id: 1,
+                hub: address(9),
+            },
+            descriptor: ChannelDescriptor {
+                buyer: address(1),
+                seller: address(2),
+                operator: address(2),
+                token: address(3),
+                voucher_signer: address(4),
+                challenge_period_s: 86_400,
+                salt: Hash32([5; 32]),
+            },
+            opening: Opening {
+                device: 0,
+                deposit: MicroUsd(deposit),
+                open_fee: MicroUsd(10),
+                expiry_s: u64::MAX,
+                valid_before_s: u64::MAX,
+                signature: SIGNATURE,
+                authorization: None,
+            },
+            consumed: MicroUsd(10),
+        };
+        let on = OnChannel::new(channel);
+        let rules = Rules {
+            unconfirmed_max: MicroUsd(deposit),
+            ..Rules::default()
+        };
+        PayeeState::new(WindowSettings::default(), MicroUsd(deposit))
+            .with_chain(Hubbed::new(on, rules, 0))
+    }
+
+    fn serve(state: &mut PayeeState, n: u8, cost: u64) {
+        let attempt = AttemptId([n; 16]);
+        state
+            .admit(attempt, MicroUsd::ZERO, MicroUsd(5_000), 1)
+            .unwrap();
+        state.start(&attempt, MicroUsd(cost));
+        state.drop_attempt(&attempt);
+        state.machine.settle(&attempt, MicroUsd::ZERO);
+        state.machine.restore_attempt(attempt, MicroUsd(cost));
+        state.machine.settle(&attempt, MicroUsd(cost));
+    }
+
+    #[test]
+    fn prepayment_is_not_brought_to_the_chain() {
+        let mut state = state(100_000);
+        for sum in [110, 500, 2_000] {
+            state.credit(MicroUsd(sum), SIGNATURE);
+        }
+        serve(&mut state, 1, 600);
+        let sum = |claim: Option<(MicroUsd, EvmSignature)>| claim.map(|(sum, _)| sum.0);
+        assert_eq!(sum(state.claimed(false)), Some(500), "610 are earned");
+        assert_eq!(
+            sum(state.claimed(true)),
+            Some(2_000),
+            "the lowest that pays 610"
+        );
+        state.on_chain.as_mut().unwrap().last = Some((MicroUsd(610), SIGNATURE));
+        assert_eq!(sum(state.claimed(true)), Some(610));
+        state.on_chain.as_mut().unwrap().last = Some((MicroUsd(609), SIGNATURE));
+        assert_eq!(
+            sum(state.claimed(true)),
+            Some(2_000),
+            "a last word that pays too little"
+        );
+    }
+
+    #[test]
+    fn nothing_new_is_admitted_on_a_channel_that_ends() {
+        let mut state = state(100_000);
+        state.on_chain.as_mut().unwrap().ending = true;
+        let admitted = state.admit(AttemptId([1; 16]), MicroUsd::ZERO, MicroUsd(500), 1);
+        assert_eq!(admitted, Err(super::super::state::NotAdmitted::Ending));
+    }
+
+    proptest! {
+        /// Whatever was signed and delivered: on the way not more than earned, at the end enough if
+        /// anything is enough, and never a sum that nobody signed.
+        #[test]
+        fn claims_are_signed_sums_and_fair(
+            sums in proptest::collection::btree_set(11u64..50_000, 0..100),
+            costs in proptest::collection::vec(0u64..800, 0..20),
+        ) {
+            let mut state = state(1_000_000);
+            for sum in &sums {
+                state.credit(MicroUsd(*sum), SIGNATURE);
+            }
+            for (n, cost) in (0u8..).zip(&costs) {
+                serve(&mut state, n, *cost);
+            }
+            let owed = state.machine.book().total();
+            if let Some((sum, _)) = state.claimed(false) {
+                prop_assert!(sum <= owed && sums.contains(&sum.0));
+            }
+            match state.claimed(true) {
+                _ if owed == MicroUsd(10) => {}
+                Some((sum, _)) => {
+                    prop_assert!(sums.contains(&sum.0));
+                    let is_enough = sums.iter().any(|one| *one >= owed.0);
+                    prop_assert_eq!(sum >= owed, is_enough);
+                }
+                None => prop_assert!(sums.is_empty()),
+            }
+        }
     }
 }

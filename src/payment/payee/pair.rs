@@ -12,7 +12,7 @@ use super::on_chain::Hubbed;
 use super::state::{Ended, NotAdmitted, PayeeState};
 use super::{CreditPool, Settings};
 use crate::chain::watcher::ChainEvent;
-use crate::ledger::{ChannelRow, ChannelState, Ledger, LedgerError, Row};
+use crate::ledger::{ChannelRow, ChannelState, Ledger, LedgerError, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::FrameWriter;
 use crate::payment::channel::Hold;
@@ -129,6 +129,7 @@ impl PayeePair {
         channel: ChannelState,
         on: OnChannel,
         rules: Rules,
+        vouchers: Vec<VoucherRow>,
         settings: &Settings,
     ) -> Self {
         let named = &on.channel;
@@ -141,8 +142,11 @@ impl PayeePair {
             .map_or(channel.row.at_ms, |v| v.at_ms);
         let deposit = channel.row.deposit;
         let by = (channel.row.epoch, channel.row.open_signature);
-        let state = PayeeState::restore(settings.windows, deposit, channel)
-            .with_chain(Hubbed::new(on, rules, used_ms));
+        let mut on_chain = Hubbed::new(on, rules, used_ms);
+        for voucher in vouchers {
+            on_chain.keep(voucher.cumulative, EvmSignature(voucher.signature));
+        }
+        let state = PayeeState::restore(settings.windows, deposit, channel).with_chain(on_chain);
         let pair = Self::with(id, by, signer, None, state, None);
         pair.agree();
         pair
@@ -202,6 +206,10 @@ impl PayeePair {
     pub(super) fn is_void(&self) -> bool {
         let state = self.state.lock();
         state.on_chain.as_ref().is_some_and(|one| one.is_void)
+    }
+    /// True while the buyer's session stands.
+    pub(super) async fn is_connected(&self) -> bool {
+        self.session.lock().await.is_some()
     }
     /// True when nothing new is admitted and nothing runs.
     pub(super) fn has_ended(&self) -> bool {

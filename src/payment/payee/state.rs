@@ -266,6 +266,9 @@ impl PayeeState {
         if rose {
             self.last_voucher = Some((cumulative, signature));
         }
+        if let Some(on_chain) = &mut self.on_chain {
+            on_chain.keep(cumulative, signature);
+        }
         if let Some(on_chain) = &mut self.on_chain
             && cumulative > on_chain.on.view.settled
         {
@@ -348,6 +351,10 @@ impl PayeeState {
             deposit: self.machine.deposit(),
             settled: self.settlements,
             voucher: self.last_voucher,
+            accepted: {
+                let book = self.machine.book();
+                book.base().saturating_add(book.settled())
+            },
             open,
             unknown,
         }

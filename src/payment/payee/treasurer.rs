@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::pair::PayeePair;
-use crate::chain::ChainError;
 use crate::chain::hub::{Claim, calls};
 use crate::chain::outbox::{Request, SubmitError};
 use crate::chain::watcher::ChainEvent;
+use crate::chain::{At, ChainError};
 use crate::payment::PaymentError;
 use crate::payment::onchain::{Due, Level, Onchain, paper};
 use crate::protocol::SessionMessage;
@@ -27,6 +27,12 @@ const TICK: Duration = Duration::from_secs(2);
 const BATCH_MAX: usize = 20;
 /// The same thing is sent again for a channel after this long without an effect, ms.
 const AGAIN_MS: u64 = 60_000;
+/// The chain's clock is looked at this often, ms.
+const LOOK_MS: u64 = 10_000;
+/// And waited for this long.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connected buyer's last voucher is awaited this long, ms: it looks at its channels every 2 s.
+const LAST_WORD_MS: u64 = 10_000;
 /// An opening that the contract refuses this often is given up: an RPC node may be a little late
 /// with the deposit that it needs.
 const REFUSALS_MAX: u32 = 3;
@@ -45,6 +51,8 @@ struct Treasurer {
     tried: HashMap<ChannelId, Tried>,
     /// Why something waits, as it was last said.
     complaint: String,
+    /// How far the chain's clock is ahead of ours, ms, and when that was last looked at.
+    ahead: (u64, UnixMs),
 }
 
 /// Runs until shutdown.
@@ -59,6 +67,7 @@ pub(super) async fn run(
         onchain,
         tried: HashMap::new(),
         complaint: String::new(),
+        ahead: (0, 0),
     };
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -92,9 +101,38 @@ impl Treasurer {
         }
     }
 
+    /// The time by which a channel ends: the chain's, where that is ahead of ours. It is the chain
+    /// that decides, and to settle too early costs nothing.
+    async fn now_ms(&mut self) -> UnixMs {
+        let own_ms = self.shared.clock.now_ms();
+        let (ahead_ms, looked_ms) = self.ahead;
+        if own_ms.saturating_sub(looked_ms) < LOOK_MS {
+            return own_ms.saturating_add(ahead_ms);
+        }
+        let block = self.onchain.link.chain().block(At::Latest);
+        let ahead_ms = match tokio::time::timeout(LOOK_TIMEOUT, block).await {
+            Ok(Ok(Some(block))) => {
+                let chain_ms = block.timestamp_s.saturating_mul(1_000);
+                chain_ms.saturating_sub(own_ms)
+            }
+            // It cannot be asked now: what it said last holds.
+            _ => ahead_ms,
+        };
+        self.ahead = (ahead_ms, own_ms);
+        own_ms.saturating_add(ahead_ms)
+    }
+
     async fn tend_all(&mut self) -> Result<(), PaymentError> {
-        let now_ms = self.shared.clock.now_ms();
-        let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)> = Vec::new();
+        if self
+            .shared
+            .all_pairs()
+            .iter()
+            .all(|pair| pair.view().is_none())
+        {
+            return Ok(());
+        }
+        let now_ms = self.now_ms().await;
+        let mut batch: Vec<(Arc<PayeePair>, Claim, MicroUsd, bool)> = Vec::new();
         for pair in self.shared.all_pairs() {
             if !pair.is_agreed() || pair.view().is_none() {
                 continue;
@@ -108,12 +146,12 @@ impl Treasurer {
             };
             match due {
                 Due::Nothing => {}
-                Due::Close { deadline_ms } => self.close(&pair, deadline_ms, now_ms).await?,
-                Due::Settle { deadline_ms } => {
+                Due::Close => self.close(&pair, now_ms).await?,
+                Due::Settle { is_forced } => {
                     if let Some((claim, gain)) = self.claim(&pair, false)
                         && !self.sent_lately(&pair, Purpose::Settle, claim.cumulative, now_ms)
                     {
-                        batch.push((pair, claim, gain, deadline_ms));
+                        batch.push((pair, claim, gain, is_forced));
                     }
                 }
             }
@@ -145,7 +183,7 @@ impl Treasurer {
             return Ok(());
         }
         pair.book_channel(&self.shared.ledger).await?;
-        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, Some(now_ms));
+        let request = self.request(call, Purpose::Open, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
@@ -197,7 +235,7 @@ impl Treasurer {
         if self.sent_lately(pair, Purpose::TopUp, deposit, now_ms) {
             return Ok(());
         }
-        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, Some(now_ms));
+        let request = self.request(call, Purpose::TopUp, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::TopUp, deposit, now_ms);
@@ -224,15 +262,10 @@ impl Treasurer {
         Some((claim, worth.saturating_sub(one.on.view.settled)))
     }
 
-    async fn close(
-        &mut self,
-        pair: &PayeePair,
-        deadline_ms: UnixMs,
-        now_ms: UnixMs,
-    ) -> Result<(), PaymentError> {
+    async fn close(&mut self, pair: &PayeePair, now_ms: UnixMs) -> Result<(), PaymentError> {
         let id = pair.channel();
-        if let Some(one) = &mut pair.state.lock().on_chain {
-            one.ending = true;
+        if self.waits_for_last_word(pair, now_ms).await {
+            return Ok(());
         }
         // Not weighed against what it gains: the fee of the opening was paid for this too.
         let Some((claim, _)) = self.claim(pair, true) else {
@@ -241,15 +274,8 @@ impl Treasurer {
         if self.sent_lately(pair, Purpose::Close, claim.cumulative, now_ms) {
             return Ok(());
         }
-        super::session::tell_close(pair).await;
         let call = calls::close(&claim);
-        let request = self.request(
-            call,
-            Purpose::Close,
-            Some(id),
-            MicroUsd::ZERO,
-            Some(deadline_ms),
-        );
+        let request = self.request(call, Purpose::Close, Some(id), MicroUsd::ZERO, true);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 self.note(id, Purpose::Close, claim.cumulative, now_ms);
@@ -260,24 +286,52 @@ impl Treasurer {
         }
     }
 
+    /// Ends the channel for new requests, and asks a connected buyer for a voucher over exactly what
+    /// it consumed: any other voucher pays a little more or a little less. True while it is awaited.
+    async fn waits_for_last_word(&self, pair: &PayeePair, now_ms: UnixMs) -> bool {
+        let (is_exact, asked_ms) = {
+            let mut state = pair.state.lock();
+            let owed = state.machine().book().total();
+            let is_exact = state.claimed(true).is_some_and(|(sum, _)| sum == owed)
+                || owed == state.machine().book().base();
+            let Some(one) = &mut state.on_chain else {
+                return false;
+            };
+            one.ending = true;
+            let asked_ms = one.asked_ms;
+            one.asked_ms.get_or_insert(now_ms);
+            (is_exact, asked_ms)
+        };
+        if is_exact || !pair.is_connected().await {
+            return false;
+        }
+        match asked_ms {
+            None => {
+                super::session::tell_close(pair).await;
+                true
+            }
+            Some(asked_ms) => now_ms.saturating_sub(asked_ms) < LAST_WORD_MS,
+        }
+    }
+
     /// One transaction for all that is due now.
     async fn settle(
         &mut self,
-        part: &[(Arc<PayeePair>, Claim, MicroUsd, Option<UnixMs>)],
+        part: &[(Arc<PayeePair>, Claim, MicroUsd, bool)],
         now_ms: UnixMs,
     ) -> Result<(), PaymentError> {
         let Some((first, claim, ..)) = part.first() else {
             return Ok(());
         };
         let gain: MicroUsd = part.iter().map(|(_, _, gain, _)| *gain).sum();
-        let deadline = part.iter().filter_map(|(.., deadline)| *deadline).min();
+        let is_forced = part.iter().any(|(.., is_forced)| *is_forced);
         let (call, channel) = if part.len() == 1 {
             (calls::settle(claim), Some(first.channel()))
         } else {
             let claims: Vec<Claim> = part.iter().map(|(_, claim, ..)| claim.clone()).collect();
             (calls::settle_batch(&claims), None)
         };
-        let request = self.request(call, Purpose::Settle, channel, gain, deadline);
+        let request = self.request(call, Purpose::Settle, channel, gain, is_forced);
         match self.onchain.link.sender().submit(request).await {
             Ok(_) => {
                 for (pair, claim, ..) in part {
@@ -296,7 +350,7 @@ impl Treasurer {
         purpose: Purpose,
         channel: Option<ChannelId>,
         gain: MicroUsd,
-        deadline_ms: Option<UnixMs>,
+        is_forced: bool,
     ) -> Request {
         Request {
             to: Some(self.onchain.link.domain().hub),
@@ -304,7 +358,7 @@ impl Treasurer {
             purpose,
             channel,
             gain,
-            deadline_ms,
+            deadline_ms: is_forced.then(|| self.shared.clock.now_ms()),
         }
     }
 

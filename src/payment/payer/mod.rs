@@ -26,13 +26,13 @@ pub use state::PayerState;
 
 use self::funding::Funds;
 use super::PaymentError;
-use super::onchain::{OnChannel, Onchain};
+use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelState, Ledger, Role};
 use crate::network::Handle;
 use crate::tasks::Tasks;
-use crate::types::{Clock, MicroUsd, PeerId};
+use crate::types::{ChannelId, Clock, MicroUsd, PeerId};
 
 /// Pairs with something in doubt are looked at this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +40,13 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
 const RECONCILE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Sellers reconnected at once; one that does not answer holds up no other.
 const RECONCILE_AT_ONCE: usize = 8;
+
+/// The start waits this long for what vault and wallet hold.
+const FIRST_READ: Duration = Duration::from_secs(3);
+
+/// A seller that was asked for the end has this long to bring it to the chain, ms: gas may be dear
+/// for a while, and the chain's own way takes a challenge period more.
+const STUCK_MS: u64 = 3_600_000;
 
 /// What the payer needs to know.
 #[derive(Clone, Debug)]
@@ -125,6 +132,11 @@ impl PayerHub {
         for state in channels {
             hub.adopt(state).await?;
         }
+        if let Some(funds) = &hub.shared.funds {
+            // A first request may open a channel at once. A chain that is down stops nobody.
+            let read = tend::read_purse(&hub.shared, funds);
+            let _ = tokio::time::timeout(FIRST_READ, read).await;
+        }
         if let Some(events) = events {
             let shared = Arc::clone(&hub.shared);
             hub.shared
@@ -198,6 +210,20 @@ impl PayerHub {
         is_live
     }
 
+    /// Channels whose end was asked for long ago and that their sellers do not close.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<ChannelId> {
+        let now_ms = self.shared.clock.now_ms();
+        let stuck = |pair: &Arc<Pair>| {
+            let state = pair.state.lock();
+            let view = state.on_chain.as_ref()?.view;
+            let waits = view.is_live() && view.closing == Level::No && state.ending_ms > 0;
+            let is_long = now_ms.saturating_sub(state.ending_ms) > STUCK_MS;
+            state.channel().filter(|_| waits && is_long)
+        };
+        self.shared.all_pairs().iter().filter_map(stuck).collect()
+    }
+
     /// What vault and wallet hold and what of it is signed away; none in credit mode or before the
     /// chain has answered.
     #[must_use]
@@ -229,6 +255,12 @@ impl PayerHub {
             .zip(least)
             .is_some_and(|(wallet, least)| wallet.vault.saturating_add(wallet.wallet) <= least);
         is_empty && !in_channels
+    }
+
+    /// How this node pays, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        mode_in_words(self.shared.funds.as_ref().map(|funds| &funds.onchain))
     }
 
     /// True in a node that pays on a chain.

@@ -96,12 +96,9 @@ impl Pair {
     pub fn headroom(&self) -> Option<MicroUsd> {
         let state = self.state.lock();
         let on_chain = state.on_chain.as_ref();
-        if on_chain.is_some_and(|on| on.view.closed > Level::No) {
-            // The next session opens another.
+        if state.ending || on_chain.is_some_and(|on| on.view.closed > Level::No) {
+            // Soon another is opened.
             return None;
-        }
-        if state.ending {
-            return Some(MicroUsd::ZERO);
         }
         state.terms.is_some().then(|| state.machine.headroom())
     }
@@ -232,6 +229,26 @@ pub struct PairSnapshot {
     pub ending: bool,
     /// What the chain shows; none in credit mode.
     pub on_chain: Option<ChannelView>,
+}
+
+impl PairSnapshot {
+    /// One word for people: what the chain shows, or whether the session stands.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        let view = self.on_chain.unwrap_or_default();
+        if self.on_chain.is_none() {
+            return if self.up { "open" } else { "disconnected" };
+        }
+        if view.closed > Level::No {
+            "closed"
+        } else if self.ending || view.closing > Level::No {
+            "closing"
+        } else if view.opened == Level::No {
+            "opening"
+        } else {
+            "open"
+        }
+    }
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ fn regression_credit_that_a_seller_raises_is_booked_before_a_voucher_uses_it() {
         deposit: MicroUsd(5_000),
         settled: MicroUsd(300),
         voucher: None,
+        accepted: MicroUsd::ZERO,
         open: Vec::new(),
         unknown: Vec::new(),
     };

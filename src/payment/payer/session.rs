@@ -251,7 +251,10 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
             .verify(domain, &signature, &shared.keys.voucher.address())
             .is_ok()
         {
-            pair.state.lock().learn_voucher(cumulative, signature);
+            let accepted = sync.accepted;
+            pair.state
+                .lock()
+                .learn_voucher(cumulative, signature, accepted);
         }
     }
     for attempt in sync.unknown {

@@ -37,6 +37,8 @@ pub struct PayerState {
     pub(super) on_chain: Option<OnChannel>,
     /// This side asked for the channel's end: nothing new is ordered on it.
     pub(super) ending: bool,
+    /// Since when; 0 before it was noticed.
+    pub(super) ending_ms: UnixMs,
     /// When the channel last carried something.
     pub(super) used_ms: UnixMs,
     /// When a higher deposit was last signed.
@@ -106,6 +108,7 @@ impl PayerState {
             row: None,
             on_chain: None,
             ending: false,
+            ending_ms: 0,
             used_ms: 0,
             topped_up_ms: 0,
             asked_close_ms: 0,
@@ -225,6 +228,7 @@ impl PayerState {
         self.ending = false;
         self.used_ms = row.at_ms;
         self.topped_up_ms = 0;
+        self.ending_ms = 0;
         self.asked_close_ms = 0;
         self.booked_limit = row.deposit;
         self.row = Some(row);
@@ -437,9 +441,14 @@ impl PayerState {
         self.last_voucher = Some((cumulative, signature));
     }
     /// The seller showed a voucher with our own good signature; a higher one is taken up.
-    pub fn learn_voucher(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
+    pub fn learn_voucher(
+        &mut self,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+        accepted: MicroUsd,
+    ) {
         if cumulative > self.machine.signed() {
-            self.machine.adopt(cumulative);
+            self.machine.adopt(cumulative, accepted);
             self.last_voucher = Some((cumulative, signature));
         }
     }

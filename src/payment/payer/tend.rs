@@ -96,7 +96,7 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
 }
 
 /// Reads vault and wallet; what the chain shows of channels by then is no promise any more.
-async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
+pub(super) async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
     let shown: Vec<_> = shared
         .all_pairs()
         .iter()
@@ -135,6 +135,9 @@ async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), Paymen
         let is_idle = rules.is_some_and(|rules| idle_ms > rules.idle_close_ms);
         if is_live && is_idle && state.is_at_rest() {
             state.ending = true;
+        }
+        if state.ending && state.ending_ms == 0 {
+            state.ending_ms = now_ms;
         }
         let asked_lately = now_ms.saturating_sub(state.asked_close_ms) < CLOSE_AGAIN_MS;
         let close = is_live && state.ending && state.is_at_rest() && state.up && !asked_lately;

@@ -67,8 +67,9 @@ impl Asker {
                 Ok(Ok(talk)) if talk.quote.fee <= fee_max => return Ok(talk),
                 Ok(Ok(talk)) => {
                     let fee = talk.quote.fee;
-                    let why = format!("wants {fee} USD, above [payment] relay_fee_max {fee_max}");
-                    reasons.push(format!("{peer} {why}"));
+                    reasons.push(format!(
+                        "{fee} USD is asked, above relay_fee_max {fee_max} ({peer})"
+                    ));
                 }
                 Ok(Err(why)) => reasons.push(format!("{peer}: {why}")),
                 Err(_) => reasons.push(format!("{peer} does not answer")),

@@ -33,6 +33,11 @@ impl Anvil {
 
     /// Starts one with this chain id.
     pub fn start_as(chain_id: u64) -> Self {
+        Self::start_at(0, chain_id)
+    }
+
+    /// Starts one with this chain id on a port that nobody has; 0 lets the system choose.
+    pub fn start_at(port: u16, chain_id: u64) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts/node_modules/.bin/anvil");
         assert!(
             path.exists(),
@@ -44,7 +49,7 @@ impl Anvil {
                 "--host",
                 "127.0.0.1",
                 "--port",
-                "0",
+                &port.to_string(),
                 "--chain-id",
                 &chain_id.to_string(),
             ])

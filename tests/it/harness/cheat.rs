@@ -177,6 +177,7 @@ impl Counter {
                         deposit: MicroUsd(5_000_000),
                         settled: MicroUsd::ZERO,
                         voucher: None,
+                        accepted: MicroUsd::ZERO,
                         open: Vec::new(),
                         unknown: Vec::new(),
                     };

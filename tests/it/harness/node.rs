@@ -64,6 +64,22 @@ impl Home {
         }
     }
 
+    /// A second directory with the same keys and books, as a user makes by copying; its node may run
+    /// beside this one's.
+    pub fn copied(&self) -> Self {
+        let dir = TempDir::with_prefix("souk-it-").unwrap();
+        for name in ["key.json", "ledger.db", "ledger.db-wal"] {
+            let from = self.path().join(name);
+            if from.exists() {
+                std::fs::copy(from, dir.path().join(name)).unwrap();
+            }
+        }
+        Self {
+            dir: Arc::new(dir),
+            ..self.clone()
+        }
+    }
+
     /// Returns the path of the data directory.
     pub fn path(&self) -> &Path {
         self.dir.path()
@@ -72,6 +88,15 @@ impl Home {
     /// Runs a short command on this directory and returns what it did.
     pub fn run(&self, args: &[&str]) -> Output {
         command(self.path()).args(args).output().unwrap()
+    }
+
+    /// The same with more environment.
+    pub fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        command(self.path())
+            .args(args)
+            .envs(env.iter().copied())
+            .output()
+            .unwrap()
     }
 
     /// Runs a short command and returns its JSON; panics with its messages when it fails.
@@ -218,6 +243,12 @@ impl Node {
         self.child
             .as_mut()
             .is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+    }
+
+    /// Returns how it ended by itself; none while it runs or when a signal ended it.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
+        ended.and_then(|status| status.code())
     }
 
     /// Kills it without warning, as `kill -9` does.

@@ -84,3 +84,42 @@ async fn a_buyer_without_gas_pays_and_every_micro_usd_is_accounted_for() {
         end.settled,
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposit_is_raised_under_load_and_no_request_waits_for_it() {
+    let more = "[payment]\nsettle_min = \"5\"\nidle_close = \"8s\"\ndeposit_min = \"0.3\"\n\
+                deposit_share = \"1%\"\n";
+    let world = World::start(MicroUsd::from_usd(20), more).await;
+    world.ask_until_served().await;
+    let channel = world.channel().await;
+    world.chain.let_blocks_come();
+    world
+        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
+        .await;
+    world.wait_confirmed().await;
+    let first = world.on_chain(&channel).await.deposit;
+    let mut slowest = std::time::Duration::ZERO;
+    for n in 0..80 {
+        let started = Instant::now();
+        let answer = world.ask(&format!("The {n}th."), n % 2 == 0).await;
+        slowest = slowest.max(started.elapsed());
+        let seller = world.seller.node.stderr_tail();
+        assert_eq!(answer.status, 200, "{n}: {}\n{seller}", answer.text());
+        // A rollup's confirmation takes a few seconds, a deposit lasts longer than that.
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+    }
+    let raised = world.on_chain(&channel).await.deposit;
+    let (bought, _) = world.booked().await;
+    let total = MicroUsd(books::billed(&bought));
+    println!(
+        "deposit {first} USD raised to {raised} USD over 80 requests of {total} USD in all; the slowest \
+         took {slowest:?}"
+    );
+    assert!(raised > first && total > first, "{first} {raised} {total}");
+    world
+        .wait_on_chain(&channel, "closed when idle", |state| state.is_closed)
+        .await;
+    let settled = world.on_chain(&channel).await.settled;
+    assert_eq!(settled, total.saturating_add(MicroUsd(10_000)));
+    world.verify();
+}

@@ -4,7 +4,10 @@
 //! Blocks come only when a test asks for them or lets them come, so that it can say what happened
 //! before the chain knew of anything.
 
+mod faults;
+mod hostile;
 mod life;
+mod recovery;
 
 use std::time::Duration;
 
@@ -19,6 +22,7 @@ use crate::harness::books::{self, Rows};
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
+use crate::harness::proxy::Proxy;
 use crate::harness::upstream::{Script, Upstream};
 
 /// USD per million tokens: a usual answer costs about a cent.
@@ -38,6 +42,8 @@ struct World {
     bootstrap: Node,
     seller: Seller,
     buyer: Node,
+    /// Between the nodes and the chain, where a test wants one.
+    proxy: Option<Proxy>,
     _hold: Hold,
 }
 
@@ -51,7 +57,7 @@ fn config_at(chain: &Chain, rpc: &str, home: &Home, more: &str) -> String {
     let text = format!(
         "[chain]\nrpc = [\"{rpc}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
          confirmations = {CONFIRMATIONS}\npoll = \"200ms\"\ncall_timeout = \"2s\"\n\
-         coin_price = \"1\"\n{more}",
+         coin_price = \"1\"\nbump_after = \"2s\"\n{more}",
         chain.hub.chain_id,
         checksum(&chain.hub.hub),
         checksum(&chain.token),
@@ -74,15 +80,38 @@ impl World {
         buyer_more: &str,
         script: Script,
     ) -> Self {
+        Self::start_over(tokens, seller_more, buyer_more, script, false).await
+    }
+
+    /// As [`World::start`], with a proxy between the nodes and the chain.
+    async fn start_behind(tokens: MicroUsd, more: &str) -> Self {
+        Self::start_over(tokens, more, more, Script::default(), true).await
+    }
+
+    async fn start_over(
+        tokens: MicroUsd,
+        seller_more: &str,
+        buyer_more: &str,
+        script: Script,
+        is_behind: bool,
+    ) -> Self {
         let hold = Hold::shared().await;
         let chain = Chain::start().await;
+        let proxy = if is_behind {
+            Some(Proxy::start(chain.world.anvil.port).await)
+        } else {
+            None
+        };
+        let rpc = proxy
+            .as_ref()
+            .map_or_else(|| chain.world.anvil.url(), Proxy::url);
         let buyer = Home::new();
         chain.mint(&buyer, tokens).await;
         chain.world.anvil.mine(CONFIRMATIONS);
         chain.hold_blocks();
         let bootstrap = Node::start(&["bootstrap"]);
-        let seller = start_seller(&chain, bootstrap.listen(), PRICES, seller_more, script).await;
-        let file = config(&chain, &buyer, buyer_more);
+        let seller = start_seller(&chain, &rpc, bootstrap.listen(), seller_more, script).await;
+        let file = config_at(&chain, &rpc, &buyer, buyer_more);
         let args = [
             "buy",
             "--port",
@@ -99,6 +128,7 @@ impl World {
             bootstrap,
             seller,
             buyer,
+            proxy,
             _hold: hold,
         }
     }
@@ -142,6 +172,50 @@ impl World {
         }
     }
 
+    /// Waits until a transaction is in the chain's pool.
+    async fn wait_for_a_transaction(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        let anvil = &self.chain.world.anvil;
+        while anvil.rpc("txpool_status", json!([]))["pending"] == "0x0" {
+            assert!(Instant::now() < end, "nothing was sent");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Waits until the buyer's node knows that the deposit is final.
+    async fn wait_confirmed(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        loop {
+            let list = self.channels().await;
+            if list.iter().any(|one| one["confirmed"] == true) {
+                return;
+            }
+            assert!(Instant::now() < end, "not confirmed: {list:#?}");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn wait_for_the_seller_s_death(&mut self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        while self.seller.node.is_running() {
+            assert!(Instant::now() < end, "the seller does not die");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Asks until an answer comes.
+    async fn ask_until_served(&self) {
+        let end = Instant::now() + CHAIN_DEADLINE;
+        loop {
+            let answer = self.ask("Are you there?", false).await;
+            if answer.status == 200 {
+                return;
+            }
+            assert!(Instant::now() < end, "{}", answer.text());
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     /// Both ledgers once every attempt is booked.
     async fn booked(&self) -> (Rows, Rows) {
         let (buyer, seller) = (self.buyer.home(), self.seller.node.home());
@@ -172,6 +246,11 @@ impl Chain {
     fn hold_blocks(&self) {
         self.world.anvil.rpc("evm_setAutomine", json!([false]));
     }
+    /// Time passes on the chain; the nodes' own clocks stay.
+    fn travel(&self, seconds: u64) {
+        self.world.anvil.rpc("evm_increaseTime", json!([seconds]));
+        self.world.anvil.mine(1);
+    }
     /// A block a second, as on a rollup.
     fn let_blocks_come(&self) {
         self.world.anvil.rpc("evm_setIntervalMining", json!([1]));
@@ -197,16 +276,16 @@ impl Chain {
 
 async fn start_seller(
     chain: &Chain,
+    rpc: &str,
     bootstrap: &str,
-    prices: (&str, &str),
     more: &str,
     script: Script,
 ) -> Seller {
     let upstream = Upstream::start(script.key(UPSTREAM_KEY)).await;
     let home = Home::new();
     chain.world.anvil.fund(&home.evm_address);
-    let file = config(chain, &home, more);
-    let node = Seller::node_at(home, bootstrap, &upstream, prices, &["--config", &file]);
+    let file = config_at(chain, rpc, &home, more);
+    let node = Seller::node_at(home, bootstrap, &upstream, PRICES, &["--config", &file]);
     Seller { node, upstream }
 }
 
