@@ -129,7 +129,9 @@ fn model(entry: &Value) -> Option<UpstreamModel> {
         vision: inputs.map(|i| i.iter().any(|m| m == "image")),
         embeddings: is_for_embeddings(id, strings("/architecture/output_modalities")),
         tools: supports("tools"),
-        json: supports("response_format"),
+        json: supports("response_format")
+            .zip(supports("structured_outputs"))
+            .map(|(any, schema)| any || schema),
         quantisation: text("/details/quantization_level")
             .or_else(|| text("/quantization"))
             .map(|q| q.chars().take(16).collect()),
