@@ -54,6 +54,8 @@ pub struct UpstreamModel {
     pub max_output: Option<u32>,
     /// Takes images; `None` when the list does not say.
     pub vision: Option<bool>,
+    /// Served at `/v1/completions`; `None` when the list names no paths.
+    pub completions: Option<bool>,
     /// Makes vectors of texts, and nothing else.
     pub embeddings: bool,
     /// Takes tools; `None` when the list does not say.
@@ -127,6 +129,7 @@ fn model(entry: &Value) -> Option<UpstreamModel> {
             "/max_tokens",
         ]),
         vision: inputs.map(|i| i.iter().any(|m| m == "image")),
+        completions: strings("/supported_endpoints").map(|paths| has_completions(&paths)),
         embeddings: is_for_embeddings(id, strings("/architecture/output_modalities")),
         tools: supports("tools"),
         json: supports("response_format")
@@ -137,6 +140,11 @@ fn model(entry: &Value) -> Option<UpstreamModel> {
             .map(|q| q.chars().take(16).collect()),
         supported_parameters: parameters.unwrap_or_default(),
     })
+}
+
+fn has_completions(paths: &[String]) -> bool {
+    let is_it = |path: &String| path.ends_with("/completions") && !path.contains("/chat/");
+    paths.iter().any(is_it)
 }
 
 /// What the list says, or the name where it says nothing: no vendor serves both from one model.

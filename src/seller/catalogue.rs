@@ -180,7 +180,8 @@ impl Catalogue {
     }
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
-        let caps = model.can.union(paths(frame, model.can));
+        let others = model.can.without(Capabilities::COMPLETIONS);
+        let caps = others.union(paths(frame, model.can));
         let seller = self.identity.peer_id();
         Offer {
             not_after: now_ms.saturating_add(OFFER_LIFE_MS),
@@ -208,7 +209,7 @@ fn paths(frame: &OfferFrame, can: Capabilities) -> Capabilities {
     let own = dialect_bit(frame.dialect);
     if can.contains(Capabilities::EMBEDDINGS) {
         Capabilities::EMBEDDINGS
-    } else if frame.completions {
+    } else if frame.completions && can.contains(Capabilities::COMPLETIONS) {
         own.union(Capabilities::COMPLETIONS)
     } else {
         own
@@ -258,6 +259,34 @@ mod tests {
             free: true,
             addrs: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_offer_states_the_paths_that_its_upstream_and_its_model_have() {
+        let offered = |completions: bool, can: Capabilities| {
+            let model = ModelForSale { can, ..model("a") };
+            let frame = OfferFrame {
+                completions,
+                ..frame()
+            };
+            let catalogue = Catalogue::new(Identity::from_seed(&[7; 32]));
+            let signed = catalogue.publish(&[model], &frame, 1_700_000_000_000);
+            signed[0].offer.clone()
+        };
+        let both = Capabilities::COMPLETIONS.union(Capabilities::TOOLS);
+        let (chat, vectors) = (Endpoint::Dialect(Dialect::Chat), Endpoint::Embeddings);
+        for (upstream, can, served) in [
+            (true, both, true),
+            (false, both, false),
+            (true, Capabilities::TOOLS, false),
+        ] {
+            let offer = offered(upstream, can);
+            assert!(serves(&offer, chat) && !serves(&offer, vectors));
+            assert_eq!(serves(&offer, Endpoint::Completions), served);
+        }
+        let offer = offered(true, Capabilities::EMBEDDINGS);
+        assert!(serves(&offer, vectors) && !serves(&offer, chat));
+        assert!(!serves(&offer, Endpoint::Completions));
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Capabilities {
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+    /// These bits without those of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
     /// The bits of a complete list of parameters; nothing is said by an empty one.
     #[must_use]
     pub fn of_parameters(listed: &[String]) -> Self {
