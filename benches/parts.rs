@@ -80,11 +80,11 @@ fn timed(what: &str, times: u32, mut work: impl FnMut()) {
 // ---- text -------------------------------------------------------------------------------------
 
 fn text() {
-    let body = request_of(70);
+    let body = request_of(80);
     timed(&format!("parse of {} bytes", body.len()), 2_000, || {
         black_box(RequestView::parse(black_box(&body), Dialect::Chat).unwrap());
     });
-    translation(&body, &request_of(230));
+    translation(&body, &request_of(250));
     let event = "data: {\"id\":\"chatcmpl-123456789\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"gpt-4o\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n";
     let prose = "lorem ipsum dolor sit amet, \\n".repeat(40_000);
     for (name, body) in [
@@ -210,7 +210,7 @@ const fn text_event(dialect: Dialect) -> &'static str {
     }
 }
 
-/// A chat like a coding agent's; 70 messages are 100 KiB.
+/// A chat like a coding agent's; 80 messages are 100 KiB.
 fn request_of(messages: u32) -> Vec<u8> {
     let line = "fn main() { let s = \"quoted\"; }\n\tprintln!(\"{}\", s);\n".repeat(20);
     let message = |i: u32| {
