@@ -46,7 +46,7 @@ fmt: ## Format the sources
 lint: ## Lints alone
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-clients: setup ## Drive a market with the real SDKs and OpenClaw (downloads them once)
+clients: setup ## Drive a market with the real SDKs, OpenClaw, Claude Code, Codex (downloads them once)
 	tests/clients/run
 
 bench: build ## What a request costs over calling the upstream directly, one table

@@ -85,11 +85,11 @@ fn timed(what: &str, times: u32, mut work: impl FnMut()) {
 // ---- text -------------------------------------------------------------------------------------
 
 fn text() {
-    let body = request_of_100_kib();
+    let body = request_of(80);
     timed(&format!("parse of {} bytes", body.len()), 2_000, || {
         black_box(RequestView::parse(black_box(&body), Dialect::Chat).unwrap());
     });
-    translation(&body);
+    translation(&body, &request_of(250));
     let event = "data: {\"id\":\"chatcmpl-123456789\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"gpt-4o\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n";
     let prose = "lorem ipsum dolor sit amet, \\n".repeat(40_000);
     for (name, body) in [
@@ -120,57 +120,103 @@ fn text() {
     });
 }
 
-/// What another dialect costs beside passing the bytes: a request, and a stream of 500 events.
-fn translation(body: &[u8]) {
-    let view = RequestView::parse(body, Dialect::Chat).unwrap();
-    let there = || translate::request(body, &view, Dialect::Messages, 512, 0).unwrap();
-    let name = format!("translation of {} bytes to Messages", body.len());
-    timed(&name, 2_000, || {
-        black_box(there());
-    });
-    let made = there().body;
-    let view = RequestView::parse(&made, Dialect::Messages).unwrap();
-    let name = format!("translation of {} bytes to Chat", made.len());
-    timed(&name, 2_000, || {
-        black_box(translate::request(&made, &view, Dialect::Chat, 512, 0).unwrap());
-    });
-    let chat = "data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n";
-    let messages = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\" hello\"}}\n\n";
-    for (from, to, event) in [
-        (Dialect::Chat, Dialect::Messages, chat),
-        (Dialect::Messages, Dialect::Chat, messages),
-        (Dialect::Chat, Dialect::Responses, chat),
-    ] {
-        let stream = bytes::Bytes::from(event.repeat(500));
-        let way = translate::WayBack {
-            from,
-            to,
-            names: Arc::default(),
-            thinking: true,
-            include_usage: true,
-            created_s: 1,
-        };
-        timed(&format!("500 events, {from} to {to}"), 200, || {
-            let mut translator = StreamTranslator::new(way.clone());
-            let mut out = Vec::new();
-            translator.push_chunk(stream.clone(), &mut out).unwrap();
-            translator.finish(&Usage::default(), MicroUsd(1), &mut out);
-            black_box(out);
-        });
-    }
-    let stream = bytes::Bytes::from(chat.repeat(500));
-    timed("500 events, passed", 200, || {
-        let mut splitter = EventSplitter::new();
-        let mut out = Vec::new();
-        for event in splitter.push(stream.clone()) {
-            out.extend_from_slice(&event.unwrap());
+/// Least CPU time of a measurement, so that the clock's ticks of 10 ms are fine enough.
+const CPU_LEAST: Duration = Duration::from_millis(600);
+
+/// CPU time of one `work`, which other programs on the machine do not change.
+fn cpu_of(mut work: impl FnMut()) -> Duration {
+    let (began, mut times) = (cpu(), 0);
+    loop {
+        for _ in 0..50 {
+            work();
         }
-        black_box(out);
-    });
+        times += 50;
+        let spent = cpu().saturating_sub(began);
+        if spent >= CPU_LEAST {
+            return spent / times;
+        }
+    }
 }
 
-/// A chat like a coding agent's.
-fn request_of_100_kib() -> Vec<u8> {
+const DIALECTS: [Dialect; 3] = [Dialect::Chat, Dialect::Messages, Dialect::Responses];
+
+/// What another dialect costs beside passing the bytes: a request, and a stream of 500 events.
+fn translation(small: &[u8], large: &[u8]) {
+    for chat in [small, large] {
+        let of_chat = RequestView::parse(chat, Dialect::Chat).unwrap();
+        for from in DIALECTS {
+            let made = translate::request(chat, &of_chat, from, 512, 0);
+            let body = match from {
+                Dialect::Chat => chat.to_vec(),
+                Dialect::Messages | Dialect::Responses => made.unwrap().body.to_vec(),
+            };
+            let parse = || black_box(RequestView::parse(black_box(&body), from).unwrap());
+            let passed = cpu_of(|| drop(parse()));
+            let size = body.len() / 1024;
+            println!("request of {size} KiB, {from} passed: {passed:?} CPU");
+            let view = parse();
+            for to in DIALECTS.into_iter().filter(|to| *to != from) {
+                let cost = cpu_of(|| {
+                    black_box(translate::request(&body, &view, to, 512, 0).unwrap());
+                });
+                println!("request of {size} KiB, {from} to {to}: {cost:?} CPU more");
+            }
+        }
+    }
+    for from in DIALECTS {
+        let stream = bytes::Bytes::from(text_event(from).repeat(500));
+        let passed = cpu_of(|| {
+            let (mut splitter, mut out) = (EventSplitter::new(), Vec::new());
+            for event in splitter.push(stream.clone()) {
+                out.extend_from_slice(&event.unwrap());
+            }
+            black_box(out);
+        });
+        println!(
+            "500 events, {from} passed: {passed:?} CPU, {:?} each",
+            passed / 500
+        );
+        for to in DIALECTS.into_iter().filter(|to| *to != from) {
+            let way = translate::WayBack {
+                from,
+                to,
+                names: Arc::default(),
+                thinking: true,
+                include_usage: true,
+                created_s: 1,
+            };
+            let cost = cpu_of(|| {
+                let mut translator = StreamTranslator::new(way.clone());
+                let mut out = Vec::new();
+                translator.push_chunk(stream.clone(), &mut out).unwrap();
+                translator.finish(&Usage::default(), MicroUsd(1), &mut out);
+                black_box(out);
+            });
+            println!(
+                "500 events, {from} to {to}: {cost:?} CPU, {:?} each",
+                cost / 500
+            );
+        }
+    }
+}
+
+/// One event with a word of text.
+const fn text_event(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Chat => {
+            "data: {\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" hello\"},\"finish_reason\":null}]}\n\n"
+        }
+        Dialect::Messages => {
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\" hello\"}}\n\n"
+        }
+        Dialect::Responses => {
+            "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"sequence_number\":7,\"item_id\":\"msg_1\",\"output_index\":0,\"content_index\":0,\"delta\":\" hello\",\"logprobs\":[]}\n\n"
+        }
+    }
+}
+
+/// A chat like a coding agent's; 80 messages are 100 KiB.
+fn request_of(messages: u32) -> Vec<u8> {
     let line = "fn main() { let s = \"quoted\"; }\n\tprintln!(\"{}\", s);\n".repeat(20);
     let message = |i: u32| {
         let role = if i.is_multiple_of(2) {
@@ -186,7 +232,7 @@ fn request_of_100_kib() -> Vec<u8> {
             "parameters": {"type": "object", "required": ["path"], "properties": {
                 "path": {"type": "string", "description": "where"}, "n": {"type": "integer"}}}}})
     };
-    let messages: Vec<_> = (0..70).map(message).collect();
+    let messages: Vec<_> = (0..messages).map(message).collect();
     let tools: Vec<_> = (0..12).map(tool).collect();
     let body =
         serde_json::json!({"model": "m", "messages": messages, "tools": tools, "stream": true});

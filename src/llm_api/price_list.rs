@@ -54,6 +54,8 @@ pub struct UpstreamModel {
     pub max_output: Option<u32>,
     /// Takes images; `None` when the list does not say.
     pub vision: Option<bool>,
+    /// Served at `/v1/completions`; `None` when the list names no paths.
+    pub completions: Option<bool>,
     /// Makes vectors of texts, and nothing else.
     pub embeddings: bool,
     /// Takes tools; `None` when the list does not say.
@@ -127,14 +129,22 @@ fn model(entry: &Value) -> Option<UpstreamModel> {
             "/max_tokens",
         ]),
         vision: inputs.map(|i| i.iter().any(|m| m == "image")),
+        completions: strings("/supported_endpoints").map(|paths| has_completions(&paths)),
         embeddings: is_for_embeddings(id, strings("/architecture/output_modalities")),
         tools: supports("tools"),
-        json: supports("response_format"),
+        json: supports("response_format")
+            .zip(supports("structured_outputs"))
+            .map(|(any, schema)| any || schema),
         quantisation: text("/details/quantization_level")
             .or_else(|| text("/quantization"))
             .map(|q| q.chars().take(16).collect()),
         supported_parameters: parameters.unwrap_or_default(),
     })
+}
+
+fn has_completions(paths: &[String]) -> bool {
+    let is_it = |path: &String| path.ends_with("/completions") && !path.contains("/chat/");
+    paths.iter().any(is_it)
 }
 
 /// What the list says, or the name where it says nothing: no vendor serves both from one model.

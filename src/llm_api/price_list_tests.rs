@@ -98,3 +98,15 @@ proptest! {
         let _ = parse(format!(r#"[{{"id":"a","pricing":{{"prompt":"{number}","completion":{number}}},"context_length":{number}}}]"#).as_bytes());
     }
 }
+
+#[test]
+fn the_paths_of_a_model_are_said_or_not() {
+    let of = |entry: &str| parse(format!("[{entry}]").as_bytes()).unwrap()[0].clone();
+    assert_eq!(of(r#"{"id":"m"}"#).completions, None);
+    let chat = of(r#"{"id":"m","supported_endpoints":["/v1/chat/completions","/v1/messages"]}"#);
+    assert_eq!(chat.completions, Some(false));
+    let both = of(r#"{"id":"m","supported_endpoints":["/v1/completions"]}"#);
+    assert_eq!(both.completions, Some(true));
+    assert!(of(r#"{"id":"text-embedding-3-small"}"#).embeddings);
+    assert!(!of(r#"{"id":"embed-chat","architecture":{"output_modalities":["text"]}}"#).embeddings);
+}

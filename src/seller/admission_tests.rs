@@ -67,6 +67,7 @@ fn frame() -> OfferFrame {
     OfferFrame {
         network: "net".into(),
         dialect: Dialect::Chat,
+        completions: true,
         reasoning_cap: 0,
         terms_hash: Hash32::default(),
         free: false,

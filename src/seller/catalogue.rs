@@ -44,6 +44,8 @@ pub struct OfferFrame {
     pub network: String,
     /// The upstream's dialect.
     pub dialect: Dialect,
+    /// The upstream has `/v1/completions`.
+    pub completions: bool,
     /// Hidden reasoning that may be billed, tokens.
     pub reasoning_cap: u32,
     /// Hash of the signed terms.
@@ -103,7 +105,7 @@ impl Catalogue {
                 continue;
             }
             let model = models.iter().find(|m| m.id == offer.model);
-            let served = model.map(|m| paths(frame.dialect, m.can));
+            let served = model.map(|m| paths(frame, m.can));
             let withdrawn = !served.is_some_and(|paths| offer.caps.contains(paths));
             let upstream_id = model.map_or_else(String::new, |m| m.upstream_id.clone());
             by_hash.entry(signed.hash).or_insert_with(|| {
@@ -178,7 +180,8 @@ impl Catalogue {
     }
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
-        let caps = model.can.union(paths(frame.dialect, model.can));
+        let others = model.can.without(Capabilities::COMPLETIONS);
+        let caps = others.union(paths(frame, model.can));
         let seller = self.identity.peer_id();
         Offer {
             not_after: now_ms.saturating_add(OFFER_LIFE_MS),
@@ -201,15 +204,15 @@ impl Catalogue {
     }
 }
 
-/// The paths of a model: an OpenAI-compatible upstream serves the two older ones too, and one that
-/// makes vectors nothing else.
-fn paths(dialect: Dialect, can: Capabilities) -> Capabilities {
+/// The paths of a model; one that makes vectors has no other.
+fn paths(frame: &OfferFrame, can: Capabilities) -> Capabilities {
+    let own = dialect_bit(frame.dialect);
     if can.contains(Capabilities::EMBEDDINGS) {
-        return Capabilities::EMBEDDINGS;
-    }
-    match dialect {
-        Dialect::Chat => dialect_bit(dialect).union(Capabilities::COMPLETIONS),
-        Dialect::Messages | Dialect::Responses => dialect_bit(dialect),
+        Capabilities::EMBEDDINGS
+    } else if frame.completions && can.contains(Capabilities::COMPLETIONS) {
+        own.union(Capabilities::COMPLETIONS)
+    } else {
+        own
     }
 }
 
@@ -250,11 +253,40 @@ mod tests {
         OfferFrame {
             network: "net".to_owned(),
             dialect: Dialect::Chat,
+            completions: true,
             reasoning_cap: 0,
             terms_hash: Hash32::default(),
             free: true,
             addrs: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_offer_states_the_paths_that_its_upstream_and_its_model_have() {
+        let offered = |completions: bool, can: Capabilities| {
+            let model = ModelForSale { can, ..model("a") };
+            let frame = OfferFrame {
+                completions,
+                ..frame()
+            };
+            let catalogue = Catalogue::new(Identity::from_seed(&[7; 32]));
+            let signed = catalogue.publish(&[model], &frame, 1_700_000_000_000);
+            signed[0].offer.clone()
+        };
+        let both = Capabilities::COMPLETIONS.union(Capabilities::TOOLS);
+        let (chat, vectors) = (Endpoint::Dialect(Dialect::Chat), Endpoint::Embeddings);
+        for (upstream, can, served) in [
+            (true, both, true),
+            (false, both, false),
+            (true, Capabilities::TOOLS, false),
+        ] {
+            let offer = offered(upstream, can);
+            assert!(serves(&offer, chat) && !serves(&offer, vectors));
+            assert_eq!(serves(&offer, Endpoint::Completions), served);
+        }
+        let offer = offered(true, Capabilities::EMBEDDINGS);
+        assert!(serves(&offer, vectors) && !serves(&offer, chat));
+        assert!(!serves(&offer, Endpoint::Completions));
     }
 
     #[test]

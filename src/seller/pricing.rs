@@ -406,11 +406,13 @@ fn capabilities(id: &str, listed: Option<&UpstreamModel>) -> Capabilities {
     };
     let of = |get: fn(&UpstreamModel) -> Option<bool>| listed.and_then(get);
     let (tools, json) = (Capabilities::TOOLS, Capabilities::JSON);
+    let completions = Capabilities::COMPLETIONS;
     let (vision, unsaid) = (Capabilities::VISION, Capabilities::VISION_UNSAID);
     Capabilities::of_parameters(listed.map_or(&[], |m| m.supported_parameters.as_slice()))
         .union(bit(of(|m| m.tools), tools, tools))
         .union(bit(of(|m| m.json), json, json))
         .union(bit(of(|m| m.vision), vision, unsaid))
+        .union(bit(of(|m| m.completions), completions, completions))
 }
 
 /// The listed name most like `wanted`, with or without its vendor, if any is much like it.

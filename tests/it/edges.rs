@@ -256,3 +256,33 @@ async fn a_stream_cut_by_its_client_in_another_dialect_stops_the_upstream() {
         assert_eq!(gone.len(), 1);
     }
 }
+
+#[test]
+fn every_edge_case_has_a_test_of_its_name() {
+    fn sources(folder: &std::path::Path, all: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, all);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                all.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = String::new();
+    sources(&root.join("src"), &mut all);
+    sources(&root.join("tests/it"), &mut all);
+    let names: Vec<&str> = all
+        .lines()
+        .filter_map(|line| line.split_once("fn ").map(|(_, rest)| rest))
+        .filter(|name| name.starts_with("edge_"))
+        .collect();
+    for number in 1..=27 {
+        let mark = format!("edge_{number:02}_");
+        assert!(
+            names.iter().any(|name| name.contains(&mark)),
+            "no test is called {mark}…"
+        );
+    }
+}

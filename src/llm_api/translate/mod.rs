@@ -188,6 +188,8 @@ mod request_tests;
 #[cfg(test)]
 mod responses_tests;
 #[cfg(test)]
+mod round_trip_tests;
+#[cfg(test)]
 mod stream_tests;
 #[cfg(test)]
 mod testing;

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct Capabilities(pub u32);
 
 /// Parameters of requests by their names in any dialect, with their bits. What is not named here is
-/// taken by every upstream, or is the client's affair.
-const PARAMETERS: [(&str, Capabilities); 19] = [
+/// taken by every upstream, or (as `parallel_tool_calls`) means too much to be left out.
+const PARAMETERS: [(&str, Capabilities); 18] = [
     ("temperature", Capabilities(1 << 16)),
     ("top_p", Capabilities(1 << 17)),
     ("top_k", Capabilities(1 << 18)),
@@ -28,7 +28,6 @@ const PARAMETERS: [(&str, Capabilities); 19] = [
     ("include_reasoning", Capabilities(1 << 27)),
     ("verbosity", Capabilities(1 << 28)),
     ("top_a", Capabilities(1 << 29)),
-    ("parallel_tool_calls", Capabilities(1 << 30)),
 ];
 
 impl Capabilities {
@@ -64,6 +63,11 @@ impl Capabilities {
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+    /// These bits without those of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
     /// The bits of a complete list of parameters; nothing is said by an empty one.
     #[must_use]

@@ -68,7 +68,10 @@ fuzz_target!(|data: &[u8]| {
     }
     all_at_once.push(&events.concat());
     // Bytes that begin like JSON are taken for one whole answer, so a run of them reads otherwise.
-    if !events.iter().any(|e| matches!(e.trim_ascii_start().first(), Some(b'{' | b'['))) {
+    if !events
+        .iter()
+        .any(|e| matches!(e.trim_ascii_start().first(), Some(b'{' | b'[')))
+    {
         assert_eq!(tracker.usage(), all_at_once.usage());
     }
     let _ = (tracker.ended_well(), tracker.delivered(&one));

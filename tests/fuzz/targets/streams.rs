@@ -25,7 +25,9 @@ fn is_strict(data: &[u8]) -> bool {
         .flatten()
         .all(|event| {
             let data = sse::joined_data(&event);
-            data.is_empty() || data.as_ref() == b"[DONE]" || serde_json::from_slice::<serde_json::Value>(&data).is_ok()
+            data.is_empty()
+                || data.as_ref() == b"[DONE]"
+                || serde_json::from_slice::<serde_json::Value>(&data).is_ok()
         })
 }
 
@@ -33,7 +35,10 @@ fuzz_target!(|data: &[u8]| {
     let Some((choice, data)) = choose(data, 6 * 42) else {
         return;
     };
-    let (from, to) = (DIALECTS[choice % 3], DIALECTS[(choice % 3 + 1 + choice / 3 % 2) % 3]);
+    let (from, to) = (
+        DIALECTS[choice % 3],
+        DIALECTS[(choice % 3 + 1 + choice / 3 % 2) % 3],
+    );
     let way = WayBack {
         from,
         to,
@@ -50,7 +55,11 @@ fuzz_target!(|data: &[u8]| {
     if !is_strict(data) {
         return;
     }
-    assert!(tracker.terminator_seen(), "{}", String::from_utf8_lossy(&out));
+    assert!(
+        tracker.terminator_seen(),
+        "{}",
+        String::from_utf8_lossy(&out)
+    );
     assert_eq!(tracker.usage(), Some(USAGE));
     let (mut open, mut number) = (None, 0);
     for payload in sse::payloads(&out) {

@@ -129,7 +129,11 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
         && let Some((name, property)) = read_tool(dialect, request)
     {
         let mut arguments = Map::new();
-        arguments.insert(property, json!(found[1]));
+        let value = match property.as_str() {
+            "cmd" => format!("cat {}", &found[1]),
+            _ => found[1].to_owned(),
+        };
+        arguments.insert(property, json!(value));
         return Reply::Tool {
             name,
             arguments: Value::Object(arguments).to_string(),
@@ -158,7 +162,7 @@ fn data_uri(url: &str) -> Option<(&str, &str)> {
     url.strip_prefix("data:")?.split_once(";base64,")
 }
 
-/// Finds the tool that reads files, and the name of its path argument.
+/// Finds the tool that reads files, or runs commands, and the name of its argument.
 fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
     let tools = request.get("tools")?.as_array()?;
     tools.iter().find_map(|tool| {
@@ -169,12 +173,12 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
         let name = tool.get("name")?.as_str()?;
         if !matches!(
             name.to_ascii_lowercase().as_str(),
-            "read" | "read_file" | "readfile"
+            "read" | "read_file" | "readfile" | "exec_command"
         ) {
             return None;
         }
         let properties = tool.get(schema)?.get("properties")?.as_object()?;
-        let path = ["path", "file_path", "filePath", "file"]
+        let path = ["path", "file_path", "filePath", "file", "cmd"]
             .into_iter()
             .find(|p| properties.contains_key(*p))?;
         Some((name.to_owned(), path.to_owned()))
