@@ -21,6 +21,10 @@ use super::sums::{self, Balance, CheckpointMark, Stretch, bucket_of};
 use super::table::{Stored, Table, stored};
 use crate::types::{AttemptId, ChannelId, MicroUsd, ModelId, RequestId, UnixMs};
 
+/// Attempts among which the latest admission is looked for: far more than are in flight while a
+/// clock is set back, and read in a few ms.
+const NEWEST_ADMISSIONS: i64 = 4096;
+
 pub(super) const WHAT: &str = "read the ledger";
 
 /// The reading half of the ledger.
@@ -112,6 +116,22 @@ impl Reader {
                 .await
                 .doing(WHAT)?;
         Ok(found.is_some())
+    }
+
+    /// The latest admission among the ledger's newest attempts, bought or sold; none when it has
+    /// none. Not only of the newest row: a clock may have been set back between two.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn newest_admission(&self) -> Result<Option<UnixMs>, LedgerError> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "select max(at_ms) from (select at_ms from attempt_open order by seq desc limit ?1)",
+        )
+        .bind(NEWEST_ADMISSIONS)
+        .fetch_one(&self.pool)
+        .await
+        .doing(WHAT)?;
+        Ok(newest.and_then(|at_ms| UnixMs::try_from(at_ms).ok()))
     }
 
     /// All attempts of a request, first attempt first.

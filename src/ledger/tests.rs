@@ -465,6 +465,8 @@ async fn offers_budgets_settlements_and_spending_are_read_back() {
     let spent = |since| async move { ledger.spent_since(since, Role::Buy).await.unwrap().0 };
     assert_eq!(spent(0).await, 150_000);
     assert_eq!(spent(T0 + 20 * hour).await, 50_000);
+    let newest = ledger.newest_admission().await.unwrap();
+    assert!(newest.is_some_and(|at_ms| at_ms >= T0 + 29 * hour));
     assert_eq!(
         ledger.spent_since(0, Role::Sell).await.unwrap(),
         MicroUsd(0)

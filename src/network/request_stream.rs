@@ -39,12 +39,6 @@ use super::limits::{
     ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX,
 };
 
-/// Wire name of request streams.
-pub const INFER_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/infer/1");
-/// Wire name of session streams.
-pub const SESSION_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/session/1");
-/// Wire name of streams that ask for a transaction to be sent.
-pub const RELAY_PROTOCOL: StreamProtocol = StreamProtocol::new("/souk/relay-tx/1");
 /// Streams that ask for a transaction and wait to be taken; each costs a look at the chain.
 const RELAY_QUEUE_MAX: usize = 16;
 /// Openers on their way to a connection's task.
@@ -62,11 +56,13 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    const ALL: [Self; 3] = [Self::Infer, Self::Session, Self::Relay];
+
     const fn name(self) -> StreamProtocol {
         match self {
-            Self::Infer => INFER_PROTOCOL,
-            Self::Session => SESSION_PROTOCOL,
-            Self::Relay => RELAY_PROTOCOL,
+            Self::Infer => StreamProtocol::new("/souk/infer/1"),
+            Self::Session => StreamProtocol::new("/souk/session/1"),
+            Self::Relay => StreamProtocol::new("/souk/relay-tx/1"),
         }
     }
 }
@@ -379,7 +375,7 @@ impl UpgradeInfo for AnyOfThem {
     type Info = StreamProtocol;
     type InfoIter = std::array::IntoIter<StreamProtocol, 3>;
     fn protocol_info(&self) -> Self::InfoIter {
-        [INFER_PROTOCOL, SESSION_PROTOCOL, RELAY_PROTOCOL].into_iter()
+        Protocol::ALL.map(Protocol::name).into_iter()
     }
 }
 
@@ -388,13 +384,9 @@ impl InboundUpgrade<libp2p::Stream> for AnyOfThem {
     type Error = Infallible;
     type Future = std::future::Ready<Result<Self::Output, Infallible>>;
     fn upgrade_inbound(self, stream: libp2p::Stream, name: StreamProtocol) -> Self::Future {
-        let protocol = if name == SESSION_PROTOCOL {
-            Protocol::Session
-        } else if name == RELAY_PROTOCOL {
-            Protocol::Relay
-        } else {
-            Protocol::Infer
-        };
+        // Only a name that was offered is negotiated.
+        let known = Protocol::ALL.into_iter().find(|one| one.name() == name);
+        let protocol = known.unwrap_or(Protocol::Infer);
         std::future::ready(Ok((protocol, stream)))
     }
 }

@@ -117,14 +117,17 @@ impl DemoChain {
     ) -> anyhow::Result<ChainSection> {
         let bank = PaymentKey::generate();
         self.give_gas(&bank.address()).await?;
-        let mut config = Config::default();
-        config.chain = ChainSection {
+        let chain = ChainSection {
             rpc: vec![self.url.clone()],
             confirmations: Some(0),
             poll: Duration::from_millis(500),
             // Its coin is worth nothing, so gas is never too dear.
             coin_price: MicroUsd(10_000),
             ..ChainSection::default()
+        };
+        let config = Config {
+            chain,
+            ..Config::default()
         };
         let wanted = Wanted {
             test_token: true,

@@ -10,7 +10,7 @@ use super::chain;
 use crate::chain::hub::{Contract, calls};
 use crate::chain::memory::MemoryJournal;
 use crate::chain::outbox::{Request, Sender, SubmitError};
-use crate::chain::rpc::{self, Rpc};
+use crate::chain::rpc;
 use crate::chain::transaction::keccak;
 use crate::chain::{At, Chain, ChainError, Receipt};
 use crate::config::{ChainSection, Config};
@@ -89,9 +89,9 @@ pub async fn deploy(
         chain_id,
         ..config.chain.clone()
     };
-    let chain: Arc<Rpc> = Arc::new(chain::client(&section, &clock)?);
+    let chain: Arc<dyn Chain> = Arc::new(chain::client(&section, &clock)?);
     let sender = Sender::new(
-        Arc::clone(&chain) as Arc<dyn Chain>,
+        Arc::clone(&chain),
         Arc::new(MemoryJournal::default()),
         clock,
         key,

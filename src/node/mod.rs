@@ -51,7 +51,7 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
     base.lock.publish(&selling.run_info)?;
-    warn_of_credit(&base, &selling);
+    say_credit(&base, &selling);
     launch.ready(&sell_line(&base, &selling).await);
     base.run_until(launch.stop).await
 }
@@ -96,7 +96,7 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     };
     let mut line = format!("ready role=run peer={}", base.network.local_peer());
     if let Some(selling) = &selling {
-        warn_of_credit(&base, selling);
+        say_credit(&base, selling);
         line.push_str(&format!(
             " listen={} models={}",
             listen_text(&base).await,
@@ -121,7 +121,7 @@ fn buy_line(base: &Base, buying: &buy::Buying) -> String {
             "channel"
         } else {
             "credit"
-        },
+        }
     )
 }
 
@@ -136,13 +136,14 @@ async fn sell_line(base: &Base, selling: &sell::Selling) -> String {
             "channel"
         } else {
             "credit(unsecured)"
-        },
+        }
     )
 }
 
-fn warn_of_credit(base: &Base, selling: &sell::Selling) {
-    if base.chain.is_some() {
-        // Deposits pay; nobody needs credit.
+fn say_credit(base: &Base, selling: &sell::Selling) {
+    let is_none = selling.credit == crate::types::MicroUsd::ZERO;
+    if base.chain.is_some() && is_none {
+        tracing::info!("buyers pay by channels on the chain; nobody gets unsecured credit");
     } else if selling.credit == crate::types::MicroUsd::ZERO {
         tracing::warn!(
             "this node is public, so strangers get no credit: only free models are served; \

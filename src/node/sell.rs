@@ -15,7 +15,7 @@ use crate::llm_api::price_list;
 use crate::network::Incoming;
 use crate::payment::payee::{self, PayeeHub};
 use crate::protocol::{SignedTerms, Terms};
-use crate::seller::admission::{BuyerPolicy, Gate};
+use crate::seller::admission::{BuyerPolicy, Gate, Lives};
 use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
 use crate::seller::control::{Control, ControlParts};
 use crate::seller::demo_upstream::{self, DemoSettings};
@@ -109,7 +109,7 @@ pub(super) async fn start(
     base.base
         .spawn("announcer", async move { runner.run(stop).await });
     let payee = open_payee(base, terms, limit, total).await?;
-    let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone())?;
+    let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
     accept(base, incoming, &seller, payee.clone());
     let run_info = control(base, role, &seller, &payee, &catalogue, metrics).await?;
     refresh(base, stock, catalogue, announcer.clone());
@@ -367,16 +367,20 @@ async fn open_payee(
     Ok(hub.await?)
 }
 
-fn open_seller(
+async fn open_seller(
     base: &Base,
     upstream: Upstream,
     catalogue: Arc<Catalogue>,
     payee: PayeeHub,
 ) -> anyhow::Result<Seller> {
+    let lives = Lives {
+        started_ms: base.clock.now_ms(),
+        last_admission_ms: base.ledger.newest_admission().await?,
+    };
     let gate = Gate::new(
         base.keys.identity.peer_id(),
         base.config.node.network.clone(),
-        base.clock.now_ms(),
+        lives,
         BuyerPolicy::default(),
         catalogue,
     );

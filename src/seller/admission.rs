@@ -35,10 +35,19 @@ pub struct BuyerPolicy {
 pub struct Gate {
     me: PeerId,
     network: String,
-    started_ms: UnixMs,
+    lives: Lives,
     policy: BuyerPolicy,
     catalogue: Arc<Catalogue>,
     replay: Mutex<ReplayGuard>,
+}
+
+/// When this life of the seller began, and when the one before it ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Lives {
+    /// When this one began.
+    pub started_ms: UnixMs,
+    /// The latest admission of an earlier one; none when there was none.
+    pub last_admission_ms: Option<UnixMs>,
 }
 
 /// A head that passed, with the offer it names.
@@ -50,12 +59,12 @@ pub struct Order {
 }
 
 impl Gate {
-    /// A gate for the node `me`, started at `started_ms`.
+    /// A gate for the node `me`.
     #[must_use]
     pub fn new(
         me: PeerId,
         network: String,
-        started_ms: UnixMs,
+        lives: Lives,
         policy: BuyerPolicy,
         catalogue: Arc<Catalogue>,
     ) -> Self {
@@ -63,19 +72,21 @@ impl Gate {
         Self {
             me,
             network,
-            started_ms,
+            lives,
             policy,
             catalogue,
             replay,
         }
     }
 
-    /// True for a head that an earlier life of this seller can have served: its clock may be ahead
-    /// by `CLOCK_TOLERANCE_MS`, so it can outlive a restart that forgot its nonce. The ledger knows
-    /// whether it did.
+    /// True for a head that an earlier life of this seller can have served: a head's clock may be
+    /// ahead by `CLOCK_TOLERANCE_MS`, so it can outlive a restart that forgot its nonce. The ledger
+    /// knows whether it did.
     #[must_use]
-    pub const fn may_be_of_an_earlier_life(&self, head: &RequestHead) -> bool {
-        head.iat_ms < self.started_ms.saturating_add(CLOCK_TOLERANCE_MS)
+    pub fn may_be_of_an_earlier_life(&self, head: &RequestHead) -> bool {
+        self.lives
+            .last_admission_ms
+            .is_some_and(|last| head.iat_ms <= last.saturating_add(CLOCK_TOLERANCE_MS))
     }
 
     /// Checks the payload of REQ_HEAD from the authenticated `peer`.
@@ -105,7 +116,7 @@ impl Gate {
             return Err(PeerErrorCode::NotAllowed);
         }
         check_times(head.iat_ms, head.exp_ms, now_ms)?;
-        if head.iat_ms < self.started_ms {
+        if head.iat_ms < self.lives.started_ms {
             return Err(PeerErrorCode::Stale);
         }
         if usize::try_from(head.body_len).map_or(true, |len| len > BODY_BYTES_MAX) {

@@ -9,6 +9,11 @@ use crate::types::{ChannelId, Hash32, MicroUsd, ModelId, PriceTable, RequestId};
 
 const NOW: UnixMs = 1_800_000_000_000;
 
+const FIRST_LIFE: Lives = Lives {
+    started_ms: NOW - 1_000,
+    last_admission_ms: None,
+};
+
 struct World {
     gate: Gate,
     buyer: Identity,
@@ -26,7 +31,10 @@ fn world() -> World {
     let gate = Gate::new(
         me,
         "net".into(),
-        NOW - 1_000,
+        Lives {
+            started_ms: NOW - 1_000,
+            last_admission_ms: Some(NOW - 2_000),
+        },
         policy,
         Arc::clone(&catalogue),
     );
@@ -216,7 +224,7 @@ fn denied_buyers_and_those_off_the_list_are_refused() {
         let gate = Gate::new(
             world.seller.peer_id(),
             "net".into(),
-            NOW - 1,
+            FIRST_LIFE,
             policy,
             catalogue,
         );
@@ -231,14 +239,27 @@ fn denied_buyers_and_those_off_the_list_are_refused() {
 #[test]
 fn regression_a_head_dated_ahead_is_looked_up_after_a_restart() {
     let world = world();
-    let started = NOW - 1_000;
+    let last = NOW - 2_000;
     let mut head = world.head(1);
     for (iat_ms, looked_up) in [
-        (started, true),
-        (started + CLOCK_TOLERANCE_MS - 1, true),
-        (started + CLOCK_TOLERANCE_MS, false),
+        (last, true),
+        (last + CLOCK_TOLERANCE_MS, true),
+        (last + CLOCK_TOLERANCE_MS + 1, false),
     ] {
         head.iat_ms = iat_ms;
         assert_eq!(world.gate.may_be_of_an_earlier_life(&head), looked_up);
     }
+}
+
+#[test]
+fn a_first_life_looks_nothing_up() {
+    let world = world();
+    let gate = Gate::new(
+        world.seller.peer_id(),
+        "net".into(),
+        FIRST_LIFE,
+        BuyerPolicy::default(),
+        Arc::clone(&world.catalogue),
+    );
+    assert!(!gate.may_be_of_an_earlier_life(&world.head(1)));
 }

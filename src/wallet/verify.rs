@@ -258,17 +258,15 @@ fn vault_of(events: &[(HubEvent, bool)], me: EvmAddress, our_token: EvmAddress) 
                     *before = *deposit;
                 }
             }
-            HubEvent::Settled { channel, paid, .. } => {
-                if channels.get(channel).is_some_and(|(d, _)| d.seller == me) {
-                    sum += of(paid);
-                }
+            HubEvent::Settled { channel, paid, .. }
+                if channels.get(channel).is_some_and(|(d, _)| d.seller == me) =>
+            {
+                sum += of(paid);
             }
             HubEvent::Closed {
                 channel, refund, ..
-            } => {
-                if channels.get(channel).is_some_and(|(d, _)| d.buyer == me) {
-                    sum += of(refund);
-                }
+            } if channels.get(channel).is_some_and(|(d, _)| d.buyer == me) => {
+                sum += of(refund);
             }
             _ => {}
         }

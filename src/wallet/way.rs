@@ -104,8 +104,9 @@ impl Wallet {
             let plan = self.planned(Way::Own, &steps, Some(&cost), None);
             return Ok((plan, Ready::Own(own)));
         }
+        let coming = self.coming(order, &steps).await?;
         let (fee, relayer, mut talks) = self.relayed(steps, &cost).await?;
-        check_fee(order, fee, self).await?;
+        check_fee(order, fee, coming, self).await?;
         if let Order::Withdraw {
             amount_micro_usd: None,
             ..
@@ -119,6 +120,19 @@ impl Wallet {
         let relayed: Vec<Step> = talks.iter().flat_map(|(_, steps)| steps).cloned().collect();
         let plan = self.planned(Way::Relay, &relayed, None, Some((fee, relayer)));
         Ok((plan, Ready::Relay(talks)))
+    }
+
+    /// What earlier calls of the same transaction bring into the vault before its last one pays.
+    async fn coming(&self, order: &Order, steps: &[Step]) -> Result<MicroUsd, WalletError> {
+        if !matches!(order, Order::Reclaim { .. }) {
+            return Ok(MicroUsd::ZERO);
+        }
+        let held = self.channels().await?;
+        let is_step = |id| steps.iter().any(|step| step.channel == Some(id));
+        let rests = held.iter().filter(|one| is_step(one.id));
+        Ok(rests
+            .map(|one| one.deposit_micro_usd.saturating_sub(one.settled_micro_usd))
+            .sum())
     }
 
     /// What the steps cost this account itself.
@@ -220,9 +234,15 @@ impl Wallet {
 }
 
 /// A relayer is paid from the vault: it must be there, after a deposit and beside a withdrawal.
-async fn check_fee(order: &Order, fee: MicroUsd, wallet: &Wallet) -> Result<(), WalletError> {
+async fn check_fee(
+    order: &Order,
+    fee: MicroUsd,
+    coming: MicroUsd,
+    wallet: &Wallet,
+) -> Result<(), WalletError> {
     let link = &wallet.0.link;
-    let free = wallet.hub()?.vault(link.token(), wallet.address()).await?;
+    let vault = wallet.hub()?.vault(link.token(), wallet.address()).await?;
+    let free = vault.saturating_add(coming);
     let (has, wanted) = match order {
         Order::Deposit { amount_micro_usd } => (free.saturating_add(*amount_micro_usd), fee),
         Order::Withdraw {

@@ -305,3 +305,32 @@ fn a_log_that_the_first_reading_missed_is_found_by_the_second() {
     ];
     assert_eq!(tracker.take_events(), expected);
 }
+
+#[test]
+fn a_halved_range_grows_again_after_a_while_without_complaints() {
+    let at = |number: u64| BlockRef {
+        number,
+        hash: Hash32([u8::try_from(number % 251).unwrap(); 32]),
+    };
+    let mut tracker = Tracker::new(at(0), vec![], 100);
+    tracker.begin(100_000, 100_000);
+    let mut widths = vec![];
+    while widths.len() < 40 {
+        match tracker.ask() {
+            Ask::Header(number) => tracker.header(Some(at(number))).unwrap(),
+            Ask::Logs { from, to } => {
+                widths.push(to - from + 1);
+                if widths.len() == 1 {
+                    assert!(tracker.shrink_range() && tracker.shrink_range());
+                } else {
+                    tracker.logs(at(to), vec![]);
+                }
+            }
+            Ask::Nothing => panic!("there is more to read"),
+        }
+    }
+    assert_eq!(widths[0], 100);
+    assert_eq!(widths[1], 25);
+    let largest = widths.iter().max().unwrap();
+    assert_eq!((*largest, widths[39]), (100, 100), "{widths:?}");
+}

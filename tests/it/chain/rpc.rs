@@ -74,3 +74,30 @@ async fn a_node_far_behind_the_others_is_not_believed() {
     let chain = rpc_of(vec![late.url(), best.url()], best.chain_id);
     assert_eq!(head(chain.as_ref()).await.unwrap(), 50);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_is_not_read_into_memory() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 4_096];
+        let _ = client.read(&mut asked).await;
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n{\"a\":\"";
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut sent = 0_u64;
+        // Until the client has had enough.
+        while client.write_all(&[b'x'; 65_536]).await.is_ok() {
+            sent += 65_536;
+        }
+        sent
+    });
+    let chain = rpc_of(vec![url], 1);
+    match head(chain.as_ref()).await {
+        Err(ChainError::Unreachable(why)) => assert!(why.contains("longer than"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    let sent = server.await.unwrap();
+    assert!(sent < 80 * 1024 * 1024, "{sent} bytes were taken");
+}

@@ -90,6 +90,15 @@ impl Home {
         command(self.path()).args(args).output().unwrap()
     }
 
+    /// The same with more environment.
+    pub fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        command(self.path())
+            .args(args)
+            .envs(env.iter().copied())
+            .output()
+            .unwrap()
+    }
+
     /// Runs a short command and returns its JSON; panics with its messages when it fails.
     pub fn json(&self, args: &[&str]) -> Value {
         json_of(&args.join(" "), &self.run(args))

@@ -2,9 +2,11 @@
 //! is typed as users type it; anvil is the chain.
 
 mod channels;
+mod demo;
 mod deploy;
 mod money;
 mod relay;
+mod tls;
 mod verify;
 
 use std::process::Output;
