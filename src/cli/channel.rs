@@ -15,10 +15,13 @@ use crate::wallet::Order;
 pub enum ChannelCommand {
     /// List channels, open ones first
     List,
-    /// End channels: a seller's at once, a buyer's after the challenge period
+    /// End channels: at once with the other side, or a buyer's alone after the challenge period
     Close {
         #[command(flatten)]
         which: Which,
+        /// Do not ask the other side
+        #[arg(long)]
+        alone: bool,
         #[command(flatten)]
         manner: Manner,
     },
@@ -52,9 +55,13 @@ impl Which {
 pub async fn run(global: &GlobalArgs, out: &Output, command: ChannelCommand) -> anyhow::Result<()> {
     let (order, manner) = match command {
         ChannelCommand::List => return list(global, out).await,
-        ChannelCommand::Close { which, manner } => {
+        ChannelCommand::Close {
+            which,
+            alone,
+            manner,
+        } => {
             let channels = which.ids();
-            (Order::Close { channels }, manner)
+            (Order::Close { channels, alone }, manner)
         }
         ChannelCommand::Reclaim { which, manner } => {
             let channels = which.ids();

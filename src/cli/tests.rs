@@ -123,3 +123,38 @@ fn errors_keep_their_class_through_contexts() {
     };
     assert!(failure_of(&in_use.into()).retryable);
 }
+
+#[test]
+fn money_commands_say_exactly_what_is_meant() {
+    for good in [
+        "wallet balance",
+        "wallet deposit 5",
+        "wallet deposit 0.000001 --dry-run --json",
+        "wallet withdraw 2.5 --to 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+        "wallet withdraw --all --no-wait",
+        "channel list",
+        "channel close --all --alone",
+        "channel reclaim --all --dry-run",
+        "chain deploy --rpc http://127.0.0.1:8545 --key-file k --test-token",
+    ] {
+        assert!(parse(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "wallet deposit",
+        "wallet deposit -1",
+        "wallet deposit 0.0000001",
+        "wallet withdraw",
+        "wallet withdraw 1 --all",
+        "wallet withdraw 1 --to 0x5aAec6053F3E94C9b9A09f33669435E7Ef1BeAed",
+        "wallet withdraw 1 --dry-run --no-wait",
+        "channel close",
+        "channel close 0x12",
+        "channel reclaim 0x12 --all",
+        "chain deploy --rpc http://127.0.0.1:8545",
+        "chain deploy --key-file k --mint 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed=1",
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
+    }
+    let config = settings("buy --rpc http://a --rpc https://b").unwrap();
+    assert_eq!(config.chain.rpc, ["http://a", "https://b"]);
+}

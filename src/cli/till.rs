@@ -273,6 +273,9 @@ fn plan_text(plan: &Value) -> String {
             "a seller ({relayer}) sends it and takes {fee} USD from the vault; no gas is needed"
         ));
     }
+    if plan.get("way").and_then(Value::as_str) == Some("agreed") {
+        lines.push("the node ends it with the other side; it costs nothing here".to_owned());
+    }
     if let Some(wei) = plan.get("gas_wei").and_then(Value::as_str) {
         let wei = wei.parse().unwrap_or_default();
         let (eth, usd) = (coins(wei), usd("gas_micro_usd").unwrap_or_default());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
 use crate::buyer::budget::{Budget, Limits};
 use crate::buyer::control::{Control, ControlParts};
@@ -79,7 +80,8 @@ pub(super) async fn start(
     )
     .await?;
     let (server, guard, run_info) = bind(base, role).await?;
-    let wallet = super::chain::wallet(base, sellers(base, &book));
+    let role = Bought(payer.clone());
+    let wallet = super::chain::wallet(base, sellers(base, &book), role);
     if let Some(wallet) = &wallet {
         super::reclaim::start(wallet.clone(), payer.clone(), &base.base);
     }

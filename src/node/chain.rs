@@ -25,7 +25,7 @@ use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 use crate::wallet::relay::ask::Sellers;
 use crate::wallet::relay::{Asker, Relayer};
-use crate::wallet::{self, Wallet};
+use crate::wallet::{self, Agreement, Wallet};
 
 /// The start waits this long for the first answer of a chain.
 const FIRST_CHECK: Duration = Duration::from_secs(5);
@@ -123,7 +123,11 @@ pub(super) async fn start(link: &Link, tasks: &Tasks) -> anyhow::Result<()> {
 }
 
 /// The wallet of a running node; none without a chain.
-pub(super) fn wallet(base: &Base, sellers: Sellers) -> Option<Wallet> {
+pub(super) fn wallet(
+    base: &Base,
+    sellers: Sellers,
+    role: impl Agreement + 'static,
+) -> Option<Wallet> {
     let link = base.chain.clone()?;
     let relayers = Some(Asker::new(base.network.clone(), sellers));
     Some(Wallet::new(wallet::Parts {
@@ -132,6 +136,7 @@ pub(super) fn wallet(base: &Base, sellers: Sellers) -> Option<Wallet> {
         reader: base.ledger.reader().clone(),
         clock: Arc::clone(&base.clock),
         relayers,
+        agreement: Some(Arc::new(role)),
         settings: wallet_settings(&base.config),
     }))
 }

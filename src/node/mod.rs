@@ -4,6 +4,7 @@
 //! same base (one identity); `demo` makes five bases in one process. Nothing below knows the
 //! config or the other role.
 
+mod agreement;
 mod base;
 mod buy;
 mod chain;

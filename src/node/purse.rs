@@ -57,6 +57,7 @@ impl Purse {
             reader: ledger.reader().clone(),
             clock,
             relayers: None,
+            agreement: None,
             settings: chain::wallet_settings(config),
         });
         let mut purse = Self {
@@ -127,6 +128,7 @@ pub async fn reading(config: &Config, dir: &DataDir) -> anyhow::Result<Wallet> {
         reader,
         clock,
         relayers: None,
+        agreement: None,
         settings: chain::wallet_settings(config),
     }))
 }

@@ -45,6 +45,7 @@ async fn ask_for_the_end(wallet: &Wallet, payer: &PayerHub) -> Result<(), Wallet
     }
     let order = Order::Close {
         channels: Some(stuck),
+        alone: true,
     };
     wallet.send(&order).await.map(|_| ())
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agreement::Sold;
 use super::base::Base;
 use crate::config::{Config, SecretRef};
 use crate::data_dir::RunInfo;
@@ -461,7 +462,7 @@ async fn control(
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
         // A seller without gas asks whoever is connected; other sellers answer.
-        wallet: super::chain::wallet(base, connected(base)),
+        wallet: super::chain::wallet(base, connected(base), Sold(payee.clone())),
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),

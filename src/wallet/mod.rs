@@ -37,7 +37,7 @@ use crate::chain::outbox::SubmitError;
 use crate::chain::{ChainError, coins};
 use crate::keys::{PaymentKey, to_checksum};
 use crate::ledger::{LedgerError, Reader};
-use crate::types::{Clock, EvmAddress, MicroUsd};
+use crate::types::{ChannelId, Clock, EvmAddress, MicroUsd};
 
 /// What a wallet may do.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +58,18 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Who may send what this account signs; none outside of a running node.
     pub relayers: Option<relay::Asker>,
+    /// The running role, which can end channels with the other side; none outside of one.
+    pub agreement: Option<Arc<dyn Agreement>>,
     /// Limits.
     pub settings: Settings,
+}
+
+/// Ends channels as both sides agree: no challenge period, no gas of the buyer's.
+pub trait Agreement: Send + Sync {
+    /// True when this role holds the channel and can reach whoever must take part.
+    fn can_end(&self, channel: &ChannelId) -> bool;
+    /// Begins to end it; false when it is not there any more.
+    fn end(&self, channel: &ChannelId) -> bool;
 }
 
 /// A node's money on its chain. Cheap to clone.

@@ -34,10 +34,14 @@ pub enum Order {
         /// To whom; null is the own wallet.
         to: Option<EvmAddress>,
     },
-    /// Ends channels: a seller's at once, a buyer's after the challenge period.
+    /// Ends channels: at once where the other side takes part or this side sells, else after the
+    /// challenge period.
     Close {
         /// Which; null is all that are open.
         channels: Option<Vec<ChannelId>>,
+        /// Without asking the other side.
+        #[serde(default)]
+        alone: bool,
     },
     /// Brings back what expired channels still hold.
     Reclaim {
@@ -57,8 +61,8 @@ pub(super) enum Act {
     RequestClose(ChannelDescriptor),
     /// A seller ends it with the last voucher.
     Close(Claim),
-    /// An expired channel's rest.
-    Reclaim(ChannelDescriptor),
+    /// An expired channel's rest, as far as is known.
+    Reclaim(ChannelDescriptor, MicroUsd),
 }
 
 /// One step.
@@ -77,13 +81,26 @@ impl Step {
             *self = withdrawal(amount.saturating_sub(fee), to);
         }
     }
+    /// Puts what relayers are to be paid from into a vault that is empty.
+    pub(super) fn advance(amount: MicroUsd) -> Self {
+        let text = format!("take {amount} USD from the wallet into the vault, for the relayer");
+        step(Act::Deposit(amount), None, text)
+    }
+    /// What it brings into the own vault, and what it takes out of it.
+    pub(super) const fn moves(&self) -> (MicroUsd, MicroUsd) {
+        match self.act {
+            Act::Deposit(amount) | Act::Reclaim(_, amount) => (amount, MicroUsd::ZERO),
+            Act::Withdraw(amount, _) => (MicroUsd::ZERO, amount),
+            Act::RequestClose(_) | Act::Close(_) => (MicroUsd::ZERO, MicroUsd::ZERO),
+        }
+    }
     pub(super) const fn purpose(&self) -> Purpose {
         match self.act {
             Act::Deposit(_) => Purpose::Deposit,
             Act::Withdraw(..) => Purpose::Withdraw,
             Act::RequestClose(_) => Purpose::RequestClose,
             Act::Close(_) => Purpose::Close,
-            Act::Reclaim(_) => Purpose::Reclaim,
+            Act::Reclaim(..) => Purpose::Reclaim,
         }
     }
     /// The kind of its signed form; none when only this account can send it.
@@ -92,8 +109,32 @@ impl Step {
             Act::Deposit(_) => Some(CallKind::Deposit),
             Act::Withdraw(..) => Some(CallKind::Withdraw),
             Act::RequestClose(_) => Some(CallKind::RequestClose),
-            Act::Reclaim(_) => Some(CallKind::Reclaim),
+            Act::Reclaim(..) => Some(CallKind::Reclaim),
             Act::Close(_) => None,
+        }
+    }
+}
+
+/// A channel that the running role ends together with the other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Agreed {
+    pub channel: ChannelId,
+    /// For people.
+    pub text: String,
+}
+
+/// What an order comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Work {
+    pub steps: Vec<Step>,
+    pub agreed: Vec<Agreed>,
+}
+
+impl From<Vec<Step>> for Work {
+    fn from(steps: Vec<Step>) -> Self {
+        Self {
+            steps,
+            agreed: vec![],
         }
     }
 }
@@ -122,7 +163,7 @@ impl Signing<'_> {
             Act::Withdraw(amount, to) => calls::withdraw(token, *to, *amount),
             Act::RequestClose(descriptor) => calls::request_close(descriptor),
             Act::Close(claim) => calls::close(claim),
-            Act::Reclaim(descriptor) => calls::reclaim(descriptor),
+            Act::Reclaim(descriptor, _) => calls::reclaim(descriptor),
         })
     }
 
@@ -141,7 +182,7 @@ impl Signing<'_> {
                     &signature,
                 ))
             }
-            Act::Reclaim(descriptor) => Some(calls::reclaim(descriptor)),
+            Act::Reclaim(descriptor, _) => Some(calls::reclaim(descriptor)),
             Act::Withdraw(..) | Act::Close(_) => None,
         })
     }
@@ -192,16 +233,20 @@ impl Signing<'_> {
 }
 
 impl Wallet {
-    /// The steps of an order, with what can be checked beforehand checked.
-    pub(super) async fn steps(&self, order: &Order) -> Result<Vec<Step>, WalletError> {
+    /// What an order comes to, with what can be checked beforehand checked.
+    pub(super) async fn work(&self, order: &Order) -> Result<Work, WalletError> {
         match order {
-            Order::Deposit { amount_micro_usd } => self.deposit_steps(*amount_micro_usd).await,
+            Order::Deposit { amount_micro_usd } => {
+                Ok(self.deposit_steps(*amount_micro_usd).await?.into())
+            }
             Order::Withdraw {
                 amount_micro_usd,
                 to,
-            } => self.withdraw_steps(*amount_micro_usd, *to).await,
-            Order::Close { channels } => self.close_steps(channels.as_deref()).await,
-            Order::Reclaim { channels } => self.reclaim_steps(channels.as_deref()).await,
+            } => Ok(self.withdraw_steps(*amount_micro_usd, *to).await?.into()),
+            Order::Close { channels, alone } => self.close_work(channels.as_deref(), *alone).await,
+            Order::Reclaim { channels } => {
+                Ok(self.reclaim_steps(channels.as_deref()).await?.into())
+            }
         }
     }
 
@@ -233,20 +278,29 @@ impl Wallet {
         Ok(vec![withdrawal(amount, to)])
     }
 
-    async fn close_steps(&self, ids: Option<&[ChannelId]>) -> Result<Vec<Step>, WalletError> {
+    async fn close_work(
+        &self,
+        ids: Option<&[ChannelId]>,
+        is_alone: bool,
+    ) -> Result<Work, WalletError> {
         let vouchers = signed(&self.0.reader).await?;
-        let mut steps = vec![];
+        let mut work = Work::default();
         for held in self.chosen(ids, &["open"]).await? {
             let name = short(&held);
+            let partner = self.0.agreement.as_ref().filter(|_| !is_alone);
+            if partner.is_some_and(|role| role.can_end(&held.id)) {
+                work.agreed.push(Agreed {
+                    channel: held.id,
+                    text: format!("end channel {name} with the other side; its rest is free then"),
+                });
+                continue;
+            }
             if held.side == Role::Buy {
                 let hours = held.descriptor.challenge_period_s / 3_600;
                 let text =
                     format!("ask for the end of channel {name}; its rest is free in {hours} h");
-                steps.push(step(
-                    Act::RequestClose(held.descriptor),
-                    Some(held.id),
-                    text,
-                ));
+                let act = Act::RequestClose(held.descriptor);
+                work.steps.push(step(act, Some(held.id), text));
                 continue;
             }
             let Some((cumulative, signature)) = vouchers.get(&held.id).copied() else {
@@ -262,9 +316,13 @@ impl Wallet {
                 cumulative,
                 signature,
             };
-            steps.push(step(Act::Close(claim), Some(held.id), text));
+            work.steps
+                .push(step(Act::Close(claim), Some(held.id), text));
         }
-        some(steps, "no channel is open")
+        if work.agreed.is_empty() {
+            work.steps = some(work.steps, "no channel is open")?;
+        }
+        Ok(work)
     }
 
     async fn reclaim_steps(&self, ids: Option<&[ChannelId]>) -> Result<Vec<Step>, WalletError> {
@@ -277,7 +335,8 @@ impl Wallet {
                 .deposit_micro_usd
                 .saturating_sub(held.settled_micro_usd);
             let text = format!("bring {rest} USD of channel {} back", short(&held));
-            steps.push(step(Act::Reclaim(held.descriptor), Some(held.id), text));
+            let act = Act::Reclaim(held.descriptor, rest);
+            steps.push(step(act, Some(held.id), text));
         }
         some(
             steps,

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::order::{Act, Order, Signing, Step};
 use super::relay::ask::Talk;
-use super::way::{OwnCall, Plan, Ready};
+use super::way::{Decided, OwnCall, Plan, Ready};
 use super::{Wallet, WalletError};
 use crate::chain::hub::calls;
 use crate::chain::outbox::Request;
-use crate::types::{IntentId, MicroUsd, Step as ChainStep};
+use crate::types::{ChannelId, IntentId, MicroUsd, Step as ChainStep};
 
 /// Names something that is on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub enum Ticket {
     Intent(IntentText),
     /// Signed calls at a relayer: done when the hub has used this nonce.
     Nonce(u64),
+    /// A channel that ends with the other side: done when the hub has closed it.
+    Channel(ChannelId),
 }
 
 /// 32 hex digits in JSON.
@@ -61,8 +63,23 @@ impl Wallet {
     /// When money or gas is missing, nobody relays, or chain or ledger cannot be asked. What was
     /// sent before stays sent: the error of a later step comes alone, `balance` shows the rest.
     pub async fn send(&self, order: &Order) -> Result<Sent, WalletError> {
-        let (plan, ready) = self.decide(order).await?;
+        let Decided {
+            plan,
+            ready,
+            agreed,
+        } = self.decide(order).await?;
         let mut tickets = vec![];
+        for one in agreed {
+            // It was there a moment ago; if the role lost it meanwhile, the hub says so.
+            if self
+                .0
+                .agreement
+                .as_ref()
+                .is_some_and(|role| role.end(&one.channel))
+            {
+                tickets.push(Ticket::Channel(one.channel));
+            }
+        }
         match ready {
             Ready::Own(own) => {
                 for call in own {
@@ -158,6 +175,14 @@ impl Wallet {
                     tx: last.tx.map(|tx| format!("0x{tx}")),
                     block: last.block.map(|(number, _)| number),
                     fee_wei: Some(last.fee),
+                })
+            }
+            Ticket::Channel(id) => {
+                let is_closed = self.hub()?.channel(id).await?.is_closed;
+                let state = if is_closed { "confirmed" } else { "waiting" };
+                Ok(Progress {
+                    state,
+                    ..Progress::WAITING
                 })
             }
             Ticket::Nonce(nonce) => {

@@ -5,14 +5,15 @@
 
 use serde::Serialize;
 
-use super::order::{Order, Signing, Step};
+use super::order::{Agreed, Order, Signing, Step, Work};
 use super::relay::ask::Talk;
 use super::{Wallet, WalletError};
 use crate::chain::Call;
+use crate::chain::hub::token_balance;
 use crate::chain::outbox::{SubmitError, first_offer, gas_cost};
 use crate::protocol::limits::RELAY_CALLS_MAX;
 use crate::protocol::relay::CallKind;
-use crate::types::MicroUsd;
+use crate::types::{MicroUsd, Purpose};
 
 /// Gas beyond the estimate that must be affordable, in percent, as the outbox asks for.
 const GAS_HEADROOM_PERCENT: u64 = 20;
@@ -25,6 +26,8 @@ pub enum Way {
     Own,
     /// A relayer, for a fee.
     Relay,
+    /// The other side of the channels, at its own cost.
+    Agreed,
 }
 
 /// What an order would do.
@@ -57,7 +60,7 @@ pub struct PlannedStep {
     pub purpose: &'static str,
     /// The channel it changes.
     pub channel: Option<String>,
-    /// The contract that is called.
+    /// The contract that changes.
     pub to: String,
 }
 
@@ -74,17 +77,31 @@ pub(super) enum Ready {
     Relay(Vec<(Talk, Vec<Step>)>),
 }
 
+/// What is sent, and what the running role ends by itself.
+pub(super) struct Decided {
+    pub plan: Plan,
+    pub ready: Ready,
+    pub agreed: Vec<Agreed>,
+}
+
 impl Wallet {
     /// Shows what an order would send and what it would cost; sends nothing.
     ///
     /// # Errors
     /// As [`Self::send`].
     pub async fn plan(&self, order: &Order) -> Result<Plan, WalletError> {
-        Ok(self.decide(order).await?.0)
+        Ok(self.decide(order).await?.plan)
     }
 
-    pub(super) async fn decide(&self, order: &Order) -> Result<(Plan, Ready), WalletError> {
-        let steps = self.steps(order).await?;
+    pub(super) async fn decide(&self, order: &Order) -> Result<Decided, WalletError> {
+        let Work { steps, agreed } = self.work(order).await?;
+        if steps.is_empty() {
+            return Ok(Decided {
+                plan: self.planned(Way::Agreed, &agreed, &[], None, None),
+                ready: Ready::Own(vec![]),
+                agreed,
+            });
+        }
         let signing = Signing {
             wallet: self,
             now_s: self.chain_now_s().await?,
@@ -101,38 +118,49 @@ impl Wallet {
         let cost = self.cost(&own).await?;
         if cost.has_wei >= cost.needed_wei {
             let steps: Vec<Step> = own.iter().map(|one| one.step.clone()).collect();
-            let plan = self.planned(Way::Own, &steps, Some(&cost), None);
-            return Ok((plan, Ready::Own(own)));
+            return Ok(Decided {
+                plan: self.planned(Way::Own, &agreed, &steps, Some(&cost), None),
+                ready: Ready::Own(own),
+                agreed,
+            });
         }
-        let coming = self.coming(order, &steps).await?;
+        let free = self
+            .hub()?
+            .vault(self.0.link.token(), self.address())
+            .await?;
+        let steps = self.with_advance(steps, free).await?;
         let (fee, relayer, mut talks) = self.relayed(steps, &cost).await?;
-        check_fee(order, fee, coming, self).await?;
-        if let Order::Withdraw {
-            amount_micro_usd: None,
-            ..
-        } = order
-        {
+        let is_all = matches!(
+            order,
+            Order::Withdraw {
+                amount_micro_usd: None,
+                ..
+            }
+        );
+        if is_all {
             // The fee comes out of the same vault: the rest is what can be paid out.
             for step in talks.iter_mut().flat_map(|(_, steps)| steps) {
                 step.keep_back(fee);
             }
         }
-        let relayed: Vec<Step> = talks.iter().flat_map(|(_, steps)| steps).cloned().collect();
-        let plan = self.planned(Way::Relay, &relayed, None, Some((fee, relayer)));
-        Ok((plan, Ready::Relay(talks)))
-    }
-
-    /// What earlier calls of the same transaction bring into the vault before its last one pays.
-    async fn coming(&self, order: &Order, steps: &[Step]) -> Result<MicroUsd, WalletError> {
-        if !matches!(order, Order::Reclaim { .. }) {
-            return Ok(MicroUsd::ZERO);
+        let all = talks.iter().flat_map(|(_, steps)| steps).map(Step::moves);
+        let (brought, taken) = all.fold((free, fee), |(has, wanted), (brings, takes)| {
+            (has.saturating_add(brings), wanted.saturating_add(takes))
+        });
+        // Everything to the relayer and nothing to the owner is no withdrawal.
+        if brought < taken || (is_all && free <= fee) {
+            return Err(WalletError::Funds {
+                place: "the vault, which also pays the relayer,",
+                has: brought,
+                wanted: taken,
+            });
         }
-        let held = self.channels().await?;
-        let is_step = |id| steps.iter().any(|step| step.channel == Some(id));
-        let rests = held.iter().filter(|one| is_step(one.id));
-        Ok(rests
-            .map(|one| one.deposit_micro_usd.saturating_sub(one.settled_micro_usd))
-            .sum())
+        let relayed: Vec<Step> = talks.iter().flat_map(|(_, steps)| steps).cloned().collect();
+        Ok(Decided {
+            plan: self.planned(Way::Relay, &agreed, &relayed, None, Some((fee, relayer))),
+            ready: Ready::Relay(talks),
+            agreed,
+        })
     }
 
     /// What the steps cost this account itself.
@@ -160,6 +188,28 @@ impl Wallet {
             needed_wei: u128::from(limit).saturating_mul(offer.max_fee),
             has_wei: chain.balance(self.address()).await?,
         })
+    }
+
+    /// Where nothing else brings money into a vault that cannot pay relayers, a first step does, from
+    /// the wallet.
+    async fn with_advance(
+        &self,
+        mut steps: Vec<Step>,
+        free: MicroUsd,
+    ) -> Result<Vec<Step>, WalletError> {
+        let bundles = u64::try_from(steps.len().div_ceil(RELAY_CALLS_MAX - 1)).unwrap_or(u64::MAX);
+        let least = self.0.settings.relay_fee_max.mul_div_ceil(bundles, 1);
+        let is_moved = |step: &Step| step.moves() != (MicroUsd::ZERO, MicroUsd::ZERO);
+        if free >= least || steps.iter().any(is_moved) {
+            return Ok(steps);
+        }
+        let link = &self.0.link;
+        let tokens = token_balance(&**link.chain(), link.token(), self.address()).await?;
+        let advance = least.saturating_sub(free).min(tokens);
+        if advance > MicroUsd::ZERO {
+            steps.insert(0, Step::advance(advance));
+        }
+        Ok(steps)
     }
 
     /// Finds relayers for all steps, as few transactions as they fit in.
@@ -208,11 +258,18 @@ impl Wallet {
     fn planned(
         &self,
         way: Way,
+        agreed: &[Agreed],
         steps: &[Step],
         cost: Option<&Cost>,
         relay: Option<(MicroUsd, String)>,
     ) -> Plan {
         let hub = crate::keys::to_checksum(&self.0.link.domain().hub);
+        let ended = agreed.iter().map(|one| PlannedStep {
+            what: one.text.clone(),
+            purpose: Purpose::Close.as_str(),
+            channel: Some(format!("0x{}", one.channel)),
+            to: hub.clone(),
+        });
         let steps = steps.iter().map(|step| PlannedStep {
             what: step.text.clone(),
             purpose: step.purpose().as_str(),
@@ -223,7 +280,7 @@ impl Wallet {
         Plan {
             address: crate::keys::to_checksum(&self.address()),
             way,
-            steps: steps.collect(),
+            steps: ended.chain(steps).collect(),
             gas: cost.map(|cost| cost.gas),
             gas_wei: cost.map(|cost| cost.wei.to_string()),
             gas_micro_usd: cost.map(|cost| cost.usd),
@@ -231,31 +288,6 @@ impl Wallet {
             relayer,
         }
     }
-}
-
-/// A relayer is paid from the vault: it must be there, after a deposit and beside a withdrawal.
-async fn check_fee(
-    order: &Order,
-    fee: MicroUsd,
-    coming: MicroUsd,
-    wallet: &Wallet,
-) -> Result<(), WalletError> {
-    let link = &wallet.0.link;
-    let vault = wallet.hub()?.vault(link.token(), wallet.address()).await?;
-    let free = vault.saturating_add(coming);
-    let (has, wanted) = match order {
-        Order::Deposit { amount_micro_usd } => (free.saturating_add(*amount_micro_usd), fee),
-        Order::Withdraw {
-            amount_micro_usd: Some(amount),
-            ..
-        } => (free, amount.saturating_add(fee)),
-        _ => (free, fee),
-    };
-    if has < wanted || (has == wanted && matches!(order, Order::Withdraw { .. }) && has == fee) {
-        let place = "the vault, which also pays the relayer,";
-        return Err(WalletError::Funds { place, has, wanted });
-    }
-    Ok(())
 }
 
 struct Cost {

@@ -32,8 +32,8 @@ async fn kept(node: &Node) -> HubChannel {
     let path = node.home().path().join("ledger.db");
     let reader = souk::ledger::Reader::open(&path).await.unwrap();
     let all = reader.load(souk::ledger::Role::Buy).await.unwrap();
-    let on_chain = all.iter().filter(|one| one.row.mode == "channel");
-    HubChannel::from_bytes(&on_chain.last().unwrap().row.descriptor).unwrap()
+    let mut on_chain = all.iter().filter(|one| one.row.mode == "channel");
+    HubChannel::from_bytes(&on_chain.next_back().unwrap().row.descriptor).unwrap()
 }
 
 /// The highest voucher that the seller's ledger keeps.

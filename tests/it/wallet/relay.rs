@@ -11,13 +11,16 @@ use tokio::io::{ReadHalf, WriteHalf};
 
 use super::channels::open;
 use super::{World, address, keys, states, stderr, sum};
-use crate::harness::market::Seller;
+use crate::harness::http;
+use crate::harness::market::{Dialect, Seller};
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::Peer;
 use crate::harness::upstream::{Script, Upstream};
 
 /// Free, so that nobody opens channels beside the test.
-const PRICES: (&str, &str) = ("0", "0");
+const FREE: (&str, &str) = ("0", "0");
+/// USD per million tokens: a usual answer costs about a cent.
+const PAID: (&str, &str) = ("20", "80");
 
 struct Relayed {
     world: World,
@@ -29,6 +32,10 @@ struct Relayed {
 
 impl Relayed {
     async fn start() -> Self {
+        Self::start_at(FREE).await
+    }
+
+    async fn start_at(prices: (&str, &str)) -> Self {
         let world = World::start().await;
         let bootstrap = Node::start(&["bootstrap"]);
         let upstream = Upstream::start(Script::default().key(crate::harness::market::UPSTREAM_KEY));
@@ -38,7 +45,7 @@ impl Relayed {
             seller_home.clone(),
             bootstrap.listen(),
             &upstream,
-            PRICES,
+            prices,
             &[],
         );
         Self {
@@ -125,6 +132,75 @@ async fn a_buyer_without_a_wei_deposits_reclaims_and_withdraws_through_a_seller(
     }
     println!("four relayed transactions for {fees} USD, buyer's wei 0");
     drop(buyer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_used_ends_with_its_seller_at_once_and_for_nothing() {
+    let market = Relayed::start_at(PAID).await;
+    let world = &market.world;
+    let home = world.rich(20, false).await;
+    let me = address(&home);
+    let buyer = market.buyer(home.clone()).await;
+    let request = Dialect::Chat.request("Say something.", false);
+    let answer = http::send(buyer.http(), &request).await;
+    assert_eq!(
+        answer.status,
+        200,
+        "{}\n{}",
+        answer.text(),
+        buyer.stderr_tail()
+    );
+    let list = loop {
+        let list = home.json(&["channel", "list", "--json"]);
+        if list.as_array().is_some_and(|all| !all.is_empty()) {
+            break list;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert_eq!(list[0]["state"], "open", "{list}");
+
+    let dry = home.json(&["channel", "close", "--all", "--dry-run", "--json"]);
+    assert_eq!(dry["plan"]["way"], "agreed", "{dry}");
+    let alone = home.json(&[
+        "channel",
+        "close",
+        "--all",
+        "--alone",
+        "--dry-run",
+        "--json",
+    ]);
+    assert_eq!(alone["plan"]["way"], "relay", "{alone}");
+    // The deposit came from the wallet and the vault is empty: the relayer's fee comes along.
+    assert_eq!(alone["plan"]["steps"][0]["purpose"], "deposit", "{alone}");
+    assert_eq!(
+        alone["plan"]["steps"][1]["purpose"], "request_close",
+        "{alone}"
+    );
+    let sent = home.json(&["channel", "close", "--all", "--json"]);
+    assert_eq!(states(&sent), ["confirmed"]);
+    let list = home.json(&["channel", "list", "--json"]);
+    assert_eq!(list[0]["state"], "closed", "{list}");
+
+    // What is not billed and not the opening's fee is the owner's again, vault and wallet together.
+    let settled = world.vault(address(&market.seller_home)).await;
+    let (vault, tokens) = (world.vault(me).await, world.tokens(me).await);
+    let left = vault.saturating_add(tokens).saturating_add(settled);
+    assert_eq!(left, MicroUsd::from_usd(20));
+    assert_eq!(world.wei(&home.evm_address), "0x0");
+    let report = home.json(&["ledger", "--by", "seller", "--json"]);
+    assert_eq!(
+        report["rows"][0]["settled_micro_usd"], settled.0,
+        "{report}"
+    );
+    for home in [&home, &market.seller_home] {
+        let checked = home.json(&["ledger", "verify", "--json"]);
+        assert_eq!(checked["difference_count"], 0, "{checked}");
+        assert_eq!(
+            checked["chain"]["differences"].as_array().unwrap().len(),
+            0,
+            "{checked}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
