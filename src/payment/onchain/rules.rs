@@ -7,6 +7,9 @@ use crate::types::{MicroUsd, UnixMs};
 
 /// Requests that a deposit should last for.
 const REQUESTS_PER_DEPOSIT: u64 = 20;
+/// A buyer that left gets this long to come back and accept what it owes, ms; a channel that ends
+/// does not wait longer.
+const ACCEPT_PATIENCE_MS: u64 = 600_000;
 /// Hundredths of a percent in a whole.
 const BASIS_POINTS: u64 = 10_000;
 
@@ -100,8 +103,11 @@ impl Rules {
         let challenge_ms = u64::from(facts.challenge_period_s).saturating_mul(1_000);
         let expiry_ms = view.expiry_s.saturating_mul(1_000);
         let is_urgent = expiry_ms.saturating_sub(now_ms) < challenge_ms / 2;
+        let idle_ms = now_ms.saturating_sub(facts.used_ms);
+        let patience_ms = ACCEPT_PATIENCE_MS.min(self.idle_close_ms);
+        let is_busy = facts.is_busy || (facts.awaits_accepts && idle_ms <= patience_ms);
         let ends = view.closing > Level::No || facts.close_wanted;
-        if is_urgent || (ends && !facts.is_busy) {
+        if is_urgent || (ends && !is_busy) {
             return Due::Close;
         }
         let unsettled = facts.claim.saturating_sub(view.settled);
@@ -114,8 +120,7 @@ impl Rules {
         if unsettled >= self.settle_min {
             return Due::Settle { is_forced: false };
         }
-        let idle_ms = now_ms.saturating_sub(facts.used_ms);
-        if idle_ms > self.idle_close_ms && !facts.is_busy {
+        if idle_ms > self.idle_close_ms && !is_busy {
             return Due::Close;
         }
         Due::Nothing
@@ -135,8 +140,10 @@ pub struct SellFacts {
     pub dirty_since_ms: Option<UnixMs>,
     /// Both sides want the end.
     pub close_wanted: bool,
-    /// Requests run, or receipts wait for their ACCEPT.
+    /// Requests run.
     pub is_busy: bool,
+    /// Receipts wait for their ACCEPT.
+    pub awaits_accepts: bool,
     /// When the channel was last used.
     pub used_ms: UnixMs,
 }
@@ -181,6 +188,7 @@ mod tests {
             dirty_since_ms: (claim > 0).then_some(NOW - 1_000),
             close_wanted: false,
             is_busy: false,
+            awaits_accepts: false,
             used_ms: NOW - 1_000,
         }
     }
@@ -263,6 +271,17 @@ mod tests {
             ..facts(0)
         };
         assert_eq!(rules.due(&idle, NOW), close);
+        let left = SellFacts {
+            awaits_accepts: true,
+            ..wanted
+        };
+        let settle = Due::Settle { is_forced: true };
+        assert_eq!(rules.due(&left, NOW), settle, "it may come back");
+        let gone = SellFacts {
+            used_ms: NOW - 3_600_000,
+            ..left
+        };
+        assert_eq!(rules.due(&gone, NOW), close, "but not for ever");
         let mut over = wanted;
         over.view.closed = Level::Seen;
         assert_eq!(rules.due(&over, NOW), Due::Nothing);

@@ -134,7 +134,8 @@ impl PayeeState {
                 .min(view.deposit_seen),
             dirty_since_ms: on_chain.dirty_since_ms,
             close_wanted: on_chain.ending,
-            is_busy: !self.running.is_empty() || !self.ended.is_empty(),
+            is_busy: !self.running.is_empty(),
+            awaits_accepts: !self.ended.is_empty(),
             used_ms: on_chain.used_ms,
         })
     }

@@ -20,8 +20,8 @@ use crate::harness::upstream::Script;
 const PATIENT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"1h\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
-/// The window of a stream at these prices, and one request's known-before part.
-const BOUND: MicroUsd = MicroUsd(10_000 + 10_000);
+/// What all streams of a pair share, and one request's known-before part (a cent at these prices).
+const BOUND: MicroUsd = MicroUsd(50_000 + 10_000);
 
 fn keys(node: &Node) -> NodeKeys {
     NodeKeys::load(&node.home().path().join("key.json"), None, 0).unwrap()
@@ -46,6 +46,22 @@ async fn held(node: &Node) -> MicroUsd {
         .filter_map(|one| Some(one.voucher.as_ref()?.cumulative))
         .max();
     highest.unwrap_or_default()
+}
+
+/// What the seller's ledger says was delivered: accepted, and claimed by receipts.
+async fn claimed(node: &Node) -> MicroUsd {
+    let path = node.home().path().join("ledger.db");
+    let reader = souk::ledger::Reader::open(&path).await.unwrap();
+    let all = reader.load(souk::ledger::Role::Sell).await.unwrap();
+    let of = |one: &souk::ledger::ChannelState| {
+        let open = one
+            .unfinished
+            .iter()
+            .filter_map(|attempt| attempt.delivered.as_ref());
+        one.accepted_sum
+            .saturating_add(open.map(|row| row.cost).sum())
+    };
+    all.iter().map(of).sum()
 }
 
 /// Waits until the chain has the channel for good, so that nothing is served on trust any more.
@@ -124,6 +140,37 @@ async fn a_buyer_whose_wallet_is_emptied_after_the_opening_takes_what_is_served_
     );
     assert!(served <= bound, "{served}");
     assert_eq!(state.expiry_s, 0, "never opened");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_that_stops_paying_in_the_middle_of_an_answer_takes_a_window_at_most() {
+    let patient = "[payment]\nsettle_min = \"5\"\nidle_close = \"8s\"\n";
+    let script = Script::default().paced(20.0);
+    let mut world = World::start_with(MicroUsd::from_usd(5), patient, PATIENT, script).await;
+    let channel = opened(&world).await;
+    let asking: Vec<_> = (0..4)
+        .map(|n| {
+            let request = Dialect::Chat.request(&format!("Speak slowly, {n}."), true);
+            let address = world.buyer.http();
+            tokio::spawn(async move { http::open(address, &request).await.is_ok() })
+        })
+        .collect();
+    for one in asking {
+        assert!(one.await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.buyer.kill();
+    world
+        .wait_on_chain(&channel, "closed by the seller", |state| state.is_closed)
+        .await;
+    let claimed = claimed(&world.seller.node).await;
+    let got = world.on_chain(&channel).await.settled;
+    let lost = claimed.saturating_add(FEE).saturating_sub(got);
+    println!(
+        "a buyer dies in the middle of four answers: delivered {claimed} USD, got {got} USD with the fee, \
+         taken {lost} USD; the bound is {BOUND} USD"
+    );
+    assert!(claimed > MicroUsd::ZERO && lost <= BOUND, "{lost}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

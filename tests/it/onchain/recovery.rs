@@ -14,8 +14,8 @@ const SHORT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"100h\"\n\
                      challenge_period = \"1h\"\nlifetime = \"2h\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
-/// The window of a stream at these prices: what may be signed and not used.
-const WINDOW: MicroUsd = MicroUsd(10_000);
+/// What all streams of a pair share: the most that is signed and not used.
+const WINDOW: MicroUsd = MicroUsd(50_000);
 
 fn forget(home: &Home) {
     for name in ["ledger.db", "ledger.db-wal", "ledger.db-shm"] {
