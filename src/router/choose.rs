@@ -341,7 +341,7 @@ fn least_cost(scores: &[Score], fit: &[usize], pinned: Option<PeerId>) -> Option
     let best = scores.iter().zip(fit).min_by(|(a, _), (b, _)| {
         let pin = |score: &Score| Some(score.seller) != pinned;
         (pin(a).cmp(&pin(b)))
-            .then(a.cost.total_cmp(&b.cost))
+            .then(a.list_cost.total_cmp(&b.list_cost))
             .then(a.in_flight.cmp(&b.in_flight))
     });
     best.map(|(score, index)| Choice {

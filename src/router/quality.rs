@@ -88,7 +88,7 @@ mod tests {
         }
         let good = quality.mean(0.7, NOW, &settings);
         assert!(good > 0.97, "{good}");
-        for _ in 0..10 {
+        for _ in 0..20 {
             quality.observe(false, 1.0, NOW, &settings);
         }
         let fallen = quality.mean(0.7, NOW, &settings);

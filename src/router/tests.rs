@@ -321,7 +321,7 @@ fn a_translation_has_nothing_for_itself_but_its_price() {
     entries[0].is_translated = true;
     assert_eq!(world.shares(&world.ask(), &entries), [0, 1_000]);
     entries[1].price.output *= 4;
-    assert!(world.shares(&world.ask(), &entries)[0] > 900);
+    assert!(world.shares(&world.ask(), &entries)[0] > 800);
 }
 
 #[test]
