@@ -194,12 +194,11 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Those whose only fault is that they kept failing: better than nobody.
+    /// Those who keep failing or seem full: better than nobody.
     fn last_resort(&self, entries: &[Entry], tried: &[PeerId]) -> Vec<usize> {
         let resort = entries.iter().enumerate().filter(|(_, entry)| {
-            let record = self.sellers.get(&entry.seller);
-            let has_room = record.is_some_and(|record| record.capacity.has_room());
-            matches!(self.skip(entry, tried), Some(Skip::Breaker(_))) && has_room
+            let skip = self.skip(entry, tried);
+            matches!(skip, Some(Skip::Breaker(_) | Skip::Full))
         });
         resort.map(|(index, _)| index).collect()
     }
