@@ -56,7 +56,7 @@ impl Router {
             fit = view.last_resort(entries, tried);
         }
         let mut scores = view.score(&fit, entries);
-        if view.is_unknown(&scores) {
+        if view.knows_nobody() {
             return least_cost(&scores, &fit, view.ask.pinned);
         }
         let prior = view.prior(&state.newcomers);
@@ -307,8 +307,10 @@ impl<'a> View<'a> {
         }
     }
 
-    fn is_unknown(&self, scores: &[Score]) -> bool {
-        scores.iter().all(|score| score.observed == 0)
+    /// Nobody was ever asked for this model. (Among strangers beside somebody known the cheapest
+    /// would be the next key of whoever was found out.)
+    fn knows_nobody(&self) -> bool {
+        self.model.is_none_or(|model| model.records.is_empty())
     }
 
     /// How often a newcomer is asked for its own sake: much less where newcomers were bad of late.
