@@ -82,6 +82,12 @@ impl Shared {
         all.extend(self.leaving.lock().iter().cloned());
         all
     }
+    /// Earlier channels of a buyer.
+    fn left_by(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+        let leaving = self.leaving.lock();
+        let theirs = leaving.iter().filter(|pair| pair.buyer() == buyer);
+        theirs.cloned().collect()
+    }
 }
 
 /// What all buyers together owe, unsecured.

@@ -102,7 +102,7 @@ async fn listen(
                 let frame = frame.map_err(broken)?.ok_or_else(closed)?;
                 turn(shared, pair, frame, reader).await?;
             }
-            _ = repeat.tick() => repeat_ended(pair).await,
+            _ = repeat.tick() => repeat_ended(shared, pair).await,
             _ = replaced.changed() => return Ok(()),
             () = cancelled.cancelled() => return Ok(()),
         }
@@ -290,6 +290,7 @@ async fn turn(
             let wanted = pair.state.lock().wants(voucher, false);
             wanted.unwrap_or(false)
         });
+        book_left_behind(shared, pair, &accepted).await?;
         answers.extend(book_accepts(shared, pair, accepted, commit_follows).await?);
     }
     if let Some((cumulative, signature)) = best {
@@ -390,9 +391,32 @@ async fn book_accepts(
         .collect())
 }
 
-/// Shows again what waits for an ACCEPT: receipts, and attempts that a crash left without one.
-async fn repeat_ended(pair: &PayeePair) {
-    let (receipts, lost) = pair.state.lock().repeats();
+/// ACCEPTs for attempts of this buyer's earlier channels, which have no session any more.
+async fn book_left_behind(
+    shared: &Shared,
+    pair: &PayeePair,
+    items: &[(AttemptId, MicroUsd)],
+) -> Result<(), PaymentError> {
+    for earlier in shared.left_by(pair.buyer()) {
+        let awaited = |item: &&(AttemptId, MicroUsd)| earlier.state.lock().awaits(&item.0);
+        let theirs: Vec<_> = items.iter().filter(awaited).copied().collect();
+        if !theirs.is_empty() {
+            book_accepts(shared, &earlier, theirs, false).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows again what waits for an ACCEPT, on this channel and on earlier ones: receipts, and attempts
+/// that a crash left without one.
+async fn repeat_ended(shared: &Shared, pair: &PayeePair) {
+    let (mut receipts, mut lost) = pair.state.lock().repeats();
+    for earlier in shared.left_by(pair.buyer()) {
+        let (more, more_lost) = earlier.state.lock().repeats();
+        receipts.extend(more);
+        lost.extend(more_lost);
+    }
+    lost.truncate(ATTEMPTS_PER_MESSAGE_MAX);
     let mut messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
     if !lost.is_empty() {
         messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
