@@ -28,7 +28,7 @@ pub(super) fn answer(shared: &Shared, uri: &Uri) -> Option<Response<Body>> {
         return None;
     }
     let model = control::query(uri, "model").unwrap_or_default();
-    Some(ok(&explain(shared, &model)))
+    Some(ok(&explain(shared, model)))
 }
 
 fn explain(shared: &Shared, model: &str) -> Value {

@@ -36,8 +36,15 @@ mod tests {
 
     #[test]
     fn integers_keep_their_value_and_the_median_is_in_the_middle() {
-        for n in [0, 1, u64::from(u32::MAX), 1 << 32, 1 << 53] {
-            assert_eq!(real(n), n as f64);
+        let exact = [
+            (0, 0.0),
+            (1, 1.0),
+            (u64::from(u32::MAX), 4_294_967_295.0),
+            (1 << 32, 4_294_967_296.0),
+            (1 << 53, 9_007_199_254_740_992.0),
+        ];
+        for (n, float) in exact {
+            assert_eq!(real(n), float);
         }
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&mut [2.0, 1.0]), Some(1.0));

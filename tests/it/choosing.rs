@@ -62,7 +62,8 @@ impl Sellers {
     /// Sends `count` requests, `at_once` at a time, and gives the answers in the order they came.
     async fn burst(&self, count: usize, at_once: usize) -> Vec<Response> {
         let ask = |n: usize| {
-            let request = Dialect::Chat.request(&format!("Say something {n}."), n % 2 == 0);
+            let request =
+                Dialect::Chat.request(&format!("Say something {n}."), n.is_multiple_of(2));
             let address = self.buyer.http();
             async move { http::send(address, &request).await }
         };

@@ -1,6 +1,15 @@
 //! Prints what the router and simpler rules make of the same markets: `cargo run --release --example
 //! routing [SEEDS]`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::as_conversions
+)]
+
 #[allow(dead_code, reason = "the test uses the rest")]
 mod rivals;
 #[allow(dead_code, reason = "the test uses the rest")]
