@@ -7,7 +7,8 @@ use souk::types::MicroUsd;
 use super::{World, books};
 use crate::harness::proxy::{Mode, Proxy};
 
-const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"6s\"\n";
+/// A restarted node and its peer find each other well before the channel counts as idle.
+const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"20s\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
 
