@@ -1,11 +1,9 @@
 //! One run: every request is served by whoever the rule chooses, and the money is counted.
 
+use super::rivals::Rule;
+use super::world::{Request, Seller, key};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use souk::types::PeerId;
-
-use super::rivals::Rule;
-use super::world::{Request, Seller};
 
 /// Virtual time of the first request.
 pub const EPOCH_MS: u64 = 1_800_000_000_000;
@@ -70,6 +68,10 @@ pub fn run(
 ) -> Account {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut account = Account::default();
+    let mut keys = (1..).map(|n| key(seed, n));
+    for seller in sellers.iter_mut() {
+        seller.peer = keys.next().unwrap();
+    }
     let mut met = vec![false; sellers.len()];
     let mut ticked_ms = 0;
     let mut new_key_at: Vec<Option<u64>> = vec![None; sellers.len()];
@@ -80,7 +82,7 @@ pub fn run(
         }
         for (at, seller) in sellers.iter_mut().enumerate() {
             if new_key_at[at].is_some_and(|due| request.at_ms >= due) {
-                (seller.peer, met[at], new_key_at[at]) = (PeerId::random(), false, None);
+                (seller.peer, met[at], new_key_at[at]) = (keys.next().unwrap(), false, None);
                 account.keys += 1;
             }
             if !met[at] && request.at_ms >= seller.since_ms {

@@ -2,6 +2,7 @@
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use souk::keys::Identity;
 use souk::types::{MicroUsd, PeerId, PriceTable};
 
 pub const HOUR_MS: u64 = 3_600_000;
@@ -20,6 +21,14 @@ pub enum Kind {
     Junk {
         noticed: f64,
     },
+}
+
+/// The `n`th key of a run.
+pub fn key(run: u64, n: u64) -> PeerId {
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&run.to_be_bytes());
+    seed[8..16].copy_from_slice(&n.to_be_bytes());
+    Identity::from_seed(&seed).peer_id()
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +53,8 @@ pub struct Seller {
 impl Seller {
     pub fn new(price: f64) -> Self {
         Self {
-            peer: PeerId::random(),
+            // Given by the run, so that it can be repeated.
+            peer: key(0, 0),
             kind: Kind::Honest,
             price,
             ttft_s: 0.6,
