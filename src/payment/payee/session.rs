@@ -15,17 +15,16 @@ use super::open::open_pair;
 use super::pair::PayeePair;
 use super::state::is_unknown;
 use super::treasurer::close_message;
-use crate::ledger::{ChannelRow, Role, Row, VoucherRow};
+use super::words::{take_close, take_top_up};
+use crate::ledger::{Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::payment::PaymentError;
-use crate::payment::onchain::{MODE_ON_CHAIN, paper};
 use crate::protocol::frame::Frame;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{
     Accept, CHANNEL_OVER, Hello, MODE_CHANNEL, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller,
 };
-use crate::protocol::voucher::TopUp;
 use crate::protocol::{EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
@@ -313,7 +312,7 @@ fn check_accept(
     Ok(accept.items)
 }
 
-fn check_voucher(
+pub(super) fn check_voucher(
     pair: &PayeePair,
     cumulative: MicroUsd,
     signature: &EvmSignature,
@@ -326,68 +325,6 @@ fn check_voucher(
     voucher
         .verify(pair.domain(), signature, signer)
         .map_err(refused)
-}
-
-/// The buyer wants the channel's end; its last voucher says what it owes by its own count.
-fn take_close(
-    shared: &Shared,
-    pair: &PayeePair,
-    last: Option<(MicroUsd, EvmSignature)>,
-) -> Result<(), PaymentError> {
-    if let Some((cumulative, signature)) = &last {
-        check_voucher(pair, *cumulative, signature)?;
-    }
-    let mut state = pair.state.lock();
-    let Some(one) = &mut state.on_chain else {
-        return Err(PaymentError::Refused(
-            "closing is for channels on a chain".into(),
-        ));
-    };
-    one.ending = true;
-    one.last = last.or(one.last);
-    drop(state);
-    shared.due.notify_one();
-    Ok(())
-}
-
-/// A higher deposit: its row is durable before a voucher may make use of it.
-async fn take_top_up(shared: &Shared, pair: &PayeePair, top_up: TopUp) -> Result<(), PaymentError> {
-    let deposit = top_up.deposit;
-    let (mut row, before) = {
-        let state = pair.state.lock();
-        let one = state.on_chain.as_ref().ok_or_else(out_of_order)?;
-        let channel = &one.on.channel;
-        paper::check_top_up(channel, &top_up).map_err(PaymentError::Refused)?;
-        if one.ending || deposit <= one.on.view.deposit_seen {
-            return Ok(());
-        }
-        let row = ChannelRow {
-            at_ms: shared.clock.now_ms(),
-            role: Role::Sell,
-            channel: pair.channel(),
-            peer: *pair.buyer(),
-            mode: MODE_ON_CHAIN.to_owned(),
-            descriptor: channel.to_bytes(),
-            epoch: 0,
-            deposit,
-            open_signature: [0; 64],
-        };
-        (row, state.machine().deposit())
-    };
-    if deposit > before {
-        pair.book_channel(&shared.ledger).await?;
-        (row.epoch, row.open_signature) = pair.opened_by();
-        shared.ledger.commit(vec![Row::Channel(row)]).await?;
-    }
-    let mut state = pair.state.lock();
-    let raised = state.machine().deposit().max(deposit);
-    state.machine.set_deposit(raised);
-    if let Some(one) = &mut state.on_chain {
-        one.top_up = Some(top_up);
-    }
-    drop(state);
-    shared.due.notify_one();
-    Ok(())
 }
 
 /// Makes a voucher durable, then raises A by it. Stale ones change nothing.
@@ -524,6 +461,6 @@ fn broken(error: crate::network::framed::WireError) -> PaymentError {
 fn closed() -> PaymentError {
     PaymentError::Session("the buyer closed it".into())
 }
-fn out_of_order() -> PaymentError {
+pub(super) fn out_of_order() -> PaymentError {
     PaymentError::Refused("message out of order".into())
 }

@@ -8,6 +8,7 @@
 mod book;
 pub mod doubt;
 mod funding;
+mod on_chain;
 mod pair;
 mod session;
 pub mod state;

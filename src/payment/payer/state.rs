@@ -17,7 +17,6 @@ use crate::payment::onchain::OnChannel;
 use crate::payment::window::WindowSettings;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{SyncBuyer, SyncSeller};
-use crate::protocol::voucher::VoucherDomain;
 use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, UnixMs};
 
@@ -29,10 +28,10 @@ const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// One seller as the payer sees it.
 pub struct PayerState {
-    windows: WindowSettings,
+    pub(super) windows: WindowSettings,
     pub(super) machine: Payer,
     /// The channel's newest row.
-    row: Option<ChannelRow>,
+    pub(super) row: Option<ChannelRow>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<OnChannel>,
     /// This side asked for the channel's end: nothing new is ordered on it.
@@ -50,7 +49,7 @@ pub struct PayerState {
     /// This node pays on a chain and gives no IOUs to sellers that take no channels.
     pub(super) gives_no_credit: bool,
     /// What vouchers may add up to by the rows of this ledger.
-    booked_limit: MicroUsd,
+    pub(super) booked_limit: MicroUsd,
     pub(super) terms: Option<Terms>,
     pub(super) settlements: MicroUsd,
     pub(super) up: bool,
@@ -60,13 +59,13 @@ pub struct PayerState {
     pub(super) unsynced: bool,
     /// Seller's clock minus ours, ms.
     pub(super) clock_offset_ms: i64,
-    last_voucher: Option<(MicroUsd, EvmSignature)>,
+    pub(super) last_voucher: Option<(MicroUsd, EvmSignature)>,
     /// The highest voucher that this session has shown.
-    shown: MicroUsd,
+    pub(super) shown: MicroUsd,
     /// Attempts that run in this process.
-    live: HashMap<AttemptId, Live>,
+    pub(super) live: HashMap<AttemptId, Live>,
     /// Attempts without a final row that no longer run.
-    doubtful: HashMap<AttemptId, Doubtful>,
+    pub(super) doubtful: HashMap<AttemptId, Doubtful>,
     /// Finals to make durable, with whether an ACCEPT follows.
     finals: Vec<(FinalRow, bool)>,
     /// Attempts whose finals are on their way to the disk.
@@ -76,7 +75,7 @@ pub struct PayerState {
     /// Accepts to send in the next flush.
     to_accept: Vec<(AttemptId, MicroUsd)>,
     /// The newest attempt whose open row is queued: the one a voucher is signed for.
-    newest: Option<AttemptId>,
+    pub(super) newest: Option<AttemptId>,
     /// The seller asked, or a stream started: do not linger.
     pub(super) urgent: bool,
 }
@@ -160,25 +159,7 @@ impl PayerState {
         }
     }
 
-    /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
-    pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
-        if is_on_chain {
-            let next = channel.row.epoch.saturating_add(1);
-            self.next_counter = self.next_counter.max(next);
-        }
-        for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
-        }
-    }
-    /// The seller says that the channel is over, and the chain does not contradict: the next one.
-    pub fn leave_channel(&mut self) {
-        self.row = None;
-        self.on_chain = None;
-        self.last_voucher = None;
-        self.shown = MicroUsd::ZERO;
-    }
-
-    fn adopt_attempt(&mut self, attempt: AttemptState) {
+    pub(super) fn adopt_attempt(&mut self, attempt: AttemptState) {
         let counted = attempt
             .delivered
             .as_ref()
@@ -207,58 +188,6 @@ impl PayerState {
         self.doubtful.insert(id, doubtful);
     }
 
-    /// This channel pays from now on; its row is durable. One that paid before is over.
-    pub fn pay_by(&mut self, row: ChannelRow, on_chain: Option<OnChannel>) {
-        let zero = MicroUsd::ZERO;
-        if self.row.is_some() {
-            self.last_voucher = None;
-            self.shown = zero;
-            self.settlements = zero;
-            self.newest = None;
-        }
-        self.machine = Payer::new(self.windows, zero, zero, zero);
-        if let Some(on_chain) = &on_chain {
-            self.machine = Payer::new(self.windows, row.deposit, zero, zero)
-                .on_chain(on_chain.channel.consumed);
-        }
-        if on_chain.is_some() {
-            self.next_counter = row.epoch.saturating_add(1);
-        }
-        self.on_chain = on_chain;
-        self.ending = false;
-        self.used_ms = row.at_ms;
-        self.topped_up_ms = 0;
-        self.ending_ms = 0;
-        self.asked_close_ms = 0;
-        self.booked_limit = row.deposit;
-        self.row = Some(row);
-    }
-    /// Where vouchers of this channel are worth something.
-    #[must_use]
-    pub fn domain(&self) -> VoucherDomain {
-        let hub = self.on_chain.as_ref().map(|one| one.channel.domain);
-        hub.map_or(VoucherDomain::Credit, VoucherDomain::Hub)
-    }
-    /// The channel's newest row.
-    #[must_use]
-    pub const fn row(&self) -> Option<&ChannelRow> {
-        self.row.as_ref()
-    }
-    /// The deposit was raised by this buyer's signature; `row` is durable.
-    pub fn raise(&mut self, row: ChannelRow) {
-        self.booked_limit = row.deposit;
-        self.machine.set_deposit(row.deposit);
-        self.row = Some(row);
-    }
-    /// The seller ends this channel.
-    pub fn end(&mut self, channel: &ChannelId) {
-        self.ending |= self.channel().as_ref() == Some(channel);
-    }
-    /// True when the channel carries nothing, owes nothing and waits for nothing.
-    #[must_use]
-    pub fn is_at_rest(&self) -> bool {
-        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
-    }
     /// The channel that pays, once it is known.
     #[must_use]
     pub fn channel(&self) -> Option<ChannelId> {

@@ -110,19 +110,15 @@ async fn a_buyer_that_asks_for_the_close_on_the_chain_in_the_middle_of_an_answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_buyer_whose_wallet_is_emptied_after_the_opening_takes_what_is_served_on_trust() {
+async fn a_buyer_whose_wallet_is_emptied_before_the_opening_is_mined_takes_what_is_served_on_trust()
+{
     let world = World::start(MicroUsd::from_usd(5), PATIENT).await;
-    // The tokens leave before the opening is mined.
+    // The tokens leave after the node has counted them and before it signs for them.
+    let chain = &world.chain;
+    chain.burn(address(world.buyer.home())).await;
     let first = world.ask("Hello.", false).await;
     assert_eq!(first.status, 200, "{}", first.text());
     let channel = world.channel().await;
-    let chain = &world.chain;
-    let buyer = address(world.buyer.home());
-    chain
-        .world
-        .anvil
-        .rpc("anvil_dropAllTransactions", serde_json::json!([]));
-    chain.burn(buyer).await;
     let end = Instant::now() + CHAIN_DEADLINE;
     loop {
         let answer = world.ask("More, please.", false).await;
