@@ -159,9 +159,10 @@ impl Treasurer {
         for part in batch.chunks(BATCH_MAX) {
             self.settle(part, now_ms).await?;
         }
+        self.shared.gather();
         self.shared.leaving.lock().retain(|pair| {
-            let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
-            !closed && pair.view().is_some() && !pair.is_void()
+            let closed = pair.view().is_none_or(|view| view.closed == Level::Final);
+            pair.awaits_accepts() || !(closed || pair.is_void())
         });
         Ok(())
     }
