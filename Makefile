@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test contracts soak fmt lint clients bench bench-parts install clean
+.PHONY: help setup build demo test contracts soak fuzz fmt lint clients bench bench-parts install clean
 
 CARGO ?= cargo
 
@@ -37,13 +37,16 @@ soak: build ## Long experiments on money: 100 000 seeds, 1 000 kills, 100 power 
 	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
 	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
 
+fuzz: ## Fuzz what reads strangers' bytes, SECONDS each target (default 60)
+	tests/fuzz/run $(or $(SECONDS),60)
+
 fmt: ## Format the sources
 	$(CARGO) fmt --all
 
 lint: ## Lints alone
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-clients: setup ## Drive a market with the real SDKs and OpenClaw (downloads them once)
+clients: setup ## Drive a market with the real SDKs, OpenClaw, Claude Code, Codex (downloads them once)
 	tests/clients/run
 
 bench: build ## What a request costs over calling the upstream directly, one table

@@ -20,6 +20,12 @@ create table terms (
     bytes          blob    not null                                            -- the terms
 ) strict, without rowid;
 
+create table score (
+    peer           text    primary key,                                        -- seller
+    at_ms          integer not null check (at_ms >= 0),                        -- when it was written
+    bytes          blob    not null                                            -- what the router knows of it
+) strict, without rowid;
+
 create table kv (
     key            text    primary key,                                        -- owner's name for the value
     value          text    not null                                            -- anything small

@@ -17,6 +17,7 @@
 //! - [`network`]: libp2p; moves bytes, knows no money.
 //! - [`discovery`]: who sells what: announcing, looking up, the offers at hand.
 //! - [`payment`]: who may owe whom how much; vouchers and how both books come to the same sum.
+//! - [`router`]: which seller for a request, learned from what became of earlier ones.
 //! - [`wallet`]: the node's money on its chain: balances, deposits, withdrawals, channels, relaying.
 //! - [`http`]: the local front: guard, limits, bodies, server. Knows neither money nor peers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
@@ -34,7 +35,7 @@
 //! 2. `buyer/asked` parses the request once, in its dialect.
 //! 3. `buyer/route` orders the sellers whose offers ([`discovery`]) fit the request and its caps; for
 //!    sellers of another dialect [`llm_api::translate`] writes the request once more.
-//! 4. For each candidate, three at most: [`buyer::budget`] reserves the bound, then
+//! 4. For each choice of the router, four at most: [`buyer::budget`] reserves the bound, then
 //!    `buyer/attempt` opens the session, signs the head, books the attempt in the [`ledger`],
 //!    opens a stream and sends head and body.
 //! 5. `buyer/relay` passes the answer event by event, translated where the dialects differ, and
@@ -94,6 +95,7 @@ pub mod network;
 
 pub mod discovery;
 pub mod payment;
+pub mod router;
 pub mod wallet;
 
 pub mod http;

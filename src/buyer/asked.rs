@@ -6,9 +6,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 
+use super::names::Names;
+use crate::discovery::OfferBook;
 use crate::llm_api::translate::{self, TranslateError, WayBack};
-use crate::llm_api::{self, Dialect, RequestError, RequestView, headers};
+use crate::llm_api::{self, Dialect, Endpoint, RequestError, RequestView, headers};
 use crate::protocol::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
+use crate::protocol::offer::Capabilities;
+use crate::router::Prefer;
 use crate::types::{MicroUsd, ModelId, PeerId, RequestId, UnixMs};
 
 /// Longest label of a client kept in the ledger, characters.
@@ -19,6 +23,8 @@ const ANTHROPIC_VERSION: (&str, &str) = ("anthropic-version", "2023-06-01");
 /// One client request, in the dialect of whoever is to serve it.
 pub(super) struct Asked {
     pub id: RequestId,
+    /// The path at the seller.
+    pub endpoint: Endpoint,
     /// The dialect of the body, and of the upstream's answer.
     pub dialect: Dialect,
     /// How the answer becomes the client's dialect, when that is another.
@@ -38,28 +44,40 @@ pub(super) struct Asked {
     pub max_cost: Option<MicroUsd>,
     /// A preferred seller.
     pub seller: Option<PeerId>,
+    /// What this request looks for.
+    pub prefer: Option<Prefer>,
     at_ms: UnixMs,
     translations: Mutex<Vec<Translation>>,
+}
+
+/// How long an answer may be at a seller of another dialect, tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OutputLimit {
+    /// Written where the dialect must have a limit.
+    pub required: u64,
+    /// The longest that the seller gives, when it says so; a higher limit is cut to it.
+    pub most: Option<u64>,
 }
 
 /// The same request for sellers of another dialect; made once, whatever the number of sellers.
 struct Translation {
     to: Dialect,
-    max_tokens: u64,
+    limit: OutputLimit,
     made: Result<Arc<Asked>, TranslateError>,
 }
 
 impl Asked {
-    /// Parses a request in `dialect`.
+    /// Parses a request to `endpoint`.
     ///
     /// # Errors
     /// When the body or a `x-souk-*` header is malformed; the text tells the client what to fix.
     pub fn parse(
-        dialect: Dialect,
+        endpoint: Endpoint,
         client_headers: &HeaderMap,
         body: Bytes,
         now_ms: UnixMs,
     ) -> Result<Self, RequestError> {
+        let dialect = endpoint.dialect();
         let view = RequestView::parse(&body, dialect)?;
         let wants_usage = view.include_usage;
         let (body, view) = if dialect == Dialect::Chat && view.stream && !wants_usage {
@@ -71,8 +89,10 @@ impl Asked {
         };
         let max_cost = souk_header(client_headers, "x-souk-max-cost-usd")?;
         let seller = souk_header(client_headers, "x-souk-seller")?;
+        let prefer = souk_header(client_headers, "x-souk-prefer")?;
         Ok(Self {
             id: RequestId::generate(now_ms),
+            endpoint,
             dialect,
             way_back: None,
             dropped: Vec::new(),
@@ -83,6 +103,7 @@ impl Asked {
             client: client_label(client_headers),
             max_cost,
             seller,
+            prefer,
             body,
             view,
             at_ms: now_ms,
@@ -90,35 +111,46 @@ impl Asked {
         })
     }
 
+    /// The same, for the model that the client means.
+    pub fn meaning(mut self, names: &Names, book: &OfferBook) -> Self {
+        let meaning = names.resolve(&self.model, |model| !book.offers(model).is_empty());
+        self.model = meaning.model;
+        self.prefer = self.prefer.or(meaning.prefer);
+        self
+    }
+
     /// The dialect in which the client is answered.
     pub fn client_dialect(&self) -> Dialect {
         self.way_back.as_ref().map_or(self.dialect, |way| way.to)
     }
 
-    /// This request for a seller of another dialect; `max_tokens` where that needs a limit.
+    /// This request for a seller of another dialect.
     ///
     /// # Errors
     /// When it cannot be carried over without changing what it means.
-    pub fn translated(&self, to: Dialect, max_tokens: u64) -> Result<Arc<Self>, TranslateError> {
+    pub fn translated(&self, to: Dialect, limit: OutputLimit) -> Result<Arc<Self>, TranslateError> {
         let mut known = self.translations.lock();
-        let found = known
-            .iter()
-            .find(|t| t.to == to && t.max_tokens == max_tokens);
+        let found = known.iter().find(|t| t.to == to && t.limit == limit);
         if let Some(found) = found {
             return found.made.clone();
         }
-        let made = self.translate(to, max_tokens).map(Arc::new);
+        let made = self.translate(to, limit).map(Arc::new);
         known.push(Translation {
             to,
-            max_tokens,
+            limit,
             made: made.clone(),
         });
         made
     }
 
-    fn translate(&self, to: Dialect, max_tokens: u64) -> Result<Self, TranslateError> {
+    fn translate(&self, to: Dialect, limit: OutputLimit) -> Result<Self, TranslateError> {
         let created_s = self.at_ms / 1_000;
-        let mut made = translate::request(&self.body, &self.view, to, max_tokens, created_s)?;
+        let mut view = self.view.clone();
+        view.max_tokens = cut(view.max_tokens, limit.most);
+        let mut made = translate::request(&self.body, &view, to, limit.required, created_s)?;
+        if view.max_tokens != self.view.max_tokens {
+            made.dropped.push("max_tokens".to_owned());
+        }
         made.way_back.include_usage = self.wants_usage;
         let view = RequestView::parse(&made.body, to).map_err(|error| {
             tracing::warn!(request = %self.id, %error, "a translated request does not parse");
@@ -137,22 +169,57 @@ impl Asked {
             headers.push((name.to_owned(), value.to_owned()));
         }
         Ok(Self {
-            id: self.id,
+            endpoint: Endpoint::Dialect(to),
             dialect: to,
             way_back: Some(made.way_back),
             dropped: made.dropped,
             body: made.body,
             view,
+            headers,
+            ..self.copy()
+        })
+    }
+
+    /// This request without the parameters that an upstream is known not to take; `None` when it
+    /// takes them all.
+    pub fn filtered(&self, caps: Capabilities) -> Option<Self> {
+        let all = self.view.parameters.iter().map(String::as_str);
+        let unwanted: Vec<&str> = all.filter(|name| !caps.takes_parameter(name)).collect();
+        if unwanted.is_empty() {
+            return None;
+        }
+        let body = llm_api::remove_members(&self.body, &unwanted);
+        let view = RequestView::parse(&body, self.dialect).ok()?;
+        let left_out = unwanted.iter().map(|name| (*name).to_owned());
+        let dropped = self.dropped.iter().cloned().chain(left_out).collect();
+        Some(Self {
+            dropped,
+            body,
+            view,
+            ..self.copy()
+        })
+    }
+
+    fn copy(&self) -> Self {
+        Self {
+            id: self.id,
+            endpoint: self.endpoint,
+            dialect: self.dialect,
+            way_back: self.way_back.clone(),
+            dropped: self.dropped.clone(),
+            body: self.body.clone(),
+            view: self.view.clone(),
             model: self.model.clone(),
             stream: self.stream,
             wants_usage: self.wants_usage,
-            headers,
+            headers: self.headers.clone(),
             client: self.client.clone(),
             max_cost: self.max_cost,
             seller: self.seller,
+            prefer: self.prefer,
             at_ms: self.at_ms,
             translations: Mutex::default(),
-        })
+        }
     }
 
     /// Input tokens that a seller with these terms counts as known before the work.
@@ -161,9 +228,13 @@ impl Asked {
     }
 }
 
-/// The dialect of a proxied path; the query string does not matter.
-pub(super) fn dialect_of(uri: &Uri) -> Option<Dialect> {
-    Dialect::from_path(uri.path().trim_end_matches('/'))
+fn cut(asked: Option<u64>, most: Option<u64>) -> Option<u64> {
+    asked.map(|asked| most.map_or(asked, |most| asked.min(most)))
+}
+
+/// What a proxied path asks for; the query string does not matter.
+pub(super) fn endpoint_of(uri: &Uri) -> Option<Endpoint> {
+    Endpoint::from_path(uri.path().trim_end_matches('/'))
 }
 
 fn souk_header<T: std::str::FromStr>(

@@ -17,6 +17,7 @@ use super::refusal::{AttemptFailure, FailureKind};
 use super::relay;
 use super::route::Candidate;
 use super::sink::ClientSink;
+use super::trial::Trial;
 use super::wire::{OrderWire, Silence};
 use crate::ledger::{OpenRow, Role, Row};
 use crate::network::Protocol;
@@ -55,12 +56,13 @@ pub(super) async fn run(
     asked: &Arc<Asked>,
     candidate: &Candidate,
     number: u32,
+    trial: &Trial,
     deadline: Instant,
     sink: &mut ClientSink,
 ) -> Attempted {
     let seller = candidate.offer.offer.seller;
     for round in 0..2 {
-        match once(shared, asked, candidate, number, deadline, sink).await {
+        match once(shared, asked, candidate, number, trial, deadline, sink).await {
             Ok(done) => return done,
             Err(code) if round == 0 => {
                 tracing::debug!(%seller, code = code.as_str(), "same seller once more");
@@ -78,6 +80,7 @@ async fn once(
     asked: &Arc<Asked>,
     candidate: &Candidate,
     number: u32,
+    trial: &Trial,
     deadline: Instant,
     sink: &mut ClientSink,
 ) -> Result<Attempted, PeerErrorCode> {
@@ -122,7 +125,7 @@ async fn once(
         };
         return Ok(fail(seller, kind, reason));
     }
-    let books = Books::begin(shared, asked, candidate, &pair, &open);
+    let books = Books::begin(shared, asked, candidate, &pair, &open, trial);
     if let Err(error) = shared.ledger.submit(vec![Row::Open(open)]).await {
         books.void(&error.to_string(), 0);
         return Ok(fail(seller, FailureKind::Broken, "ledger"));
@@ -336,7 +339,7 @@ fn order(
         attempt: number,
         seller: offer.seller,
         buyer: shared.keys.identity.peer_id(),
-        path: asked.dialect.path().to_owned(),
+        path: asked.endpoint.path().to_owned(),
         model: offer.model.to_string(),
         stream: asked.stream,
         headers: asked.headers.clone(),
@@ -378,6 +381,7 @@ pub(super) fn fail(seller: PeerId, kind: FailureKind, reason: &str) -> Attempted
         seller,
         kind,
         reason: reason.to_owned(),
+        retry_after_s: None,
     })
 }
 

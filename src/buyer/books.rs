@@ -4,20 +4,23 @@
 //! usage × price, the bound by our own count, and the receipt.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::asked::Asked;
 use super::route::Candidate;
+use super::trial::Trial;
 use super::wire::OrderWire;
+use super::{Shared, check};
 use crate::ledger::{DeliveredRow, FinalRow, OpenRow, Outcome, Row};
 use crate::llm_api::bounds::{OwnCount, bounded_cost};
-use crate::llm_api::{AnswerMeter, TokenCount};
+use crate::llm_api::{AnswerMeter, Margin, TokenCount};
 use crate::payment::payer::Pair;
 use crate::protocol::{CancelReason, SignedReceipt};
+use crate::router::Answered;
 use crate::tasks::off_thread_if;
 use crate::types::{AttemptId, MicroUsd, PeerId, PriceTable, Usage};
 
@@ -29,6 +32,7 @@ pub(super) struct Books {
     shared: Arc<Shared>,
     asked: Arc<Asked>,
     pair: Arc<Pair>,
+    trial: Trial,
     pub attempt: AttemptId,
     pub price: PriceTable,
     pub prefill: MicroUsd,
@@ -71,12 +75,14 @@ impl Books {
         candidate: &Candidate,
         pair: &Arc<Pair>,
         open: &OpenRow,
+        trial: &Trial,
     ) -> Self {
         let offer = &candidate.offer.offer;
         Self {
             shared: Arc::clone(shared),
             asked: Arc::clone(asked),
             pair: Arc::clone(pair),
+            trial: trial.clone(),
             attempt: open.attempt_id,
             price: offer.price,
             prefill: candidate.prefill,
@@ -213,11 +219,47 @@ impl Books {
     /// Books the end: with a receipt the least of both is accepted; without one, if anything is
     /// owed, the attempt stays in doubt until the seller shows it.
     pub async fn settle(&self, tally: Tally, receipt: Option<SignedReceipt>) {
+        self.teach(&tally, receipt.as_ref());
         match receipt {
             Some(signed) => self.finish(tally, Some(signed)),
             None if tally.cost == MicroUsd::ZERO => self.finish(tally, None),
             None => self.park(tally).await,
         }
+    }
+
+    /// Tells the router how it went.
+    fn teach(&self, tally: &Tally, receipt: Option<&SignedReceipt>) {
+        let usage = tally.usage.unwrap_or_default();
+        let is_empty = usage.output == 0 && !self.asked.endpoint.owes_without_output();
+        match tally.error.as_deref() {
+            // The client left: nothing is learned.
+            Some(_) if tally.status == 499 => return,
+            None if !is_empty => {}
+            _ => return self.trial.failed(MicroUsd::ZERO),
+        }
+        let billed = receipt.map_or(tally.cost, |signed| signed.receipt.cost);
+        let total_s = self.started.elapsed().as_secs_f64();
+        let first = self.ttft_ms.filter(|_| self.asked.stream);
+        let ttft_s = first.map(|ms| Duration::from_millis(ms).as_secs_f64());
+        let own = tally.own_output.unwrap_or(0);
+        let answered = Answered {
+            ttft_s,
+            writing_s: total_s - ttft_s.unwrap_or(0.0),
+            input_tokens: usage.input_total(),
+            cached_tokens: usage.cache_read,
+            output_tokens: usage.output.min(own.saturating_add(usage.reasoning)),
+            cost: tally.cost,
+            billed,
+            // Above the bound the accepted cost is the bound.
+            own: if tally.disputed { tally.cost } else { billed },
+            exact: self.counts_exactly(),
+        };
+        let doubt = check::answer(&usage, self.asked.view.max_tokens);
+        self.trial.answered(answered, doubt.map(str::to_owned));
+    }
+
+    fn counts_exactly(&self) -> bool {
+        self.shared.counter.count_text(&self.model, "").margin == Margin::Exact
     }
 
     async fn park(&self, tally: Tally) {

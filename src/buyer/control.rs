@@ -50,6 +50,8 @@ pub struct ControlParts {
     pub network: Handle,
     /// Who sells what.
     pub book: OfferBook,
+    /// What is known of the sellers.
+    pub router: crate::router::Router,
     /// What is owed to whom.
     pub payer: PayerHub,
     /// Money on the chain; none without one.
@@ -186,6 +188,7 @@ async fn list_sellers(State(parts): Parts) -> ControlResult {
     let recent = parts.recent(SPEED_REQUESTS).await?;
     let list = sellers::list(&Sources {
         book: &parts.book,
+        router: &parts.router,
         payer: &parts.payer,
         network: &parts.network,
         recent: &recent,

@@ -76,6 +76,11 @@ async fn start() -> Node {
         evm_address: "0xabc".to_owned(),
         network,
         book: book.clone(),
+        router: crate::router::Router::new(
+            crate::router::Settings::default(),
+            Arc::new(crate::types::SystemClock),
+            1,
+        ),
         payer: payer.await.unwrap(),
         wallet: None,
         ledger: ledger.clone(),

@@ -74,6 +74,13 @@ fn entry(summary: &ModelSummary, anthropic: bool) -> Value {
         .map(Dialect::as_str)
         .collect();
     let price = &summary.price_min;
+    let mut paths = Vec::new();
+    if summary.caps.contains(Capabilities::COMPLETIONS) {
+        paths.push("completions");
+    }
+    if summary.caps.contains(Capabilities::EMBEDDINGS) {
+        paths.push("embeddings");
+    }
     let mut modalities = vec!["text"];
     if summary.caps.contains(Capabilities::VISION) {
         modalities.push("image");
@@ -92,6 +99,10 @@ fn entry(summary: &ModelSummary, anthropic: bool) -> Value {
         },
         "sellers": summary.sellers,
         "dialects": speaks,
+        "other_paths": paths,
+        "tools": summary.caps.contains(Capabilities::TOOLS),
+        "supported_parameters": summary.caps.parameters(),
+        "structured_output": summary.caps.contains(Capabilities::JSON),
         "context_length": summary.context_max,
         "max_output": summary.output_max,
         "input_modalities": modalities,
@@ -111,7 +122,7 @@ fn per_token(micro_usd_per_million: u64) -> String {
         .to_string()
 }
 
-fn ok(value: &Value) -> Response<Body> {
+pub(super) fn ok(value: &Value) -> Response<Body> {
     response(StatusCode::OK, value.to_string())
 }
 

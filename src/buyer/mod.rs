@@ -4,8 +4,9 @@
 //! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
 //! alongside) → record`.
 //!
-//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] orders
-//! the sellers, `attempt` tries one, `relay` passes its answer (`whole` one that is not streamed,
+//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] gates
+//! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
+//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
@@ -16,16 +17,23 @@ mod asked;
 mod attempt;
 mod books;
 pub mod budget;
+mod check;
+mod choosing;
 pub mod control;
 mod count_tokens;
+mod ending;
+mod explain;
 mod market;
+pub mod names;
 mod nonces;
 mod refusal;
 mod relay;
 pub mod route;
 mod sellers;
+mod shelves;
 mod sink;
 mod streams;
+mod trial;
 mod upstream_error;
 mod whole;
 mod wire;
@@ -40,30 +48,38 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use asked::{Asked, dialect_of};
+use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::Budget;
+use choosing::Choosing;
+use names::Names;
 use nonces::Nonces;
-use refusal::{AttemptFailure, Refusal};
+use refusal::Refusal;
 use route::{Barred, Policy, Route};
+use shelves::Shelves;
 use sink::ClientSink;
 use streams::KeptStreams;
+use trial::Trial;
 
 use crate::discovery::{Found, OfferBook};
 use crate::http::body::Body;
 use crate::http::{request_body, server};
 use crate::keys::NodeKeys;
 use crate::ledger::Ledger;
-use crate::llm_api::{Dialect, TokenCounter};
+use crate::llm_api::{Endpoint, TokenCounter};
 use crate::network::Handle;
 use crate::payment::WindowSettings;
 use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
+use crate::router::Router;
 use crate::tasks::Tasks;
 use crate::types::{Clock, PeerId};
 
-/// Attempts at sellers for one client request.
-const ATTEMPTS_MAX: usize = 3;
+/// Attempts at sellers for one client request: three sellers, and when these were all, the best of
+/// them once more.
+const ATTEMPTS_MAX: u32 = 4;
+/// Tokens in a KiB of text, where no offer says it.
+const TOKENS_PER_KIB: u16 = 256;
 /// A request for an unknown model waits this long for background discovery.
 const DISCOVERY_WAIT: Duration = Duration::from_secs(3);
 
@@ -93,6 +109,8 @@ pub struct Settings {
     pub windows: WindowSettings,
     /// What the user accepts.
     pub policy: Policy,
+    /// The user's own names for models.
+    pub names: Names,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// A wallet's permission for this node's key, sent with every head.
@@ -117,6 +135,8 @@ pub struct Parts {
     pub tasks: Tasks,
     /// What may be spent.
     pub budget: Budget,
+    /// Chooses among sellers.
+    pub router: Router,
     /// Counts tokens.
     pub counter: TokenCounter,
     /// Answers everything that is no model request.
@@ -139,10 +159,12 @@ struct Shared {
     tasks: Tasks,
     settings: Settings,
     budget: Budget,
+    router: Router,
     counter: TokenCounter,
     control: Arc<dyn server::Handler>,
     nonces: Nonces,
     streams: KeptStreams,
+    shelves: Shelves,
     in_flight: AtomicU64,
 }
 
@@ -159,11 +181,13 @@ impl Buyer {
             clock,
             tasks,
             budget,
+            router,
             counter,
             control,
         } = parts;
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
         let streams = KeptStreams::default();
+        let shelves = Shelves::new(router.clone(), book.clone(), Arc::clone(&clock));
         let shared = Shared {
             book,
             payer,
@@ -174,10 +198,12 @@ impl Buyer {
             tasks,
             settings,
             budget,
+            router,
             counter,
             control,
             nonces,
             streams,
+            shelves,
             in_flight,
         };
         Self {
@@ -192,7 +218,8 @@ impl Buyer {
     }
 
     /// Reads the body, then answers in a task that outlives a client that hangs up.
-    async fn proxy(self, request: Request<Incoming>, dialect: Dialect) -> Response<Body> {
+    async fn proxy(self, request: Request<Incoming>, endpoint: Endpoint) -> Response<Body> {
+        let dialect = endpoint.dialect();
         let (parts, incoming) = request.into_parts();
         let body = match request_body::read_body(incoming).await {
             Ok(body) => body,
@@ -207,8 +234,12 @@ impl Buyer {
         self.shared.tasks.spawn("request", async move {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
             let now_ms = buyer.shared.clock.now_ms();
-            match Asked::parse(dialect, &parts.headers, body, now_ms) {
-                Ok(asked) => buyer.serve(Arc::new(asked), &mut sink).await,
+            match Asked::parse(endpoint, &parts.headers, body, now_ms) {
+                Ok(asked) => {
+                    let shared = &buyer.shared;
+                    let asked = asked.meaning(&shared.settings.names, &shared.book);
+                    buyer.serve(Arc::new(asked), &mut sink).await;
+                }
                 Err(error) => {
                     Refusal::bad_request(error.to_string())
                         .send(&mut sink, dialect)
@@ -256,10 +287,9 @@ impl Buyer {
                 ));
             }
         }
-        let policy = &shared.settings.policy;
-        let mut route = route::route(asked, policy, &shared.book, &shared.payer);
+        let mut route = shared.route(asked);
         if route.candidates.is_empty() && self.reach(&route.set_aside).await {
-            route = route::route(asked, policy, &shared.book, &shared.payer);
+            route = shared.route(asked);
         }
         if !route.candidates.is_empty() {
             return Ok(route);
@@ -292,10 +322,18 @@ impl Buyer {
 
     fn why_nobody(&self, asked: &Asked, route: &Route) -> Refusal {
         if route.all_barred_for(Barred::Context) {
-            return Refusal::context_too_long(asked.prefill_tokens(256, 0));
+            return Refusal::context_too_long(asked.prefill_tokens(TOKENS_PER_KIB, 0));
+        }
+        if route.asks_too_much() {
+            return Refusal::bad_request(format!(
+                "no seller of `{}` can do this: {}; GET /v1/models says what each model can do",
+                asked.model,
+                route.reasons()
+            ));
         }
         let other_dialect = |b: &&Barred| matches!(b, Barred::Dialect | Barred::Untranslatable);
-        let mut fitting = route.barred.iter().filter(|b| !other_dialect(b)).peekable();
+        let barred = route.barred.iter().map(|(_, barred)| barred);
+        let mut fitting = barred.filter(|b| !other_dialect(b)).peekable();
         if let (None, Some(why)) = (fitting.peek(), &route.untranslatable) {
             return Refusal::bad_request(why.to_string());
         }
@@ -315,33 +353,27 @@ impl Buyer {
         ))
     }
 
-    /// Tries candidates in order until one answers or the attempts are used up.
+    /// Tries one candidate after the other, each time the router's choice, until one answers or the
+    /// attempts are used up.
     async fn attempt_each(&self, asked: Arc<Asked>, route: Route, sink: &mut ClientSink) {
         let shared = &self.shared;
         let all = Instant::now() + shared.settings.timeouts.all_attempts;
-        let mut failures = Vec::new();
-        let mut candidates: Vec<_> = route.candidates.iter().take(ATTEMPTS_MAX).collect();
-        if let [only] = candidates.as_slice() {
-            // A lone seller that restarted is found again on a fresh connection.
-            candidates.push(only);
-        }
-        let count = candidates.len();
-        for (index, candidate) in candidates.into_iter().enumerate() {
-            let again = index > 0 && route.candidates.len() == 1;
-            if again && !failures.iter().any(AttemptFailure::was_silent) {
+        let mut choosing = Choosing::new(shared, &asked, &route);
+        for number in 1..=ATTEMPTS_MAX {
+            let Some(candidate) = choosing.next() else {
                 break;
-            }
-            let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
+            };
             let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
                 return Refusal::budget_exceeded(&shared.budget.reset())
                     .send(sink, asked.dialect)
                     .await;
             };
             sink.header("x-souk-attempts", &number.to_string());
-            let order = candidate.translated.as_ref().unwrap_or(&asked);
+            let order = candidate.order.as_ref().unwrap_or(&asked);
             sink.header("x-souk-dropped", &order.dropped.join(", "));
-            let deadline = attempt_deadline(all, index + 1 < count);
-            match attempt::run(shared, order, candidate, number, deadline, sink).await {
+            let trial = Trial::begin(&shared.router, &asked, candidate);
+            let deadline = attempt_deadline(all, choosing.has_more(number));
+            match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
                 Attempted::Done => return,
                 Attempted::Failed(failure) => {
                     tracing::info!(
@@ -350,13 +382,23 @@ impl Buyer {
                         reason = failure.reason,
                         "attempt failed"
                     );
-                    failures.push(failure);
+                    trial.failed_as(failure.kind);
+                    choosing.failed(failure);
                 }
             }
         }
-        Refusal::exhausted(&failures)
-            .send(sink, asked.dialect)
-            .await;
+        choosing.refusal().send(sink, asked.dialect).await;
+    }
+}
+
+impl Shared {
+    /// The sellers that may serve a request.
+    fn route(&self, asked: &Asked) -> Route {
+        let policy = &self.settings.policy;
+        let tokens = asked.prefill_tokens(TOKENS_PER_KIB, 0);
+        let prefer = asked.prefer.unwrap_or(policy.prefer);
+        let shelf = self.shelves.get(&asked.model, tokens, prefer, &self.tasks);
+        route::route(asked, policy, &self.book, &self.payer, shelf.as_deref())
     }
 }
 
@@ -364,12 +406,17 @@ impl server::Handler for Buyer {
     fn handle(&self, request: Request<Incoming>) -> BoxFuture<'static, Response<Body>> {
         let path = request.uri().path();
         if request.method() == Method::POST
-            && let Some(dialect) = dialect_of(request.uri())
+            && let Some(endpoint) = endpoint_of(request.uri())
         {
-            return self.clone().proxy(request, dialect).boxed();
+            return self.clone().proxy(request, endpoint).boxed();
         }
         if request.method() == Method::POST && count_tokens::is_asked(path) {
             return count_tokens::answer(self.shared.counter.clone(), request).boxed();
+        }
+        if request.method() == Method::GET
+            && let Some(answer) = explain::answer(&self.shared, request.uri())
+        {
+            return std::future::ready(answer).boxed();
         }
         if request.method() == Method::GET
             && let Some(answer) = market::models(&self.shared, path, request.headers())

@@ -23,13 +23,8 @@ pub(super) struct AttemptFailure {
     pub kind: FailureKind,
     /// Short, for the ledger and the client.
     pub reason: String,
-}
-
-impl AttemptFailure {
-    /// The seller said nothing in time.
-    pub fn was_silent(&self) -> bool {
-        self.kind == FailureKind::Timeout
-    }
+    /// When the upstream said to come back, seconds.
+    pub retry_after_s: Option<u64>,
 }
 
 /// What a failure says about the final status.
@@ -136,8 +131,11 @@ impl Refusal {
             return Self::insufficient_funds(&first.reason);
         }
         if failures.iter().any(|f| f.kind == FailureKind::RateLimited) {
+            // The first seller that is free again is enough.
+            let soonest = failures.iter().filter_map(|f| f.retry_after_s).min();
+            let seconds = soonest.map_or_else(|| RETRY_SOON_S.to_owned(), |s| s.to_string());
             return Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
-                .retry(RETRY_SOON_S);
+                .retry(&seconds);
         }
         if all(FailureKind::Busy) {
             return Self::no_seller(message);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::asked::Asked;
 use super::attempt::{Attempted, fail};
-use super::books::{Books, Tally};
+use super::books::Books;
 use super::refusal::FailureKind;
 use super::sink::ClientSink;
 use super::wire::{OrderWire, Silence};
@@ -78,28 +78,30 @@ pub(super) fn client_headers(head: &ResponseHead) -> HeaderMap {
 }
 
 /// A stream on its way to the client.
-struct Relay<'a> {
-    asked: &'a Asked,
-    seller: PeerId,
-    books: Books,
-    head: &'a ResponseHead,
-    idle: std::time::Duration,
-    total: Option<Instant>,
-    meter: RunningMeter,
-    text: AnswerMeter,
-    splitter: EventSplitter,
-    tracker: UsageTracker,
+pub(super) struct Relay<'a> {
+    pub(super) asked: &'a Asked,
+    pub(super) seller: PeerId,
+    pub(super) books: Books,
+    pub(super) head: &'a ResponseHead,
+    pub(super) idle: std::time::Duration,
+    pub(super) total: Option<Instant>,
+    pub(super) meter: RunningMeter,
+    pub(super) text: AnswerMeter,
+    pub(super) splitter: EventSplitter,
+    pub(super) tracker: UsageTracker,
     /// Turns the upstream's dialect into the client's, when they differ.
-    translator: Option<StreamTranslator>,
+    pub(super) translator: Option<StreamTranslator>,
     /// Events for the client, gathered until the next send.
-    out: BytesMut,
+    pub(super) out: BytesMut,
     /// The dialect's first event was sent: no failover any more.
-    begun: bool,
+    pub(super) begun: bool,
+    /// Events that passed as they are, for the number of one that we add.
+    pub(super) passed: u64,
     /// Nothing but comments came so far.
-    only_heartbeats: bool,
+    pub(super) only_heartbeats: bool,
     /// A receipt that came with a cancel.
-    receipt: Option<SignedReceipt>,
-    shown: Option<(Usage, MicroUsd, bool)>,
+    pub(super) receipt: Option<SignedReceipt>,
+    pub(super) shown: Option<(Usage, MicroUsd, bool)>,
 }
 
 /// Why a stream is over.
@@ -134,6 +136,7 @@ impl<'a> Relay<'a> {
             translator: asked.way_back.clone().map(StreamTranslator::new),
             out: BytesMut::new(),
             begun: false,
+            passed: 0,
             only_heartbeats: true,
             receipt: None,
             shown: None,
@@ -246,8 +249,7 @@ impl<'a> Relay<'a> {
             return self.translate(&event).await;
         }
         if self.asked.dialect != Dialect::Chat {
-            self.out.extend_from_slice(&event);
-            return Ok(());
+            return self.pass(event).await;
         }
         if sse::is_done(Dialect::Chat, &event) && self.tracker.usage().is_none() {
             self.missing_usage().await;
@@ -262,6 +264,21 @@ impl<'a> Relay<'a> {
             self.out
                 .extend_from_slice(&llm_api::splice_cost(&event, cost));
         }
+        Ok(())
+    }
+
+    /// An event of Messages or Responses as it is, with our usage when its upstream reported none.
+    async fn pass(&mut self, event: Bytes) -> Result<(), String> {
+        self.passed += u64::from(!sse::is_heartbeat(&event));
+        let dialect = self.asked.dialect;
+        if self.tracker.usage().is_some() || !sse::is_usage_due(dialect, &event) {
+            self.out.extend_from_slice(&event);
+            return Ok(());
+        }
+        let usage = self.usage().await;
+        self.show(usage).await;
+        let event = llm_api::insert_usage(&event, dialect, &usage, None);
+        self.out.extend_from_slice(&event);
         Ok(())
     }
 
@@ -285,7 +302,7 @@ impl<'a> Relay<'a> {
     }
 
     /// The end in the client's dialect, with the usage and cost that are booked.
-    async fn end_translation(&mut self) {
+    pub(super) async fn end_translation(&mut self) {
         let Some(mut translator) = self.translator.take_if(|t| !t.is_finished()) else {
             return;
         };
@@ -298,7 +315,7 @@ impl<'a> Relay<'a> {
     }
 
     /// The usage that the upstream reported, or our own count.
-    async fn usage(&self) -> Usage {
+    pub(super) async fn usage(&self) -> Usage {
         match self.tracker.usage() {
             Some(usage) => usage,
             None => {
@@ -309,12 +326,12 @@ impl<'a> Relay<'a> {
     }
 
     /// The cost of `usage` by our own bound; remembered, because it is what will be accepted.
-    async fn show(&mut self, usage: Usage) -> MicroUsd {
+    pub(super) async fn show(&mut self, usage: Usage) -> MicroUsd {
         let priced = self
             .books
             .price(&usage, self.books.count_stream(&self.text))
             .await;
-        let cost = if usage.output == 0 {
+        let cost = if usage.output == 0 && !self.asked.endpoint.owes_without_output() {
             MicroUsd::ZERO
         } else {
             priced.cost
@@ -336,7 +353,10 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends what is gathered; nothing before the first event that is no comment.
-    async fn flush(&mut self, sink: &mut ClientSink) -> Result<(), crate::http::body::ClientGone> {
+    pub(super) async fn flush(
+        &mut self,
+        sink: &mut ClientSink,
+    ) -> Result<(), crate::http::body::ClientGone> {
         if self.out.is_empty() {
             return Ok(());
         }
@@ -351,148 +371,5 @@ impl<'a> Relay<'a> {
         }
         let bytes = self.out.split().freeze();
         sink.send(bytes).await
-    }
-
-    async fn ended(mut self, mut wire: OrderWire, sink: &mut ClientSink) -> Attempted {
-        if !self.tracker.ended_well() {
-            return self
-                .seller_failed(wire, sink, "the answer was cut".to_owned())
-                .await;
-        }
-        self.end_translation().await;
-        // A client that has gone is noticed by what follows.
-        let _ = self.flush(sink).await;
-        if self.shown.is_none() {
-            let usage = self.usage().await;
-            self.show(usage).await;
-        }
-        let (usage, cost, disputed) = self.shown.unwrap_or_default();
-        sink.finish(Some(cost.to_json_number())).await;
-        let receipt = wire
-            .receipt_soon()
-            .await
-            .and_then(|bytes| self.books.verify(&bytes));
-        crate::failpoint::hit("buyer_usage");
-        if receipt.is_some() {
-            self.books.keep(wire);
-        }
-        let own_output = self.books.count_stream(&self.text).tokens;
-        let tally = Tally {
-            status: self.head.status,
-            model_served: self.head.model_served.clone(),
-            usage: Some(usage),
-            own_output: Some(own_output),
-            cost,
-            disputed,
-            error: None,
-        };
-        self.books.settle(tally, receipt).await;
-        Attempted::Done
-    }
-
-    /// Before the first event: the next seller. After it: the dialect's error event, and only what
-    /// was delivered is owed.
-    async fn seller_failed(
-        mut self,
-        mut wire: OrderWire,
-        sink: &mut ClientSink,
-        reason: String,
-    ) -> Attempted {
-        if self.begun {
-            let text = llm_api::error::strip_billing_words(&reason);
-            let event = llm_api::error::error_event(
-                self.asked.client_dialect(),
-                502,
-                "seller_failed",
-                &text,
-            );
-            let _ = sink.send(event).await;
-            sink.finish(None).await;
-        }
-        let receipt = match self.receipt.take() {
-            Some(receipt) => Some(receipt),
-            None => wire
-                .receipt_soon()
-                .await
-                .and_then(|bytes| self.books.verify(&bytes)),
-        };
-        self.books.receive(self.meter.running());
-        let output = self.books.count_stream(&self.text);
-        let delivered = Usage {
-            output: output.tokens,
-            ..Usage::default()
-        };
-        let claimed = receipt
-            .as_ref()
-            .map_or(delivered, |signed| signed.receipt.usage);
-        let priced = self.books.price(&claimed, output).await;
-        let cost = if self.begun {
-            priced.cost
-        } else {
-            MicroUsd::ZERO
-        };
-        let tally = Tally {
-            status: 502,
-            own_output: Some(priced.own_output),
-            cost,
-            disputed: priced.disputed,
-            error: Some(crate::protocol::limits::tame_text(&reason)),
-            ..Tally::default()
-        };
-        self.books.settle(tally, receipt).await;
-        if self.begun {
-            Attempted::Done
-        } else {
-            fail(self.seller, FailureKind::Broken, &reason)
-        }
-    }
-
-    /// Cancels, and meters what was on its way; gives the receipt's bytes.
-    async fn stop(&mut self, wire: &mut OrderWire, reason: CancelReason) -> Option<Bytes> {
-        let Self {
-            meter,
-            splitter,
-            text,
-            tracker,
-            ..
-        } = self;
-        let receipt = wire.cancel(reason, |frame| {
-            if frame.kind == FrameKind::Body {
-                meter.push(&frame.payload);
-                for event in splitter.push(frame.payload.clone()).flatten() {
-                    text.push(&event);
-                    tracker.push(&event);
-                }
-            }
-        });
-        let receipt = receipt.await;
-        self.books.receive(self.meter.running());
-        if let Some(bytes) = &receipt {
-            self.receipt = self.books.verify(bytes);
-        }
-        receipt
-    }
-
-    /// The client hung up: the upstream stops, input and what arrived are owed.
-    async fn client_gone(mut self, mut wire: OrderWire) -> Attempted {
-        let receipt = self.stop(&mut wire, CancelReason::ClientGone).await;
-        let receipt = receipt.and_then(|bytes| self.books.verify(&bytes));
-        let output = self.books.count_stream(&self.text);
-        let claimed = match &receipt {
-            Some(signed) => signed.receipt.usage,
-            None => self.books.own_usage(output).await,
-        };
-        let priced = self.books.price(&claimed, output).await;
-        let tally = Tally {
-            status: 499,
-            model_served: self.head.model_served.clone(),
-            usage: Some(claimed),
-            own_output: Some(priced.own_output),
-            cost: priced.cost,
-            disputed: priced.disputed,
-            error: Some("client_gone".to_owned()),
-        };
-        self.books.settle(tally, receipt).await;
-        Attempted::Done
     }
 }

@@ -11,11 +11,14 @@ use crate::ledger::report::RequestRecord;
 use crate::network::Handle;
 use crate::payment::payer::{Pair, PayerHub};
 use crate::protocol::offer::SignedOffer;
+use crate::router::Router;
+use crate::router::breaker::Gate;
 use crate::types::{MicroUsd, PeerId, UnixMs};
 
 /// Where the list is put together from.
 pub(super) struct Sources<'a> {
     pub book: &'a OfferBook,
+    pub router: &'a Router,
     pub payer: &'a PayerHub,
     pub network: &'a Handle,
     /// The newest attempts.
@@ -92,6 +95,7 @@ fn seller_json(
         "ttft_ms": record.and_then(|record| median(&record.ttft_ms)),
         "tokens_per_second": record.and_then(|record| median(&record.tokens_per_second)),
         "attempts": record.map_or(0, |record| record.attempts),
+        "proven": sources.router.is_proven(peer),
         "credit_micro_usd": credit.map(|left| left.0),
         "in_doubt": seller.pair.as_ref().map(|pair| pair.snapshot().in_doubt),
         "connected": sources.network.is_connected(peer),
@@ -113,6 +117,9 @@ fn state_of(
             Some(format!("it failed; tried again in {seconds} s")),
         );
     }
+    if let Some((state, why)) = judged(sources, peer) {
+        return (state, Some(why));
+    }
     if seller.offers.is_empty() {
         return ("gone", Some("it offers nothing now".to_owned()));
     }
@@ -131,6 +138,31 @@ fn state_of(
         return ("connected", None);
     }
     ("known", Some("not asked for anything yet".to_owned()))
+}
+
+/// What the router holds against a seller.
+fn judged(sources: &Sources<'_>, peer: &PeerId) -> Option<(&'static str, String)> {
+    let record = sources.router.record(peer)?;
+    if record.is_quarantined(sources.now_ms) {
+        let hours = record
+            .quarantine_until_ms()
+            .saturating_sub(sources.now_ms)
+            .div_ceil(3_600_000);
+        let why = format!("{}; asked again in {hours} h", record.quarantine_reason);
+        return Some(("quarantine", why));
+    }
+    if let Gate::Open(until_ms) = record.breaker.gate(sources.now_ms) {
+        let seconds = until_ms.saturating_sub(sources.now_ms).div_ceil(1_000);
+        return Some((
+            "failing",
+            format!("it kept failing; asked again in {seconds} s"),
+        ));
+    }
+    if !record.capacity.has_room() {
+        let at_once = record.capacity.in_flight();
+        return Some(("full", format!("it takes {at_once} requests at once")));
+    }
+    None
 }
 
 /// Attempts by seller.

@@ -7,9 +7,9 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::asked::Asked;
-use super::attempt::{Attempted, fail};
+use super::attempt::Attempted;
 use super::books::Books;
-use super::refusal::{self, FailureKind};
+use super::refusal::{self, AttemptFailure, FailureKind};
 use super::relay::client_headers;
 use super::sink::ClientSink;
 use super::wire::OrderWire;
@@ -67,11 +67,19 @@ pub(super) async fn relay(
         503 | 529 => FailureKind::Busy,
         _ => FailureKind::Broken,
     };
-    fail(
+    Attempted::Failed(AttemptFailure {
         seller,
         kind,
-        &format!("upstream answered {}", status.as_u16()),
-    )
+        reason: format!("upstream answered {}", status.as_u16()),
+        retry_after_s: retry_after_s(head),
+    })
+}
+
+/// The upstream's `retry-after` in seconds; a date says too little of a stranger's clock.
+fn retry_after_s(head: &ResponseHead) -> Option<u64> {
+    let is_it = |name: &str| name.eq_ignore_ascii_case("retry-after");
+    let (_, value) = head.headers.iter().find(|(name, _)| is_it(name))?;
+    value.trim().parse().ok()
 }
 
 /// The upstream's error as it is, or in the client's dialect when that is another.

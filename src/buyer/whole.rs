@@ -111,7 +111,7 @@ async fn finish(
         None => books.own_usage(output).await,
     };
     let priced = books.price(&usage, output).await;
-    let cost = if usage.output == 0 {
+    let cost = if usage.output == 0 && !asked.endpoint.owes_without_output() {
         MicroUsd::ZERO
     } else {
         priced.cost

@@ -263,3 +263,11 @@ impl Flags {
         }
     }
 }
+
+/// `node models`.
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// Say for each seller of this model what its score is made of, or why it is not asked.
+    #[arg(long, value_name = "MODEL")]
+    pub explain: Option<String>,
+}

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 pub use crate::failure::{Failure as CliError, FailureKind};
-pub use args::{BuyArgs, DemoArgs, RunArgs, SellArgs};
+pub use args::{BuyArgs, DemoArgs, ModelsArgs, RunArgs, SellArgs};
 
 use crate::config::{ConfigError, Loaded, Setting, Sources};
 use crate::data_dir::{DataDir, DataDirError};
@@ -97,7 +97,7 @@ enum Command {
     /// Run a whole market on this machine to try it out
     Demo(DemoArgs),
     /// Show what the network sells now
-    Models,
+    Models(ModelsArgs),
     /// Show the running node on one screen
     Status(status::StatusArgs),
     /// Report what was earned and spent
@@ -191,7 +191,7 @@ impl Cli {
             Command::Run(args) => roles::run(&global, &args).await,
             Command::Demo(args) => roles::demo(&global, &args).await,
             Command::Bootstrap => roles::bootstrap(&global).await,
-            Command::Models => models::run(&global, out).await,
+            Command::Models(args) => models::run(&args, &global, out).await,
             Command::Status(args) => status::run(&global, out, &args).await,
             Command::Wallet(command) => wallet::run(&global, out, command).await,
             Command::Channel(command) => channel::run(&global, out, command).await,

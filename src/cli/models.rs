@@ -4,18 +4,22 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 
 use super::api::Api;
+use super::args::ModelsArgs;
 use super::output::{self, Output};
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::telemetry::printable;
 
 /// Prints the models on offer.
-pub async fn run(global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
+pub async fn run(args: &ModelsArgs, global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
     let api = Api::find(global)?;
     if api.info().role == "sell" {
         let message = "the node that runs here only sells";
         return Err(CliError::new(FailureKind::NotConfigured, message)
             .hint("`node buy` (with its own --data-dir) sees the network's models")
             .into());
+    }
+    if let Some(model) = &args.explain {
+        return explain(&api, model, out).await;
     }
     let list = api.get("/v1/models").await?;
     if out.json {
@@ -40,6 +44,59 @@ pub async fn run(global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
     ];
     output::text(&output::table(&header, &[1, 2, 3, 4, 5, 6, 7], rows));
     Ok(())
+}
+
+/// Prints each seller's score for an ordinary request, or why it is not asked.
+async fn explain(api: &Api, model: &str, out: &Output) -> anyhow::Result<()> {
+    let said = api.get(&format!("/api/explain?model={model}")).await?;
+    if out.json {
+        output::json(&said);
+        return Ok(());
+    }
+    let sellers = said.get("sellers").and_then(Value::as_array);
+    let rows: Vec<Vec<String>> = sellers.into_iter().flatten().map(seller_row).collect();
+    if rows.is_empty() {
+        output::message(&format!("no seller of `{}` is known", printable(model)));
+        return Ok(());
+    }
+    let text = |key: &str| number(said.get(key));
+    output::message(&format!(
+        "{} tokens of {} with prefer = {}; the least score is asked",
+        text("input_tokens"),
+        text("model"),
+        text("prefer"),
+    ));
+    let header = [
+        "SELLER",
+        "SCORE µ$",
+        "LIST µ$",
+        "COUNTS µ$",
+        "WAIT s",
+        "SUCCESS",
+        "TRIES",
+        "RECORD",
+    ];
+    output::text(&output::table(&header, &[1, 2, 3, 4, 5, 6], rows));
+    Ok(())
+}
+
+fn seller_row(seller: &Value) -> Vec<String> {
+    let figure = |key: &str| number(seller.get(key));
+    let record = match seller.get("why_not").and_then(Value::as_str) {
+        Some(why) => format!("not asked: {}", printable(why)),
+        None if seller.get("proven") == Some(&Value::Bool(true)) => "proven".to_owned(),
+        None => "new".to_owned(),
+    };
+    vec![
+        figure("peer"),
+        figure("score_micro_usd"),
+        figure("list_cost_micro_usd"),
+        figure("cost_micro_usd"),
+        figure("seconds"),
+        figure("success"),
+        figure("attempts"),
+        record,
+    ]
 }
 
 fn row(model: &Value) -> Vec<String> {

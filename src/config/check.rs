@@ -265,6 +265,17 @@ fn buy_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
             );
         }
     }
+    for alias in &buy.aliases {
+        let is_pair = alias
+            .split_once('=')
+            .is_some_and(|(name, model)| !name.trim().is_empty() && !model.trim().is_empty());
+        if !is_pair {
+            wrong(
+                "buy.aliases",
+                format!("`{alias}` must be \"name=model\", such as \"gpt=openai/gpt-4o\""),
+            );
+        }
+    }
     if buy.max_connections == 0 {
         wrong("buy.max_connections", "must be at least 1".to_owned());
     }

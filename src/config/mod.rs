@@ -7,6 +7,7 @@
 
 mod chain_rules;
 mod check;
+mod routing;
 mod sections;
 mod values;
 
@@ -19,6 +20,7 @@ use toml::{Table, Value};
 
 use check::Checker;
 pub use check::model_entry;
+pub use routing::RoutingSection;
 pub use sections::{
     BuySection, BuyTimeouts, ChainSection, LedgerSection, NodeSection, PaymentSection, Prefer,
     SellModel, SellSection,

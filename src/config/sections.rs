@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::routing::RoutingSection;
 use super::values::{
     SecretRef, Switch, duration, opt_count, opt_path, opt_percent, opt_text, opt_usd, usd,
 };
@@ -95,6 +96,10 @@ pub struct BuySection {
     /// Most to spend in a day, in USD.
     #[serde(with = "opt_usd")]
     pub budget_daily: Option<MicroUsd>,
+    /// Own names for models: `name=model`.
+    pub aliases: Vec<String>,
+    /// Models that `auto` stands for: the first that is on offer.
+    pub auto: Vec<String>,
     /// Preferred seller's peer id; others still serve when it fails.
     #[serde(with = "opt_text")]
     pub seller: Option<String>,
@@ -109,6 +114,8 @@ pub struct BuySection {
     pub delegation_file: Option<PathBuf>,
     /// How long the buyer waits for what.
     pub timeouts: BuyTimeouts,
+    /// How sellers are chosen.
+    pub routing: RoutingSection,
 }
 
 impl Default for BuySection {
@@ -124,12 +131,15 @@ impl Default for BuySection {
             max_price_in: None,
             max_price_out: None,
             budget_daily: None,
+            aliases: Vec::new(),
+            auto: Vec::new(),
             seller: None,
             allow: Vec::new(),
             deny: Vec::new(),
             wallets: Vec::new(),
             delegation_file: None,
             timeouts: BuyTimeouts::default(),
+            routing: RoutingSection::default(),
         }
     }
 }

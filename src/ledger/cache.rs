@@ -18,7 +18,7 @@ use crate::types::{Hash32, PeerId, UnixMs};
 
 const SCHEMA: &str = include_str!("../../migrations/cache_0001.sql");
 /// Version of the schema; a file with another one is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How long another process's lock is waited for.
 const BUSY_TIMEOUT_S: u64 = 5;
 /// A writer and a reader side by side.
@@ -29,6 +29,8 @@ const PEERS_MAX: i64 = 10_000;
 const OFFERS_MAX: i64 = 50_000;
 /// Terms kept; the oldest go first.
 const TERMS_MAX: i64 = 2_000;
+/// Scores kept; those written longest ago go first.
+const SCORES_MAX: i64 = 10_000;
 /// Addresses kept per peer.
 const ADDRS_MAX: usize = 16;
 /// Largest offer, terms or value kept.
@@ -251,6 +253,54 @@ impl Cache {
         .await
         .doing(WRITE)?;
         tx.commit().await.doing(WRITE)
+    }
+
+    /// Remembers what the router knows of sellers.
+    ///
+    /// # Errors
+    /// When the cache cannot be written.
+    pub async fn put_scores(
+        &self,
+        scores: &[(PeerId, Vec<u8>)],
+        now_ms: UnixMs,
+    ) -> Result<(), LedgerError> {
+        let mut tx = self.pool.begin().await.doing(WRITE)?;
+        for (peer, bytes) in scores.iter().filter(|(_, bytes)| bytes.len() <= BYTES_MAX) {
+            sqlx::query(
+                "insert into score (peer, at_ms, bytes) values (?, ?, ?)
+                 on conflict (peer) do update set at_ms = excluded.at_ms, bytes = excluded.bytes",
+            )
+            .bind(peer.to_base58())
+            .bind(to_i64(now_ms))
+            .bind(bytes.as_slice())
+            .execute(&mut *tx)
+            .await
+            .doing(WRITE)?;
+        }
+        sqlx::query(
+            "delete from score where peer in
+               (select peer from score order by at_ms desc limit -1 offset ?)",
+        )
+        .bind(SCORES_MAX)
+        .execute(&mut *tx)
+        .await
+        .doing(WRITE)?;
+        tx.commit().await.doing(WRITE)
+    }
+
+    /// What the router knew of sellers.
+    ///
+    /// # Errors
+    /// When the cache cannot be read.
+    pub async fn scores(&self) -> Result<Vec<(PeerId, Vec<u8>)>, LedgerError> {
+        let rows: Vec<(String, Vec<u8>)> = sqlx::query_as("select peer, bytes from score")
+            .fetch_all(&self.pool)
+            .await
+            .doing(READ)?;
+        let scores = rows.into_iter();
+        Ok(scores
+            .filter_map(|(peer, bytes)| Some((peer.parse().ok()?, bytes)))
+            .collect())
     }
 
     /// Terms by their hash.

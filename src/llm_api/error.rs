@@ -61,6 +61,18 @@ pub fn envelope(dialect: Dialect, status: u16, code: &str, message: &str) -> Byt
 /// cut answer must not look like a whole one.
 #[must_use]
 pub fn error_event(dialect: Dialect, status: u16, code: &str, message: &str) -> Bytes {
+    error_event_numbered(dialect, status, code, message, 0)
+}
+
+/// As [`error_event`]; Responses numbers its events, and `number` is this one's.
+#[must_use]
+pub fn error_event_numbered(
+    dialect: Dialect,
+    status: u16,
+    code: &str,
+    message: &str,
+    number: u64,
+) -> Bytes {
     let bytes = match dialect {
         Dialect::Chat => {
             let body = envelope(dialect, status, code, message);
@@ -71,7 +83,7 @@ pub fn error_event(dialect: Dialect, status: u16, code: &str, message: &str) -> 
             [b"event: error\ndata: ".as_slice(), &body, b"\n\n"].concat()
         }
         Dialect::Responses => format!(
-            "event: error\ndata: {{\"type\":\"error\",\"code\":{},\"message\":{},\"param\":null,\"sequence_number\":0}}\n\n",
+            "event: error\ndata: {{\"type\":\"error\",\"code\":{},\"message\":{},\"param\":null,\"sequence_number\":{number}}}\n\n",
             quoted(code),
             quoted(clip(message))
         )

@@ -22,7 +22,8 @@
 //! Invariants: the same dialect in and out means the same bytes but for the named splices; nothing
 //! here panics on any input; everything a peer can grow is bounded (JSON depth 64, event 1 MiB,
 //! collected text 8 MiB, caches by entry count). All three dialects
-//! are read and written by [`translate`], through which a client of one is served by a seller of another.
+//! are read and written by [`translate`], through which a client of one is served by a seller of another;
+//! OpenAI's older two paths ([`Endpoint`]) pass as they are, with chat's usage and errors.
 //!
 //! Callers: `buyer`, `seller`, and `discovery`'s price refresh by way of `seller`.
 
@@ -43,12 +44,13 @@ pub mod translate;
 pub mod usage;
 mod vocabulary;
 
-pub use dialect::Dialect;
+pub use dialect::{Dialect, Endpoint};
 pub use json::{JSON_DEPTH_MAX, JsonError};
 pub use meter::{AnswerMeter, COLLECTED_TEXT_BYTES_MAX};
 pub use request::{RequestError, RequestView, conversation_key, prefill_tokens};
 pub use splice::{
-    inject_include_usage, insert_usage, rewrite_answer_model, rewrite_model, splice_cost,
+    inject_include_usage, insert_usage, remove_members, rewrite_answer_model, rewrite_model,
+    splice_cost,
 };
 pub use sse::{EVENT_BYTES_MAX, EventSplitter, SseError};
 pub use tokens::{Margin, TokenCount, TokenCounter};

@@ -52,8 +52,12 @@ pub struct UpstreamModel {
     pub context: Option<u32>,
     /// Longest output in tokens.
     pub max_output: Option<u32>,
-    /// Takes images.
-    pub vision: bool,
+    /// Takes images; `None` when the list does not say.
+    pub vision: Option<bool>,
+    /// Served at `/v1/completions`; `None` when the list names no paths.
+    pub completions: Option<bool>,
+    /// Makes vectors of texts, and nothing else.
+    pub embeddings: bool,
     /// Takes tools; `None` when the list does not say.
     pub tools: Option<bool>,
     /// Answers in JSON on request; `None` when the list does not say.
@@ -124,14 +128,31 @@ fn model(entry: &Value) -> Option<UpstreamModel> {
             "/max_output_tokens",
             "/max_tokens",
         ]),
-        vision: inputs.is_some_and(|i| i.iter().any(|m| m == "image")),
+        vision: inputs.map(|i| i.iter().any(|m| m == "image")),
+        completions: strings("/supported_endpoints").map(|paths| has_completions(&paths)),
+        embeddings: is_for_embeddings(id, strings("/architecture/output_modalities")),
         tools: supports("tools"),
-        json: supports("response_format"),
+        json: supports("response_format")
+            .zip(supports("structured_outputs"))
+            .map(|(any, schema)| any || schema),
         quantisation: text("/details/quantization_level")
             .or_else(|| text("/quantization"))
             .map(|q| q.chars().take(16).collect()),
         supported_parameters: parameters.unwrap_or_default(),
     })
+}
+
+fn has_completions(paths: &[String]) -> bool {
+    let is_it = |path: &String| path.ends_with("/completions") && !path.contains("/chat/");
+    paths.iter().any(is_it)
+}
+
+/// What the list says, or the name where it says nothing: no vendor serves both from one model.
+fn is_for_embeddings(id: &str, outputs: Option<Vec<String>>) -> bool {
+    outputs.map_or_else(
+        || id.to_ascii_lowercase().contains("embed"),
+        |outputs| outputs.iter().any(|o| o.starts_with("embedding")),
+    )
 }
 
 /// OpenRouter's `pricing` object; `None` when a price is missing, dynamic (−1) or out of range.

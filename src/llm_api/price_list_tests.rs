@@ -24,7 +24,7 @@ fn openrouters_prices_become_integers() {
         })
     );
     assert_eq!((m.context, m.max_output), (Some(128_000), Some(16_384)));
-    assert!(m.vision && !m.has_request_fee);
+    assert!(m.vision == Some(true) && !m.has_request_fee && !m.embeddings);
     assert_eq!((m.tools, m.json), (Some(true), Some(false)));
 }
 
@@ -97,4 +97,16 @@ proptest! {
         let _ = parse(&noise);
         let _ = parse(format!(r#"[{{"id":"a","pricing":{{"prompt":"{number}","completion":{number}}},"context_length":{number}}}]"#).as_bytes());
     }
+}
+
+#[test]
+fn the_paths_of_a_model_are_said_or_not() {
+    let of = |entry: &str| parse(format!("[{entry}]").as_bytes()).unwrap()[0].clone();
+    assert_eq!(of(r#"{"id":"m"}"#).completions, None);
+    let chat = of(r#"{"id":"m","supported_endpoints":["/v1/chat/completions","/v1/messages"]}"#);
+    assert_eq!(chat.completions, Some(false));
+    let both = of(r#"{"id":"m","supported_endpoints":["/v1/completions"]}"#);
+    assert_eq!(both.completions, Some(true));
+    assert!(of(r#"{"id":"text-embedding-3-small"}"#).embeddings);
+    assert!(!of(r#"{"id":"embed-chat","architecture":{"output_modalities":["text"]}}"#).embeddings);
 }

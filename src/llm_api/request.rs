@@ -77,6 +77,10 @@ pub struct RequestView {
     pub choices: u64,
     /// The `messages` or `input` value.
     pub messages_span: Option<Range<usize>>,
+    /// The `prompt` of completions or the `input` of embeddings: text, or token ids.
+    pub prompt_span: Option<Range<usize>>,
+    /// Names of the members that nothing here looks at: sampling and the like.
+    pub parameters: Vec<String>,
     /// The `system` or `instructions` value.
     pub system_span: Option<Range<usize>>,
     /// The `tools` (or `functions`) value.
@@ -144,6 +148,8 @@ impl RequestView {
             response_format_json: false,
             choices: 1,
             messages_span: None,
+            prompt_span: None,
+            parameters: Vec::new(),
             system_span: None,
             tools_span: None,
             insert_at,
@@ -182,6 +188,10 @@ impl RequestView {
                 self.message_count = scan.elements.max(1);
                 self.messages_span = Some(span);
             }
+            b"prompt" | b"input" if self.dialect == Dialect::Chat => {
+                self.message_count = self.message_count.max(1);
+                self.prompt_span = Some(span);
+            }
             b"system" | b"instructions" => self.system_span = Some(span),
             b"tools" | b"functions" => {
                 self.has_tools |= scan.elements > 0;
@@ -202,7 +212,7 @@ impl RequestView {
             b"text" if self.dialect == Dialect::Responses => {
                 self.response_format_json |= names_json(body, span.start, &["format", "type"]);
             }
-            _ => {}
+            _ => self.parameters.push(short(key)),
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use memchr::memmem::Finder;
 
-use super::json::{Cursor, find_in, quoted, splice};
+use super::json::{Blind, Cursor, JSON_DEPTH_MAX, find_in, quoted, splice};
 use super::request::member_once;
 use super::sse::payloads;
 use super::{Dialect, RequestView};
@@ -61,6 +61,36 @@ pub fn inject_include_usage(body: &Bytes, view: &RequestView) -> Bytes {
         br#""include_usage":true,"#
     };
     splice(body, &[(at..at, with)])
+}
+
+/// Takes top-level members out of a request. The others stay as they are written, in their order.
+#[must_use]
+pub fn remove_members(body: &Bytes, names: &[&str]) -> Bytes {
+    let mut cursor = Cursor::new(body, 0);
+    let mut members: Vec<(Range<usize>, bool)> = Vec::new();
+    let mut walk = || {
+        cursor.expect(b'{').ok()?;
+        let mut first = true;
+        while let Some(key) = cursor.next_key(&mut first).ok()? {
+            let is_named = names.iter().any(|n| n.as_bytes() == cursor.slice(&key));
+            let value = cursor.value(JSON_DEPTH_MAX, &mut Blind).ok()?;
+            members.push((key.start.saturating_sub(1)..value.end, !is_named));
+        }
+        Some(())
+    };
+    let (Some(()), Some(start), Some(end)) = (
+        walk(),
+        members.first().map(|(m, _)| m.start),
+        members.last().map(|(m, _)| m.end),
+    ) else {
+        return body.clone();
+    };
+    let kept: Vec<&[u8]> = members
+        .iter()
+        .filter(|(_, is_kept)| *is_kept)
+        .filter_map(|(member, _)| body.get(member.clone()))
+        .collect();
+    splice(body, &[(start..end, &kept.join(&b',')[..])])
 }
 
 fn is_empty_object(raw: &[u8]) -> bool {
@@ -170,12 +200,16 @@ pub fn insert_usage(
     let Some(payload) = payloads(event_or_body).last() else {
         return event_or_body.clone();
     };
-    if let Some(null) = find_in(event_or_body, payload.start, &["usage"]) {
-        return splice(event_or_body, &[(null, with.as_bytes())]);
-    }
-    let Some(object) = find_in(event_or_body, payload.start, &[]) else {
+    // Events of Responses hold the answer's object within.
+    let object = find_in(event_or_body, payload.start, &["response"])
+        .filter(|_| dialect == Dialect::Responses)
+        .or_else(|| find_in(event_or_body, payload.start, &[]));
+    let Some(object) = object else {
         return event_or_body.clone();
     };
+    if let Some(null) = find_in(event_or_body, object.start, &["usage"]) {
+        return splice(event_or_body, &[(null, with.as_bytes())]);
+    }
     let raw = event_or_body.get(object.clone()).unwrap_or_default();
     if raw.first() != Some(&b'{') {
         return event_or_body.clone();

@@ -237,3 +237,43 @@ fn a_model_that_only_looks_shallow_is_left_alone() {
         }
     }
 }
+
+#[test]
+fn members_are_taken_out_and_nothing_else_changes() {
+    let of = |body: &'static str, names: &[&str]| {
+        let body = Bytes::from_static(body.as_bytes());
+        String::from_utf8(remove_members(&body, names).to_vec()).unwrap()
+    };
+    let body = "{ \"a\" : [1, {\"seed\":2}] ,\"seed\": 7, \"b\":\"seed\" }";
+    assert_eq!(
+        of(body, &["seed"]),
+        "{ \"a\" : [1, {\"seed\":2}],\"b\":\"seed\" }"
+    );
+    assert_eq!(of(body, &["seed", "b"]), "{ \"a\" : [1, {\"seed\":2}] }");
+    assert_eq!(
+        of(body, &["x"]),
+        "{ \"a\" : [1, {\"seed\":2}],\"seed\": 7,\"b\":\"seed\" }"
+    );
+    assert_eq!(of("{\"seed\":1}", &["seed"]), "{}");
+    assert_eq!(of("{}", &["seed"]), "{}");
+    assert_eq!(of("nonsense", &["seed"]), "nonsense");
+}
+
+#[test]
+fn usage_goes_into_the_answer_within_an_event_of_responses() {
+    let usage = Usage {
+        input: 3,
+        output: 4,
+        ..Usage::default()
+    };
+    for null in ["", ",\"usage\":null"] {
+        let event = format!(
+            "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{{\"id\":\"r\"{null}}}}}\n\n"
+        );
+        let got = insert_usage(&Bytes::from(event), Dialect::Responses, &usage, None);
+        let json: serde_json::Value =
+            serde_json::from_slice(super::super::sse::data(&got).unwrap()).unwrap();
+        assert_eq!(json["response"]["usage"]["output_tokens"], 4);
+        assert_eq!(json.get("usage"), None);
+    }
+}

@@ -259,6 +259,17 @@ pub fn is_done(dialect: Dialect, event: &[u8]) -> bool {
     }
 }
 
+/// True for the event in which the dialect's usage is due at the latest, when none came before:
+/// `message_delta`, the response's end. Chat has a chunk of its own for it.
+#[must_use]
+pub fn is_usage_due(dialect: Dialect, event: &[u8]) -> bool {
+    match dialect {
+        Dialect::Chat => false,
+        Dialect::Messages => has_type(event, &["message_delta"]),
+        Dialect::Responses => is_done(dialect, event),
+    }
+}
+
 /// True for an error in place of content: `data:{"error":…}`, `event: error`.
 #[must_use]
 pub fn is_error(event: &[u8]) -> bool {

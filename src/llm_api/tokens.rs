@@ -224,6 +224,10 @@ impl TokenCounter {
         for span in [&view.system_span, &view.tools_span].into_iter().flatten() {
             total = total.saturating_add(self.cached(tokenizer, body, span));
         }
+        for span in view.prompt_span.iter().flat_map(|p| items(body, p)) {
+            let ids = count_token_ids(body, span.start);
+            total = total.saturating_add(self.cached(tokenizer, body, &span).saturating_add(ids));
+        }
         for span in view.messages_span.iter().flat_map(|m| items(body, m)) {
             total = total.saturating_add(self.cached(tokenizer, body, &span));
         }
@@ -342,6 +346,19 @@ fn items(body: &[u8], span: &Range<usize>) -> Vec<Range<usize>> {
 
 /// Counts the strings a model reads in the value at `start`. `answer` leaves out the names that
 /// only an answer's frame has.
+/// Numbers in a value: a prompt may come as the ids of its tokens.
+fn count_token_ids(body: &[u8], start: usize) -> u64 {
+    struct Numbers(u64);
+    impl Observe for Numbers {
+        fn value_start(&mut self, _depth: u32, _key: &[u8], first: u8, _at: usize) {
+            self.0 += u64::from(first.is_ascii_digit());
+        }
+    }
+    let mut numbers = Numbers(0);
+    let _whole = Cursor::new(body, start).value(JSON_DEPTH_MAX, &mut numbers);
+    numbers.0
+}
+
 fn count_value(tokenizer: Tokenizer, body: &[u8], start: usize, answer: bool) -> u64 {
     let mut reader = TextReader {
         tokenizer,

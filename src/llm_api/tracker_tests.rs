@@ -57,6 +57,36 @@ fn a_cut_stream_has_not_ended_well() {
 }
 
 #[test]
+fn edge_18_usage_is_the_maximum_of_each_field_and_absent_is_not_zero() {
+    let start = r#"{"type":"message_start","message":{"usage":{"input_tokens":40,"cache_creation_input_tokens":10,"cache_read_input_tokens":60,"output_tokens":1}}}"#;
+    // Later reports leave fields out, repeat them, or say 0 for what was said before.
+    let delta = r#"{"type":"message_delta","delta":{},"usage":{"output_tokens":5}}"#;
+    let again = r#"{"type":"message_delta","delta":{},"usage":{"input_tokens":0,"cache_read_input_tokens":0,"output_tokens":7}}"#;
+    let mut t = UsageTracker::new(Dialect::Messages);
+    for data in [start, delta, again] {
+        t.push(format!("data: {data}\n\n").as_bytes());
+    }
+    let want = Usage {
+        input: 40,
+        cache_write: 10,
+        cache_read: 60,
+        output: 7,
+        ..Usage::default()
+    };
+    assert_eq!(t.usage(), Some(want));
+
+    // Chat: 60 of 110 cached are said once; the last report without the field takes nothing away.
+    let mut t = UsageTracker::new(Dialect::Chat);
+    for usage in [
+        r#"{"prompt_tokens":110,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":60,"cache_write_tokens":10}}"#,
+        r#"{"prompt_tokens":110,"completion_tokens":7}"#,
+    ] {
+        t.push(format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n").as_bytes());
+    }
+    assert_eq!(t.usage(), Some(want));
+}
+
+#[test]
 fn snapshots_on_every_chunk_are_no_end_and_the_largest_counts() {
     let mut t = UsageTracker::new(Dialect::Chat);
     for n in [1, 5, 3] {

@@ -219,6 +219,37 @@ mod tests {
         assert_eq!(x(Dialect::Chat, negative).unwrap().input, 0);
     }
 
+    #[test]
+    fn the_same_conversation_costs_the_same_in_every_dialect() {
+        // 70 fresh, 20 read from a cache, 10 written to one; 50 out, 15 of them reasoning.
+        let reports = [
+            (
+                Dialect::Chat,
+                r#"{"usage":{"prompt_tokens":100,"completion_tokens":50,"total_tokens":150,"prompt_tokens_details":{"cached_tokens":20,"cache_write_tokens":10},"completion_tokens_details":{"reasoning_tokens":15}}}"#,
+            ),
+            (
+                Dialect::Messages,
+                r#"{"usage":{"input_tokens":70,"cache_read_input_tokens":20,"cache_creation_input_tokens":10,"output_tokens":50,"output_tokens_details":{"thinking_tokens":15}}}"#,
+            ),
+            (
+                Dialect::Responses,
+                r#"{"response":{"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":20,"cache_write_tokens":10},"output_tokens":50,"output_tokens_details":{"reasoning_tokens":15},"total_tokens":150}}}"#,
+            ),
+        ];
+        let price = crate::types::PriceTable {
+            input: 3_000_000,
+            cache_read: 300_000,
+            cache_write: 3_750_000,
+            output: 15_000_000,
+        };
+        for (dialect, report) in reports {
+            let usage = extract(dialect, report.as_bytes()).unwrap();
+            // 210 + 6 + 37.5 + 750 micro-USD, rounded up once.
+            assert_eq!(price.cost(&usage), MicroUsd(1_004), "{dialect}");
+            assert_eq!(usage.reasoning, 15, "{dialect}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_dialect_reports_the_same_conversation_alike(i in 0u64..1 << 40, r in 0u64..1 << 40, w in 0u64..1 << 40, o in 0u64..1 << 40, t in 0u64..1 << 40) {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
+use super::routing;
 use crate::buyer::budget::{Budget, Limits};
 use crate::buyer::control::{Control, ControlParts};
+use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
 use crate::data_dir::RunInfo;
@@ -19,7 +21,7 @@ use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
-use crate::types::PeerId;
+use crate::types::{ModelId, PeerId};
 use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
@@ -85,12 +87,14 @@ pub(super) async fn start(
     if let Some(wallet) = &wallet {
         super::reclaim::start(wallet.clone(), payer.clone(), &base.base);
     }
+    let router = routing::open(base, &book).await;
     let control = Control::new(ControlParts {
         wallet,
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),
         book: book.clone(),
+        router: router.clone(),
         payer: payer.clone(),
         ledger: base.ledger.clone(),
         budget: budget.clone(),
@@ -108,6 +112,7 @@ pub(super) async fn start(
         clock: Arc::clone(&base.clock),
         tasks: base.front.clone(),
         budget,
+        router,
         counter: base.counter.clone(),
         control: Arc::new(control),
     };
@@ -195,7 +200,12 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
                 .transpose()?,
             allow: peers("buy.allow", &buy.allow)?,
             deny: peers("buy.deny", &buy.deny)?,
+            prefer: routing::prefer(buy.prefer),
             prepay_max: base.config.payment.prepay_max,
+        },
+        names: Names {
+            aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
+            auto: buy.auto.iter().map(|id| ModelId::new(id)).collect(),
         },
         timeouts: Timeouts {
             open: buy.timeouts.open,
@@ -205,6 +215,12 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
         },
         delegation: delegation(base)?,
     })
+}
+
+/// `name=model`; the config has been checked.
+fn alias(text: &str) -> Option<(String, ModelId)> {
+    let (name, model) = text.split_once('=')?;
+    Some((name.trim().to_owned(), ModelId::new(model.trim())))
 }
 
 /// Lets in the node's own wallets and those the config names.

@@ -13,6 +13,7 @@ mod demo_chain;
 pub mod deploy;
 pub mod purse;
 mod reclaim;
+mod routing;
 mod sell;
 
 use base::Base;

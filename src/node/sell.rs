@@ -89,6 +89,7 @@ pub(super) async fn start(
     let frame = OfferFrame {
         network: config.node.network.clone(),
         dialect: upstream.dialect(),
+        completions: upstream.has_completions(),
         reasoning_cap: REASONING_CAP,
         terms_hash: terms.hash,
         free: config.sell.free,
@@ -135,23 +136,25 @@ async fn open_upstream(base: &Base) -> anyhow::Result<Upstream> {
     let bad = |message: String| Failure::new(FailureKind::BadConfig, message);
     let source = presets::resolve(named, sell.base_url.as_deref(), sell.api.as_deref())
         .map_err(|e| bad(e.to_string()))?;
-    let (base_url, dialect, key) = match source {
+    let (base_url, dialect, completions, key) = match source {
         Source::Demo { dialect } => {
             let address = demo_upstream::start(DemoSettings::default(), &base.front).await?;
-            (format!("http://{address}/v1"), dialect, None)
+            (format!("http://{address}/v1"), dialect, false, None)
         }
         Source::Http {
             base_url,
             dialect,
             key_env,
+            completions,
         } => {
             let key = api_key(base, key_env)?;
-            (base_url, dialect, key)
+            (base_url, dialect, completions, key)
         }
     };
     Upstream::new(UpstreamSettings {
         base_url,
         dialect,
+        completions,
         key,
     })
     .map_err(|e| Failure::new(FailureKind::BadConfig, e.to_string()).into())

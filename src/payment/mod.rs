@@ -47,7 +47,7 @@ pub enum PaymentError {
     #[error("credit with this seller is used up; pay it and book it with `node ledger settle`")]
     CreditExhausted,
     /// The chain has not said yet what the wallet holds.
-    #[error("the chain has not answered yet; see `node doctor`, or try again soon")]
+    #[error("the chain has not answered yet; `node status` says why, or try again soon")]
     ChainUnknown,
     /// Neither vault nor wallet hold enough for a channel.
     #[error(

@@ -6,6 +6,7 @@
 //! Prices are integers. A tombstone (`not_after == seq`) withdraws an earlier offer and stays valid for an hour.
 //! Called by `network` (holder), `discovery` (announcer, offer book), buyer and seller.
 
+mod capabilities;
 mod keys;
 mod set;
 mod wire;
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::types::{Hash32, ModelId, PeerId, PriceTable, UnixMs};
 
+pub use capabilities::Capabilities;
 pub use keys::{
     CATALOGUE_KEYS, OfferKey, SHARDS_EXTRA, catalogue_key, catalogue_keys, extra_shard, model_key,
     model_keys,
@@ -46,41 +48,6 @@ pub const PRICE_MAX: u64 = 10_000_000_000;
 pub const TOKENS_PER_KIB_DEFAULT: u16 = 256;
 /// Signed before the bytes, so that an offer's signature is good for nothing else.
 const DOMAIN: &[u8] = b"souk/offer/v1\0";
-
-/// What a model at a seller can do, as bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Capabilities(pub u32);
-
-impl Capabilities {
-    /// OpenAI chat completions.
-    pub const DIALECT_CHAT: Self = Self(1);
-    /// Anthropic messages.
-    pub const DIALECT_MESSAGES: Self = Self(1 << 1);
-    /// OpenAI responses.
-    pub const DIALECT_RESPONSES: Self = Self(1 << 2);
-    /// Tool calls.
-    pub const TOOLS: Self = Self(1 << 3);
-    /// Images in the input.
-    pub const VISION: Self = Self(1 << 4);
-    /// Structured output.
-    pub const JSON: Self = Self(1 << 5);
-    /// Embeddings.
-    pub const EMBEDDINGS: Self = Self(1 << 6);
-    /// A stage of a pipeline.
-    pub const PIPELINE: Self = Self(1 << 7);
-
-    /// True when every bit of `other` is set here.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-    /// The bits of both.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
 
 /// How a seller lets itself be paid, as bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -184,7 +184,8 @@ fn usage_of(delivered: &Delivered, finish: Finish, own: OwnCount) -> (Usage, boo
 }
 
 fn cost_of(job: &Job, delivered: &Delivered, usage: &Usage, finish: Finish) -> MicroUsd {
-    let empty = usage.output == 0 && finish.ending != Ending::BuyerStopped;
+    let owes_nothing = usage.output == 0 && !job.endpoint.owes_without_output();
+    let empty = owes_nothing && finish.ending != Ending::BuyerStopped;
     if !delivered.committed || delivered.status >= 400 || empty {
         return MicroUsd::ZERO;
     }

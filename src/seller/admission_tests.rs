@@ -59,7 +59,7 @@ fn model(id: &str) -> ModelForSale {
         },
         context: 0,
         max_output: 0,
-        vision: false,
+        can: crate::protocol::offer::Capabilities::TOOLS,
     }
 }
 
@@ -67,6 +67,7 @@ fn frame() -> OfferFrame {
     OfferFrame {
         network: "net".into(),
         dialect: Dialect::Chat,
+        completions: true,
         reasoning_cap: 0,
         terms_hash: Hash32::default(),
         free: false,

@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use std::sync::Arc;
 
 use crate::keys::Identity;
-use crate::llm_api::Dialect;
+use crate::llm_api::{Dialect, Endpoint};
 use crate::protocol::offer::{Capabilities, Modes, Offer, SignedOffer};
 use crate::types::{Hash32, ModelId, PriceTable, UnixMs};
 
@@ -33,8 +33,8 @@ pub struct ModelForSale {
     pub context: u32,
     /// Longest output in tokens; 0 = unknown.
     pub max_output: u32,
-    /// Takes images.
-    pub vision: bool,
+    /// What it can do, paths aside.
+    pub can: Capabilities,
 }
 
 /// What does not differ between this seller's offers.
@@ -44,6 +44,8 @@ pub struct OfferFrame {
     pub network: String,
     /// The upstream's dialect.
     pub dialect: Dialect,
+    /// The upstream has `/v1/completions`.
+    pub completions: bool,
     /// Hidden reasoning that may be billed, tokens.
     pub reasoning_cap: u32,
     /// Hash of the signed terms.
@@ -103,7 +105,8 @@ impl Catalogue {
                 continue;
             }
             let model = models.iter().find(|m| m.id == offer.model);
-            let withdrawn = model.is_none() || !offer.caps.contains(dialect_bit(frame.dialect));
+            let served = model.map(|m| paths(frame, m.can));
+            let withdrawn = !served.is_some_and(|paths| offer.caps.contains(paths));
             let upstream_id = model.map_or_else(String::new, |m| m.upstream_id.clone());
             by_hash.entry(signed.hash).or_insert_with(|| {
                 Arc::new(Sold {
@@ -177,12 +180,8 @@ impl Catalogue {
     }
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
-        let mut caps = dialect_bit(frame.dialect)
-            .union(Capabilities::TOOLS)
-            .union(Capabilities::JSON);
-        if model.vision {
-            caps = caps.union(Capabilities::VISION);
-        }
+        let others = model.can.without(Capabilities::COMPLETIONS);
+        let caps = others.union(paths(frame, model.can));
         let seller = self.identity.peer_id();
         Offer {
             not_after: now_ms.saturating_add(OFFER_LIFE_MS),
@@ -205,6 +204,28 @@ impl Catalogue {
     }
 }
 
+/// The paths of a model; one that makes vectors has no other.
+fn paths(frame: &OfferFrame, can: Capabilities) -> Capabilities {
+    let own = dialect_bit(frame.dialect);
+    if can.contains(Capabilities::EMBEDDINGS) {
+        Capabilities::EMBEDDINGS
+    } else if frame.completions && can.contains(Capabilities::COMPLETIONS) {
+        own.union(Capabilities::COMPLETIONS)
+    } else {
+        own
+    }
+}
+
+/// True when the offer is for that path.
+#[must_use]
+pub fn serves(offer: &Offer, endpoint: Endpoint) -> bool {
+    offer.caps.contains(match endpoint {
+        Endpoint::Dialect(dialect) => dialect_bit(dialect),
+        Endpoint::Completions => Capabilities::COMPLETIONS,
+        Endpoint::Embeddings => Capabilities::EMBEDDINGS,
+    })
+}
+
 const fn dialect_bit(dialect: Dialect) -> Capabilities {
     match dialect {
         Dialect::Chat => Capabilities::DIALECT_CHAT,
@@ -224,7 +245,7 @@ mod tests {
             price: PriceTable::default(),
             context: 0,
             max_output: 0,
-            vision: false,
+            can: Capabilities::TOOLS,
         }
     }
 
@@ -232,11 +253,40 @@ mod tests {
         OfferFrame {
             network: "net".to_owned(),
             dialect: Dialect::Chat,
+            completions: true,
             reasoning_cap: 0,
             terms_hash: Hash32::default(),
             free: true,
             addrs: Vec::new(),
         }
+    }
+
+    #[test]
+    fn an_offer_states_the_paths_that_its_upstream_and_its_model_have() {
+        let offered = |completions: bool, can: Capabilities| {
+            let model = ModelForSale { can, ..model("a") };
+            let frame = OfferFrame {
+                completions,
+                ..frame()
+            };
+            let catalogue = Catalogue::new(Identity::from_seed(&[7; 32]));
+            let signed = catalogue.publish(&[model], &frame, 1_700_000_000_000);
+            signed[0].offer.clone()
+        };
+        let both = Capabilities::COMPLETIONS.union(Capabilities::TOOLS);
+        let (chat, vectors) = (Endpoint::Dialect(Dialect::Chat), Endpoint::Embeddings);
+        for (upstream, can, served) in [
+            (true, both, true),
+            (false, both, false),
+            (true, Capabilities::TOOLS, false),
+        ] {
+            let offer = offered(upstream, can);
+            assert!(serves(&offer, chat) && !serves(&offer, vectors));
+            assert_eq!(serves(&offer, Endpoint::Completions), served);
+        }
+        let offer = offered(true, Capabilities::EMBEDDINGS);
+        assert!(serves(&offer, vectors) && !serves(&offer, chat));
+        assert!(!serves(&offer, Endpoint::Completions));
     }
 
     #[test]

@@ -361,6 +361,7 @@ pub(super) fn model_list(models: &[DemoModel]) -> Bytes {
             json!({
                 "id": model.id, "object": "model", "type": "model", "created": CREATED_S,
                 "owned_by": "demo", "display_name": model.id,
+                "supported_endpoints": ["/v1/chat/completions", "/v1/messages"],
                 "context_length": model.context, "max_completion_tokens": model.max_output,
                 "pricing": {
                     "prompt": usd(price.input), "completion": usd(price.output),

@@ -20,6 +20,7 @@ async fn client(settings: DemoSettings, dialect: Dialect, tasks: &Tasks) -> Upst
     Upstream::new(UpstreamSettings {
         base_url: format!("http://{address}/v1"),
         dialect,
+        completions: false,
         key: None,
     })
     .unwrap()

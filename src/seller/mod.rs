@@ -45,7 +45,7 @@ use wire::{InferWire, NoOrder};
 
 use crate::keys::NodeKeys;
 use crate::ledger::{Ledger, LedgerError, OpenRow, Role, Row};
-use crate::llm_api::{self, Dialect, RequestView, TokenCounter};
+use crate::llm_api::{self, Dialect, Endpoint, RequestView, TokenCounter};
 use crate::network::Stream;
 use crate::payment::WindowSettings;
 use crate::payment::payee::{AdmitError, PayeeHub, PayeePair};
@@ -158,6 +158,7 @@ struct Job {
     attempt: AttemptId,
     pair: Arc<PayeePair>,
     body: Bytes,
+    endpoint: Endpoint,
     dialect: Dialect,
     prefill: MicroUsd,
     started: Instant,
@@ -292,9 +293,11 @@ impl Seller {
             .pair(&buyer)
             .filter(|pair| pair.channel() == head.channel)
             .ok_or(NoOrder::Refuse(PeerErrorCode::UnknownChannel))?;
-        let dialect = Dialect::from_path(&head.path)
-            .filter(|dialect| *dialect == shared.upstream.dialect())
+        let endpoint = Endpoint::from_path(&head.path)
+            .filter(|endpoint| endpoint.dialect() == shared.upstream.dialect())
+            .filter(|endpoint| catalogue::serves(&order.sold.offer, *endpoint))
             .ok_or(NoOrder::Refuse(PeerErrorCode::Malformed))?;
+        let dialect = endpoint.dialect();
         let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
         let body = wire.body(length).await?;
         if Sha256::digest(&body).as_slice() != head.body_sha256.as_bytes() {
@@ -316,6 +319,7 @@ impl Seller {
             attempt,
             pair,
             body,
+            endpoint,
             dialect,
             prefill,
             started,

@@ -36,6 +36,8 @@ pub struct Preset {
     pub key_env: Option<&'static str>,
     /// What it speaks unless `--api` says otherwise.
     pub dialect: Dialect,
+    /// Has `/v1/completions` for its models, where it speaks chat.
+    pub completions: bool,
 }
 
 /// All presets, in the order in which help and errors list them.
@@ -45,48 +47,56 @@ pub const PRESETS: [Preset; 8] = [
         kind: PresetKind::Http("https://openrouter.ai/api/v1"),
         key_env: Some("OPENROUTER_API_KEY"),
         dialect: Dialect::Chat,
+        completions: true,
     },
     Preset {
         name: "anthropic",
         kind: PresetKind::Http("https://api.anthropic.com/v1"),
         key_env: Some("ANTHROPIC_API_KEY"),
         dialect: Dialect::Messages,
+        completions: false,
     },
     Preset {
         name: "openai",
         kind: PresetKind::Http("https://api.openai.com/v1"),
         key_env: Some("OPENAI_API_KEY"),
         dialect: Dialect::Chat,
+        completions: false,
     },
     Preset {
         name: "ollama",
         kind: PresetKind::Http("http://127.0.0.1:11434/v1"),
         key_env: None,
         dialect: Dialect::Chat,
+        completions: true,
     },
     Preset {
         name: "llamacpp",
         kind: PresetKind::Http("http://127.0.0.1:8080/v1"),
         key_env: None,
         dialect: Dialect::Chat,
+        completions: true,
     },
     Preset {
         name: "vllm",
         kind: PresetKind::Http("http://127.0.0.1:8000/v1"),
         key_env: None,
         dialect: Dialect::Chat,
+        completions: true,
     },
     Preset {
         name: "pipeline",
         kind: PresetKind::Unavailable,
         key_env: None,
         dialect: Dialect::Chat,
+        completions: false,
     },
     Preset {
         name: "demo",
         kind: PresetKind::Demo,
         key_env: None,
         dialect: Dialect::Chat,
+        completions: false,
     },
 ];
 
@@ -132,6 +142,8 @@ pub enum Source {
         dialect: Dialect,
         /// The variable that holds its key by default; `None` = it wants no key.
         key_env: Option<&'static str>,
+        /// Has `/v1/completions`.
+        completions: bool,
     },
     /// The upstream inside this process.
     Demo {
@@ -179,6 +191,7 @@ pub fn resolve(
                 base_url: base_url.unwrap_or_else(|| known.to_owned()),
                 dialect,
                 key_env: preset.key_env,
+                completions: preset.completions && dialect == Dialect::Chat,
             }),
         };
     }
@@ -187,10 +200,12 @@ pub fn resolve(
         return Err(PresetError::Unknown { given });
     }
     let own = checked(upstream)?;
+    let dialect = asked.unwrap_or(Dialect::Chat);
     Ok(Source::Http {
         base_url: base_url.unwrap_or(own),
-        dialect: asked.unwrap_or(Dialect::Chat),
+        dialect,
         key_env: None,
+        completions: dialect == Dialect::Chat,
     })
 }
 
@@ -231,6 +246,8 @@ mod tests {
             base_url: base_url.into(),
             dialect,
             key_env,
+            // Of those below the ones that want no key.
+            completions: key_env.is_none() && dialect == Dialect::Chat,
         }
     }
 

@@ -13,7 +13,7 @@
 use std::collections::HashSet;
 
 use crate::llm_api::price_list::{UpstreamModel, default_cache_write};
-use crate::protocol::offer::PRICE_MAX;
+use crate::protocol::offer::{Capabilities, PRICE_MAX};
 use crate::types::{MicroUsd, ModelId, PriceTable};
 
 use super::catalogue::ModelForSale;
@@ -360,7 +360,7 @@ impl Candidate<'_> {
                 rules.max_output,
                 listed.and_then(|model| model.max_output),
             ),
-            vision: listed.is_some_and(|model| model.vision),
+            can: capabilities(self.upstream_id, listed),
         })
     }
 
@@ -390,6 +390,29 @@ impl Candidate<'_> {
                 .unwrap_or(marked_up(list.cache_write)),
         })
     }
+}
+
+/// What the list says of a model. Tools and structured output are taken for granted where it says
+/// nothing, because nearly every model has them; images are asked for.
+fn capabilities(id: &str, listed: Option<&UpstreamModel>) -> Capabilities {
+    let embeds = listed.map_or_else(|| id.contains("embed"), |model| model.embeddings);
+    if embeds {
+        return Capabilities::EMBEDDINGS;
+    }
+    let bit = |said: Option<bool>, bit: Capabilities, unsaid: Capabilities| match said {
+        Some(true) => bit,
+        Some(false) => Capabilities::default(),
+        None => unsaid,
+    };
+    let of = |get: fn(&UpstreamModel) -> Option<bool>| listed.and_then(get);
+    let (tools, json) = (Capabilities::TOOLS, Capabilities::JSON);
+    let completions = Capabilities::COMPLETIONS;
+    let (vision, unsaid) = (Capabilities::VISION, Capabilities::VISION_UNSAID);
+    Capabilities::of_parameters(listed.map_or(&[], |m| m.supported_parameters.as_slice()))
+        .union(bit(of(|m| m.tools), tools, tools))
+        .union(bit(of(|m| m.json), json, json))
+        .union(bit(of(|m| m.vision), vision, unsaid))
+        .union(bit(of(|m| m.completions), completions, completions))
 }
 
 /// The listed name most like `wanted`, with or without its vendor, if any is much like it.

@@ -29,6 +29,8 @@ pub struct UpstreamSettings {
     pub base_url: String,
     /// What it speaks.
     pub dialect: Dialect,
+    /// Has `/v1/completions`.
+    pub completions: bool,
     /// Its key, if it wants one.
     pub key: Option<Secret<String>>,
 }
@@ -53,6 +55,7 @@ pub struct Upstream {
     client: reqwest::Client,
     base: String,
     dialect: Dialect,
+    completions: bool,
 }
 
 impl Upstream {
@@ -96,6 +99,7 @@ impl Upstream {
             client,
             base,
             dialect: settings.dialect,
+            completions: settings.completions,
         })
     }
 
@@ -103,6 +107,12 @@ impl Upstream {
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// True when it has `/v1/completions`.
+    #[must_use]
+    pub const fn has_completions(&self) -> bool {
+        self.completions
     }
 
     /// Sends a request; the answer's head has arrived when this returns.
@@ -179,6 +189,7 @@ mod tests {
         Upstream::new(UpstreamSettings {
             base_url: base_url.into(),
             dialect: Dialect::Chat,
+            completions: true,
             key: None,
         })
     }

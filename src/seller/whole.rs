@@ -109,7 +109,7 @@ fn price(shared: &Shared, job: &Job, body: &Bytes, delivered: &mut Delivered) ->
         }
     });
     delivered.reported = Some(used);
-    if used.output == 0 {
+    if used.output == 0 && !job.endpoint.owes_without_output() {
         MicroUsd::ZERO
     } else {
         job.order.sold.offer.price.cost(&used)

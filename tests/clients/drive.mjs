@@ -2,6 +2,7 @@
 //
 //     BASE_URL=http://127.0.0.1:5005 CHAT_MODEL=id MESSAGES_MODEL=id node drive.mjs
 //
+// EMBED_MODEL=id also checks completions and embeddings, for which CHAT_MODEL has to be sold in chat.
 // MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model, any
 // dialect for any model. LABEL stands before each check's name.
 // Prints one line a check, `PASS name` or `FAIL name: why`; exits 1 when one failed.
@@ -10,7 +11,7 @@ import assert from "node:assert/strict";
 import OpenAI from "openai";
 import Anthropic from "@anthropic-ai/sdk";
 
-const { BASE_URL, CHAT_MODEL, MESSAGES_MODEL } = process.env;
+const { BASE_URL, CHAT_MODEL, MESSAGES_MODEL, EMBED_MODEL } = process.env;
 const label = process.env.LABEL ?? "";
 const market = process.env.MARKET === "1";
 const ask = [{ role: "user", content: "Say something." }];
@@ -102,6 +103,25 @@ const checks = {
     assert.ok(second.content[0].text.includes("PLUMBUS"));
   },
 };
+if (EMBED_MODEL) {
+  checks["openai completions"] = async () => {
+    const whole = await chat.completions.create({ model: CHAT_MODEL, prompt: "Say something." });
+    assert.ok(whole.choices[0].text.includes("東京") && whole.usage.completion_tokens > 10);
+    const stream = await chat.completions.create({
+      model: CHAT_MODEL, prompt: "Say something.", stream: true,
+    });
+    let text = "";
+    for await (const piece of stream) text += piece.choices[0]?.text ?? "";
+    assert.ok(text.includes("東京"), text);
+  };
+  checks["openai embeddings"] = async () => {
+    const answer = await chat.embeddings.create({
+      model: EMBED_MODEL, input: ["one two three", "four"], encoding_format: "float",
+    });
+    assert.deepEqual(answer.data.map((d) => d.embedding.length), [2, 2]);
+    assert.equal(answer.usage.prompt_tokens, 4);
+  };
+}
 if (market) {
   checks["openai responses stream"] = async () => {
     const stream = chat.responses.stream({ model: CHAT_MODEL, input: "Say something." });

@@ -2,6 +2,7 @@
 
     BASE_URL=http://127.0.0.1:5005 CHAT_MODEL=id MESSAGES_MODEL=id .venv/bin/python drive.py
 
+EMBED_MODEL=id also checks completions and embeddings, for which CHAT_MODEL has to be sold in chat.
 MARKET=1 also checks what only a buyer adds: the cost, the typed error of an unknown model, any
 dialect for any model. LABEL stands before each check's name.
 Prints one line a check, `PASS name` or `FAIL name: why`; exits 1 when one failed.
@@ -18,6 +19,7 @@ import openai
 BASE = os.environ["BASE_URL"]
 CHAT = os.environ["CHAT_MODEL"]
 MESSAGES = os.environ["MESSAGES_MODEL"]
+EMBED = os.environ.get("EMBED_MODEL")
 MARKET = os.environ.get("MARKET") == "1"
 ASK = [{"role": "user", "content": "Say something."}]
 READ = [{"role": "user", "content": "read hello.txt and tell me the secret word"}]
@@ -69,6 +71,19 @@ def openai_models():
 def openai_parallel():
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda _: openai_whole(), range(32)))
+
+
+def openai_completions():
+    answer = chat.completions.create(model=CHAT, prompt="Say something.")
+    assert "東京" in answer.choices[0].text and answer.usage.completion_tokens > 10
+    pieces = list(chat.completions.create(model=CHAT, prompt="Say something.", stream=True))
+    assert "東京" in "".join(p.choices[0].text for p in pieces if p.choices)
+
+
+def openai_embeddings():
+    answer = chat.embeddings.create(model=EMBED, input=["one two three", "four"])
+    assert [len(d.embedding) for d in answer.data] == [2, 2]
+    assert answer.usage.prompt_tokens == 4, answer.usage
 
 
 def openai_unknown_model():
@@ -157,6 +172,8 @@ CHECKS = [
     openai_whole, openai_stream, openai_tools, openai_models, openai_parallel,
     anthropic_whole, anthropic_stream, anthropic_tools,
 ]
+if EMBED:
+    CHECKS += [openai_completions, openai_embeddings]
 if MARKET:
     CHECKS += [openai_unknown_model, anthropic_unknown_model, anthropic_count_tokens]
     CHECKS += [openai_responses_whole, openai_responses_stream, openai_responses_tools]

@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 12] = [
     &["tasks", "telemetry"],
     &["protocol", "llm_api", "keys"],
     &["ledger", "chain", "network"],
-    &["discovery", "payment", "wallet"],
+    &["discovery", "payment", "router", "wallet"],
     // The local HTTP front: knows dialects' error shapes, and nothing about money or peers.
     &["http"],
     &["buyer", "seller", "pipeline", "dashboard"],
@@ -53,7 +53,14 @@ const CRATE_HOMES: [(&str, &[&str]); 4] = [
 ];
 
 /// Modules that only turn bytes into values: no socket is named there.
-const SOCKETLESS: [&str; 5] = ["types", "protocol", "llm_api", "keys", "payment/channel"];
+const SOCKETLESS: [&str; 6] = [
+    "types",
+    "protocol",
+    "llm_api",
+    "keys",
+    "payment/channel",
+    "router",
+];
 
 /// Names that mean a socket.
 const SOCKETS: [&str; 9] = [

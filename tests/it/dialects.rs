@@ -14,7 +14,7 @@ async fn crossed(client: Dialect, scripts: Vec<Script>) -> Market {
     Market::start(other(client), scripts).await
 }
 
-fn other(dialect: Dialect) -> Dialect {
+pub(crate) fn other(dialect: Dialect) -> Dialect {
     match dialect {
         Dialect::Chat => Dialect::Messages,
         Dialect::Messages => Dialect::Chat,

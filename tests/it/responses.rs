@@ -139,7 +139,7 @@ async fn a_responses_client_is_served_by_both_other_dialects() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_counted_here_without_a_seller() {
+async fn edge_27_tokens_are_counted_here_without_a_seller() {
     let market = Market::start(Dialect::Chat, vec![Script::default()]).await;
     let path = "/v1/messages/count_tokens?beta=true";
     let count = async |prompt: &str| {
@@ -162,7 +162,7 @@ async fn tokens_are_counted_here_without_a_seller() {
 }
 
 /// A market whose only seller has an upstream that speaks Responses.
-async fn responses_seller() -> Market {
+pub(crate) async fn responses_seller() -> Market {
     let mut market = Market::start(Dialect::Chat, vec![]).await;
     let listen = market.bootstrap.listen();
     let seller = Seller::start_responses(listen, PRICES[0], Script::default()).await;

@@ -50,6 +50,12 @@ struct Args {
     /// Hidden reasoning tokens in the usage.
     #[arg(long, default_value_t = 0)]
     reasoning_tokens: u64,
+    /// Models do what their names end in: -thinking, -parallel (three calls), -long, -refusing.
+    #[arg(long)]
+    by_model: bool,
+    /// Refuse requests that a vendor would refuse for their shape.
+    #[arg(long)]
+    strict: bool,
     /// The only key to accept.
     #[arg(long)]
     key: Option<String>,
@@ -69,6 +75,8 @@ fn script(args: &Args) -> Script {
             k => UsageReport::Times(k),
         },
         reasoning_tokens: args.reasoning_tokens,
+        by_model: args.by_model,
+        strict: args.strict,
         key: args.key.clone(),
         list: if args.priced {
             ListShape::OpenRouter

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use super::super::json::{JsonError, unescape};
+use super::super::json::{Cursor, JsonError, unescape};
+use super::pen::{Pen, items, text};
 
 /// The inside of a JSON string, escapes as written.
 pub(super) type Text<'a> = Cow<'a, [u8]>;
@@ -54,6 +55,15 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// Writes the sampling parameters that are called alike.
+    pub fn write_sampling(&self, pen: &mut Pen) {
+        for (key, raw) in [("temperature", self.temperature), ("top_p", self.top_p)] {
+            if let Some(raw) = raw {
+                pen.field(key, raw);
+            }
+        }
+    }
+
     /// System texts at the start are the system prompt; later ones keep their place.
     pub fn lift_system(&mut self) {
         let lead = self.turns.iter().take_while(|t| t.role == Role::System);
@@ -134,6 +144,33 @@ pub(super) enum Part<'a> {
         text: Text<'a>,
         signature: Text<'a>,
     },
+}
+
+/// What is said in parts as text.
+pub(super) fn texts<'p>(parts: &'p [Part<'_>]) -> Vec<&'p [u8]> {
+    let text = |part: &'p Part<'_>| match part {
+        Part::Text(text) => Some(text.as_ref()),
+        _ => None,
+    };
+    parts.iter().filter_map(text).collect()
+}
+
+/// Reads what stands as `content`: a string, or a list whose items `part` reads.
+pub(super) fn content<'a, E: From<JsonError>>(
+    c: &mut Cursor<'a>,
+    mut part: impl FnMut(&mut Cursor<'a>) -> Result<Option<Part<'a>>, E>,
+) -> Result<Vec<Part<'a>>, E> {
+    let mut parts = Vec::new();
+    if c.peek() == Some(b'[') {
+        items(c, |c| {
+            parts.extend(part(c)?);
+            Ok::<_, E>(())
+        })?;
+    } else {
+        let only = text(c)?.filter(|t| !t.is_empty());
+        parts.extend(only.map(|t| Part::Text(Cow::Borrowed(t))));
+    }
+    Ok(parts)
 }
 
 #[derive(Clone, Debug)]
@@ -277,7 +314,7 @@ impl Stop {
 }
 
 /// A whole answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Answer<'a> {
     pub id: Text<'a>,
     pub model: Text<'a>,

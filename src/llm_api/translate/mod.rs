@@ -182,9 +182,13 @@ fn joined<'t>(texts: &[&'t [u8]]) -> Vec<&'t [u8]> {
 }
 
 #[cfg(test)]
+mod answer_tests;
+#[cfg(test)]
 mod request_tests;
 #[cfg(test)]
 mod responses_tests;
+#[cfg(test)]
+mod round_trip_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

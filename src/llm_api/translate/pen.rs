@@ -43,6 +43,11 @@ pub(super) fn skip<'a>(cursor: &mut Cursor<'a>) -> Result<&'a [u8], JsonError> {
     Ok(cursor.slice(&span))
 }
 
+/// Takes one value and says nothing of it.
+pub(super) fn leave(cursor: &mut Cursor<'_>) -> Result<(), JsonError> {
+    skip(cursor).map(|_| ())
+}
+
 /// Takes a string and gives its inside; `None` for anything else.
 pub(super) fn text<'a>(cursor: &mut Cursor<'a>) -> Result<Option<&'a [u8]>, JsonError> {
     if cursor.peek() == Some(b'"') {
@@ -121,6 +126,11 @@ impl Pen {
     /// `"key":"inside"`.
     pub fn pair(&mut self, key: &str, inside: &[u8]) -> &mut Self {
         self.key(key).text(inside)
+    }
+    /// `{"type":kind,"text":inside}`.
+    pub fn text_part(&mut self, kind: &str, inside: &[u8]) -> &mut Self {
+        self.open(b'{').pair("type", kind.as_bytes());
+        self.pair("text", inside).close(b'}')
     }
     /// `"key":json`.
     pub fn field(&mut self, key: &str, json: &[u8]) -> &mut Self {

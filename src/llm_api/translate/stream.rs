@@ -167,6 +167,15 @@ impl StreamTranslator {
         }
     }
 
+    /// The number of the next event, in dialects that number them.
+    #[must_use]
+    pub const fn next_number(&self) -> u64 {
+        match &self.writer {
+            Writer::Responses(writer) => writer.next_number(),
+            Writer::Chat(_) | Writer::Messages(_) => 0,
+        }
+    }
+
     /// True once [`Self::finish`] was called.
     #[must_use]
     pub const fn is_finished(&self) -> bool {

@@ -70,7 +70,7 @@ fn blocks(events: &[Value]) -> Vec<Value> {
 }
 
 #[test]
-fn edge_1_a_chat_stream_becomes_messages_whatever_the_chunks() {
+fn edge_01_a_chat_stream_becomes_messages_whatever_the_chunks() {
     let deltas = [
         json!({"role": "assistant", "content": ""}),
         json!({"content": "na\u{ef}ve "}),
@@ -144,7 +144,7 @@ fn a_messages_stream_becomes_chat() {
 }
 
 #[test]
-fn edge_2_a_call_makes_a_tool_turn_whatever_the_upstream_says_but_for_length() {
+fn edge_02_a_call_makes_a_tool_turn_whatever_the_upstream_says_but_for_length() {
     let call = [
         json!({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]}),
     ];
@@ -171,7 +171,7 @@ fn edge_2_a_call_makes_a_tool_turn_whatever_the_upstream_says_but_for_length() {
 }
 
 #[test]
-fn edge_3_and_4_usage_everywhere_and_two_finishes_give_one_end() {
+fn edge_03_edge_04_usage_everywhere_and_two_finishes_give_one_end() {
     let chunk = |choices: &str| {
         format!(
             "data: {{\"id\":\"c1\",\"model\":\"m\",\"choices\":{choices},\"usage\":{{\"prompt_tokens\":1,\"completion_tokens\":1}}}}\n\n"
@@ -202,7 +202,7 @@ fn edge_3_and_4_usage_everywhere_and_two_finishes_give_one_end() {
 }
 
 #[test]
-fn edge_5_a_missing_finish_reason_is_made() {
+fn edge_05_a_missing_finish_reason_is_made() {
     let input =
         "data: {\"id\":\"c\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n";
     let got = events(&stream(&way(Chat, Messages), input));
@@ -210,7 +210,7 @@ fn edge_5_a_missing_finish_reason_is_made() {
 }
 
 #[test]
-fn edge_8_and_9_parallel_calls_that_interleave_become_blocks_one_after_another() {
+fn edge_08_edge_09_parallel_calls_that_interleave_become_blocks_one_after_another() {
     let piece = |index: u64, arguments: &str| json!({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]});
     let start = |index: u64, id: &str| json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": {"name": "read", "arguments": ""}}]});
     let got = to_messages(

@@ -12,7 +12,6 @@ mod pair;
 mod session;
 pub mod state;
 mod treasurer;
-mod words;
 mod write_offs;
 
 use std::collections::HashMap;
@@ -83,14 +82,11 @@ impl Shared {
         all.extend(self.leaving.lock().iter().cloned());
         all
     }
-    /// What waits for ACCEPTs on channels that are left waits on their buyers' present ones.
-    fn gather(&self) {
-        let leaving = self.leaving.lock().clone();
-        for earlier in leaving.iter().filter(|one| one.awaits_accepts()) {
-            if let Some(pair) = self.pairs.lock().get(earlier.buyer()) {
-                pair.take_over(earlier);
-            }
-        }
+    /// Earlier channels of a buyer.
+    fn left_by(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+        let leaving = self.leaving.lock();
+        let theirs = leaving.iter().filter(|pair| pair.buyer() == buyer);
+        theirs.cloned().collect()
     }
 }
 
@@ -147,16 +143,17 @@ impl PayeeHub {
         for state in ledger.load(Role::Sell).await? {
             if let Some(on) = OnChannel::load(&ledger, &state.row).await? {
                 let Some(onchain) = &onchain else { continue };
-                if on.view.closed == Level::Final && state.unfinished.is_empty() {
+                let is_closed = on.view.closed == Level::Final;
+                if is_closed && state.unfinished.is_empty() {
                     continue;
                 }
-                let is_closed = on.view.closed == Level::Final;
                 let (peer, rules) = (state.row.peer, onchain.rules);
                 let kept = u32::try_from(VOUCHERS_KEPT).unwrap_or(u32::MAX);
                 let vouchers = ledger.vouchers(&state.row.channel, None, kept).await?;
                 let pair = PayeePair::restore_on_chain(state, on, rules, vouchers, &settings);
                 let pair = Arc::new(pair);
                 if is_closed {
+                    // Nothing is left on the chain, but the buyer has not accepted all yet.
                     leaving.push(pair);
                 } else {
                     leaving.extend(pairs.insert(peer, pair));
@@ -192,7 +189,6 @@ impl PayeeHub {
             lost_on_trust: Mutex::default(),
             due: Notify::new(),
         });
-        shared.gather();
         if let (Some(onchain), Some(events)) = (onchain, events) {
             let treasury = Arc::clone(&shared);
             shared.tasks.spawn_critical("payee-treasurer", async move {

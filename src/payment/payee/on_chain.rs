@@ -1,14 +1,14 @@
 //! What [`PayeeState`] knows of a channel on a chain, and what follows from it: how much may be
 //! delivered, when the channel is to be settled or closed, with which voucher. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
-use super::state::{Ended, PayeeState};
+use super::state::PayeeState;
 use crate::chain::watcher::ChainEvent;
 use crate::payment::onchain::{Level, OnChannel, Rules, SellFacts};
 use crate::protocol::EvmSignature;
 use crate::protocol::voucher::TopUp;
-use crate::types::{AttemptId, MicroUsd, UnixMs};
+use crate::types::{MicroUsd, UnixMs};
 
 /// What the seller knows of a channel on a chain besides the vouchers.
 #[derive(Clone, Debug)]
@@ -112,15 +112,6 @@ impl PayeeState {
         self.machine.set_ceiling(on_chain.ceiling());
         true
     }
-    /// What waits for an ACCEPT, for the buyer's next channel: who owes an ACCEPT is the buyer, on
-    /// whichever channel it speaks. What was delivered still counts on this one.
-    pub fn take_ended(&mut self) -> HashMap<AttemptId, Ended> {
-        std::mem::take(&mut self.ended)
-    }
-    /// Attempts of the buyer's earlier channels wait here for their ACCEPT from now on.
-    pub fn take_over(&mut self, ended: HashMap<AttemptId, Ended>) {
-        self.ended.extend(ended);
-    }
     /// The chain will never open this channel.
     pub fn give_up(&mut self) {
         if let Some(on_chain) = &mut self.on_chain {
@@ -175,7 +166,7 @@ mod tests {
     use crate::payment::WindowSettings;
     use crate::protocol::ChannelDescriptor;
     use crate::protocol::voucher::{HubChannel, HubDomain, Opening};
-    use crate::types::{EvmAddress, Hash32};
+    use crate::types::{AttemptId, EvmAddress, Hash32};
     use proptest::prelude::*;
 
     const SIGNATURE: EvmSignature = EvmSignature([0; 65]);
@@ -218,9 +209,11 @@ mod tests {
 
     fn serve(state: &mut PayeeState, n: u8, cost: u64) {
         let attempt = AttemptId([n; 16]);
-        state
-            .admit(attempt, MicroUsd::ZERO, MicroUsd(5_000), 1)
-            .unwrap();
+        let admitted = state.admit(attempt, MicroUsd::ZERO, MicroUsd(5_000), 1);
+        if admitted.is_err() {
+            // Too much is delivered and not signed for: nothing more is served.
+            return;
+        }
         state.start(&attempt, MicroUsd(cost));
         state.drop_attempt(&attempt);
         state.machine.settle(&attempt, MicroUsd::ZERO);
@@ -250,42 +243,6 @@ mod tests {
             Some(2_000),
             "a last word that pays too little"
         );
-    }
-
-    #[test]
-    fn regression_an_accept_on_the_next_channel_books_an_attempt_of_the_last_one() {
-        let (mut old, mut new) = (state(100_000), state(100_000));
-        let attempt = AttemptId([1; 16]);
-        old.admit(attempt, MicroUsd::ZERO, MicroUsd(500), 1)
-            .unwrap();
-        old.start(&attempt, MicroUsd(70));
-        let ended = Ended {
-            signed_head: Vec::new(),
-            receipt: Some(Vec::new()),
-            cost: MicroUsd(70),
-            status: 200,
-            usage: None,
-            own_input: None,
-            own_output: None,
-            model_served: String::new(),
-            ttft_ms: None,
-            total_ms: 0,
-            error: None,
-        };
-        old.end(attempt, ended);
-        assert!(new.finals_of(&[(attempt, MicroUsd(70))], 1).is_empty());
-        new.take_over(old.take_ended());
-        assert!(new.knows(&attempt) && !old.knows(&attempt));
-        let rows = new.finals_of(&[(attempt, MicroUsd(70))], 1);
-        assert_eq!(rows.len(), 1);
-        let before = new.machine().book().total();
-        new.accepted(&attempt, MicroUsd(70), 1);
-        assert_eq!(
-            new.machine().book().total(),
-            before,
-            "the last channel paid it"
-        );
-        assert_eq!(old.machine().book().total(), MicroUsd(80));
     }
 
     #[test]

@@ -94,8 +94,6 @@ pub(super) fn remember(
         // It may still have something to settle.
         shared.leaving.lock().push(before);
     }
-    drop(pairs);
-    shared.gather();
     Ok(())
 }
 

@@ -202,17 +202,6 @@ impl PayeePair {
         let on_chain = state.on_chain.as_ref();
         on_chain.is_some_and(|one| one.is_void || one.on.is_over(now_ms))
     }
-    /// Takes over what waits for this buyer's ACCEPT on an earlier channel.
-    pub(super) fn take_over(&self, earlier: &Self) {
-        let ended = earlier.state.lock().take_ended();
-        if !ended.is_empty() {
-            self.state.lock().take_over(ended);
-        }
-    }
-    /// True while receipts wait for an ACCEPT.
-    pub(super) fn awaits_accepts(&self) -> bool {
-        self.state.lock().ended_count() > 0
-    }
     /// True when the chain refused to open it.
     pub(super) fn is_void(&self) -> bool {
         let state = self.state.lock();

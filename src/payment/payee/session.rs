@@ -4,18 +4,21 @@
 //! Whatever is ready on the stream is taken in one turn: only the highest voucher is stored, and
 //! all ACCEPTs of the turn share its commit.
 
+mod chain_words;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::ReadHalf;
 
+use chain_words::{take_close, take_top_up};
+
 use super::Shared;
 use super::open::open_pair;
 use super::pair::PayeePair;
 use super::state::is_unknown;
 use super::treasurer::close_message;
-use super::words::{take_close, take_top_up};
 use crate::ledger::{Role, Row, VoucherRow};
 use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter};
@@ -99,7 +102,7 @@ async fn listen(
                 let frame = frame.map_err(broken)?.ok_or_else(closed)?;
                 turn(shared, pair, frame, reader).await?;
             }
-            _ = repeat.tick() => repeat_ended(pair).await,
+            _ = repeat.tick() => repeat_ended(shared, pair).await,
             _ = replaced.changed() => return Ok(()),
             () = cancelled.cancelled() => return Ok(()),
         }
@@ -198,15 +201,21 @@ async fn sync_messages(
     theirs: &SyncBuyer,
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let mut unknown = Vec::new();
+    let earlier = shared.left_by(pair.buyer());
     for attempt in &theirs.open {
-        let known = pair.state.lock().knows(attempt);
+        let known = pair.state.lock().knows(attempt)
+            || earlier.iter().any(|one| one.state.lock().knows(attempt));
         if !known && is_unknown(shared.ledger.attempt(attempt).await?.as_ref()) {
             unknown.push(*attempt);
         }
     }
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
-    for item in pair.state.lock().waiting() {
+    let mut waiting = pair.state.lock().waiting();
+    for one in &earlier {
+        waiting.extend(one.state.lock().waiting());
+    }
+    for item in waiting {
         let size = 64 + item.receipt.as_ref().map_or(0, Vec::len);
         let full = batches
             .last()
@@ -287,6 +296,7 @@ async fn turn(
             let wanted = pair.state.lock().wants(voucher, false);
             wanted.unwrap_or(false)
         });
+        book_left_behind(shared, pair, &accepted).await?;
         answers.extend(book_accepts(shared, pair, accepted, commit_follows).await?);
     }
     if let Some((cumulative, signature)) = best {
@@ -312,7 +322,7 @@ fn check_accept(
     Ok(accept.items)
 }
 
-pub(super) fn check_voucher(
+fn check_voucher(
     pair: &PayeePair,
     cumulative: MicroUsd,
     signature: &EvmSignature,
@@ -387,9 +397,32 @@ async fn book_accepts(
         .collect())
 }
 
-/// Shows again what waits for an ACCEPT: receipts, and attempts that a crash left without one.
-async fn repeat_ended(pair: &PayeePair) {
-    let (receipts, lost) = pair.state.lock().repeats();
+/// ACCEPTs for attempts of this buyer's earlier channels, which have no session any more.
+async fn book_left_behind(
+    shared: &Shared,
+    pair: &PayeePair,
+    items: &[(AttemptId, MicroUsd)],
+) -> Result<(), PaymentError> {
+    for earlier in shared.left_by(pair.buyer()) {
+        let awaited = |item: &&(AttemptId, MicroUsd)| earlier.state.lock().awaits(&item.0);
+        let theirs: Vec<_> = items.iter().filter(awaited).copied().collect();
+        if !theirs.is_empty() {
+            book_accepts(shared, &earlier, theirs, false).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows again what waits for an ACCEPT, on this channel and on earlier ones: receipts, and attempts
+/// that a crash left without one.
+async fn repeat_ended(shared: &Shared, pair: &PayeePair) {
+    let (mut receipts, mut lost) = pair.state.lock().repeats();
+    for earlier in shared.left_by(pair.buyer()) {
+        let (more, more_lost) = earlier.state.lock().repeats();
+        receipts.extend(more);
+        lost.extend(more_lost);
+    }
+    lost.truncate(ATTEMPTS_PER_MESSAGE_MAX);
     let mut messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
     if !lost.is_empty() {
         messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
@@ -461,6 +494,6 @@ fn broken(error: crate::network::framed::WireError) -> PaymentError {
 fn closed() -> PaymentError {
     PaymentError::Session("the buyer closed it".into())
 }
-pub(super) fn out_of_order() -> PaymentError {
+fn out_of_order() -> PaymentError {
     PaymentError::Refused("message out of order".into())
 }

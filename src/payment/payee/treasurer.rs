@@ -37,6 +37,9 @@ const LAST_WORD_MS: u64 = 10_000;
 /// with the deposit that it needs.
 const REFUSALS_MAX: u32 = 3;
 
+/// Earlier channels kept in memory for their ends and their ACCEPTs; the oldest go first.
+const LEAVING_MAX: usize = 4_096;
+
 /// What was tried for a channel.
 #[derive(Default)]
 struct Tried {
@@ -159,11 +162,16 @@ impl Treasurer {
         for part in batch.chunks(BATCH_MAX) {
             self.settle(part, now_ms).await?;
         }
-        self.shared.gather();
-        self.shared.leaving.lock().retain(|pair| {
-            let closed = pair.view().is_none_or(|view| view.closed == Level::Final);
-            pair.awaits_accepts() || !(closed || pair.is_void())
+        let mut leaving = self.shared.leaving.lock();
+        leaving.retain(|pair| {
+            let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
+            let stands = !closed && pair.view().is_some() && !pair.is_void();
+            stands || pair.state.lock().ended_count() > 0
         });
+        // Who never accepts is forgotten at last; the ledger keeps what it owed.
+        let surplus = leaving.len().saturating_sub(LEAVING_MAX);
+        leaving.drain(..surplus);
+        drop(leaving);
         Ok(())
     }
 

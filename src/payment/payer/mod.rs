@@ -8,7 +8,6 @@
 mod book;
 pub mod doubt;
 mod funding;
-mod on_chain;
 mod pair;
 mod session;
 pub mod state;

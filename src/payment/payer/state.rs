@@ -4,34 +4,31 @@
 //! [`super::Pair`] puts it behind a lock, `book` makes its rows durable, `session` carries its
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
 
+mod adopt;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use super::doubt::{Doubtful, Live, Shown, accepted_cost};
-use crate::ledger::{
-    AttemptState, ChannelRow, ChannelState, DeliveredRow, FinalRow, OpenRow, Role, Row,
-    SettlementRow,
-};
+use crate::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Role, Row, SettlementRow};
 use crate::payment::channel::{Hold, Payer};
 use crate::payment::onchain::OnChannel;
 use crate::payment::window::WindowSettings;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{SyncBuyer, SyncSeller};
+use crate::protocol::voucher::VoucherDomain;
 use crate::protocol::{EvmSignature, SessionMessage, SignedReceipt, Terms};
 use crate::types::{AttemptId, ChannelId, MicroUsd, UnixMs};
 
 /// Accepts remembered until the seller acknowledges them; older ones come back by SYNC.
 const UNACKED_MAX: usize = 4_096;
 
-/// After a restart the sellers paid within this time are told what was booked.
-const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
-
 /// One seller as the payer sees it.
 pub struct PayerState {
-    pub(super) windows: WindowSettings,
+    windows: WindowSettings,
     pub(super) machine: Payer,
     /// The channel's newest row.
-    pub(super) row: Option<ChannelRow>,
+    row: Option<ChannelRow>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<OnChannel>,
     /// This side asked for the channel's end: nothing new is ordered on it.
@@ -49,7 +46,7 @@ pub struct PayerState {
     /// This node pays on a chain and gives no IOUs to sellers that take no channels.
     pub(super) gives_no_credit: bool,
     /// What vouchers may add up to by the rows of this ledger.
-    pub(super) booked_limit: MicroUsd,
+    booked_limit: MicroUsd,
     pub(super) terms: Option<Terms>,
     pub(super) settlements: MicroUsd,
     pub(super) up: bool,
@@ -59,13 +56,13 @@ pub struct PayerState {
     pub(super) unsynced: bool,
     /// Seller's clock minus ours, ms.
     pub(super) clock_offset_ms: i64,
-    pub(super) last_voucher: Option<(MicroUsd, EvmSignature)>,
+    last_voucher: Option<(MicroUsd, EvmSignature)>,
     /// The highest voucher that this session has shown.
-    pub(super) shown: MicroUsd,
+    shown: MicroUsd,
     /// Attempts that run in this process.
-    pub(super) live: HashMap<AttemptId, Live>,
+    live: HashMap<AttemptId, Live>,
     /// Attempts without a final row that no longer run.
-    pub(super) doubtful: HashMap<AttemptId, Doubtful>,
+    doubtful: HashMap<AttemptId, Doubtful>,
     /// Finals to make durable, with whether an ACCEPT follows.
     finals: Vec<(FinalRow, bool)>,
     /// Attempts whose finals are on their way to the disk.
@@ -75,7 +72,7 @@ pub struct PayerState {
     /// Accepts to send in the next flush.
     to_accept: Vec<(AttemptId, MicroUsd)>,
     /// The newest attempt whose open row is queued: the one a voucher is signed for.
-    pub(super) newest: Option<AttemptId>,
+    newest: Option<AttemptId>,
     /// The seller asked, or a stream started: do not linger.
     pub(super) urgent: bool,
 }
@@ -133,61 +130,58 @@ impl PayerState {
         }
     }
 
-    /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
-    /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
-    pub fn adopt(&mut self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
-        let voucher = channel.voucher.as_ref();
-        self.used_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
-        self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
-        let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
-        let accepted = channel.accepted_sum;
-        self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
+    /// This channel pays from now on; its row is durable. One that paid before is over.
+    pub fn pay_by(&mut self, row: ChannelRow, on_chain: Option<OnChannel>) {
+        let zero = MicroUsd::ZERO;
+        if self.row.is_some() {
+            self.last_voucher = None;
+            self.shown = zero;
+            self.settlements = zero;
+            self.newest = None;
+        }
+        self.machine = Payer::new(self.windows, zero, zero, zero);
         if let Some(on_chain) = &on_chain {
-            self.machine = self.machine.clone().on_chain(on_chain.channel.consumed);
+            self.machine = Payer::new(self.windows, row.deposit, zero, zero)
+                .on_chain(on_chain.channel.consumed);
         }
         if on_chain.is_some() {
-            self.next_counter = channel.row.epoch.saturating_add(1);
+            self.next_counter = row.epoch.saturating_add(1);
         }
         self.on_chain = on_chain;
         self.ending = false;
-        self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
-        self.booked_limit = channel.limit;
-        self.row = Some(channel.row);
-        self.settlements = channel.settlements_sum;
-        for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
-        }
+        self.used_ms = row.at_ms;
+        self.topped_up_ms = 0;
+        self.ending_ms = 0;
+        self.asked_close_ms = 0;
+        self.booked_limit = row.deposit;
+        self.row = Some(row);
     }
-
-    pub(super) fn adopt_attempt(&mut self, attempt: AttemptState) {
-        let counted = attempt
-            .delivered
-            .as_ref()
-            .map_or(MicroUsd::ZERO, |d| d.cost);
-        let id = attempt.open.attempt_id;
-        let began = Live {
-            prefill: attempt.open.prefill,
-            max_cost: attempt.open.max_cost,
-            voucher_before: attempt.open.voucher_before,
-            window: self.windows.stream(&attempt.open.price),
-        };
-        if self
-            .machine
-            .begin(id, MicroUsd::ZERO, MicroUsd::ZERO)
-            .is_ok()
-        {
-            self.machine.start(&id, counted);
-        }
-        let doubtful = Doubtful {
-            began,
-            model: attempt.open.model.to_string(),
-            status: attempt.delivered.as_ref().map_or(0, |d| d.status),
-            counted: attempt.delivered,
-            charged: MicroUsd::ZERO,
-        };
-        self.doubtful.insert(id, doubtful);
+    /// Where vouchers of this channel are worth something.
+    #[must_use]
+    pub fn domain(&self) -> VoucherDomain {
+        let hub = self.on_chain.as_ref().map(|one| one.channel.domain);
+        hub.map_or(VoucherDomain::Credit, VoucherDomain::Hub)
     }
-
+    /// The channel's newest row.
+    #[must_use]
+    pub const fn row(&self) -> Option<&ChannelRow> {
+        self.row.as_ref()
+    }
+    /// The deposit was raised by this buyer's signature; `row` is durable.
+    pub fn raise(&mut self, row: ChannelRow) {
+        self.booked_limit = row.deposit;
+        self.machine.set_deposit(row.deposit);
+        self.row = Some(row);
+    }
+    /// The seller ends this channel.
+    pub fn end(&mut self, channel: &ChannelId) {
+        self.ending |= self.channel().as_ref() == Some(channel);
+    }
+    /// True when the channel carries nothing, owes nothing and waits for nothing.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
+    }
     /// The channel that pays, once it is known.
     #[must_use]
     pub fn channel(&self) -> Option<ChannelId> {

@@ -305,6 +305,17 @@ pub fn start_buyer(bootstrap: &str, flags: &[&str]) -> Node {
     Node::start(&args)
 }
 
+/// Waits until a buyer lists a model.
+pub async fn wait_for_model(buyer: &Node, id: &str) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let path = format!("/v1/models/{id}");
+    while http::send(buyer.http(), &Request::get(&path)).await.status != 200 {
+        let waiting = tokio::time::Instant::now() < end;
+        assert!(waiting, "the buyer never listed {id}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Returns how many sellers of [`MODEL`] a buyer's model list shows.
 pub async fn seller_count(buyer: &Node) -> u64 {
     let list = http::send(buyer.http(), &Request::get("/v1/models"))

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use crate::llm_api::json::{Cursor, quoted};
 use crate::llm_api::translate::WayBack;
-use crate::llm_api::translate::form::{Answer, Arguments, Call, Part, Stop, Text, TranslateError};
-use crate::llm_api::translate::pen::{Pen, items, members, skip, text};
+use crate::llm_api::translate::form::{Answer, Part, Stop, Text, TranslateError, texts};
+use crate::llm_api::translate::pen::{Pen, items, leave, members, skip, text};
 use crate::llm_api::{Dialect, usage};
 use crate::types::{MicroUsd, Usage};
 
@@ -13,13 +13,7 @@ type Res<T> = Result<T, TranslateError>;
 
 /// Reads an answer; of several choices the first.
 pub fn read(body: &[u8]) -> Res<Answer<'_>> {
-    let mut answer = Answer {
-        id: Cow::Borrowed(b""),
-        model: Cow::Borrowed(b""),
-        parts: Vec::new(),
-        stop: None,
-        sequence: None,
-    };
+    let mut answer = Answer::default();
     let (mut seen, mut found) = (0u32, false);
     let mut cursor = Cursor::new(body, 0);
     members(&mut cursor, |key, c| {
@@ -35,9 +29,7 @@ pub fn read(body: &[u8]) -> Res<Answer<'_>> {
                 found = true;
                 choice(&mut answer, c)
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -54,9 +46,7 @@ fn choice<'a>(answer: &mut Answer<'a>, c: &mut Cursor<'a>) -> Res<()> {
         match key {
             b"finish_reason" => answer.stop = text(c)?.map(Stop::from_chat),
             b"message" => message(answer, c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok(())
     })
@@ -78,9 +68,7 @@ fn message<'a>(answer: &mut Answer<'a>, c: &mut Cursor<'a>) -> Res<()> {
                 members(c, |key, c| {
                     match key {
                         b"text" => words = text(c)?,
-                        _ => {
-                            skip(c)?;
-                        }
+                        _ => leave(c)?,
                     }
                     Ok::<_, TranslateError>(())
                 })?;
@@ -92,17 +80,13 @@ fn message<'a>(answer: &mut Answer<'a>, c: &mut Cursor<'a>) -> Res<()> {
             b"reasoning_content" => thought = text(c)?.or(thought),
             b"reasoning" => thought = thought.or(text(c)?),
             b"tool_calls" => items(c, |c| {
-                let (id, name, arguments) = call(c)?;
-                calls.push(Part::Call(Call {
-                    id: fallback_id(id, calls.len()),
-                    name: Cow::Borrowed(name),
-                    arguments: Arguments::Escaped(Cow::Borrowed(arguments)),
-                }));
+                if let Some(mut call) = super::request_in::call(c)? {
+                    call.id = fallback_id(call.id, calls.len());
+                    calls.push(Part::Call(call));
+                }
                 Ok::<_, TranslateError>(())
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -122,41 +106,12 @@ fn message<'a>(answer: &mut Answer<'a>, c: &mut Cursor<'a>) -> Res<()> {
     Ok(())
 }
 
-/// Id, name and arguments (the inside of a string) of one entry of `tool_calls`.
-type RawCall<'a> = (&'a [u8], &'a [u8], &'a [u8]);
-
-fn call<'a>(c: &mut Cursor<'a>) -> Res<RawCall<'a>> {
-    let (mut id, mut name, mut arguments) = (&b""[..], &b""[..], &b""[..]);
-    members(c, |key, c| {
-        match key {
-            b"id" => id = text(c)?.unwrap_or_default(),
-            b"function" => members(c, |key, c| {
-                match key {
-                    b"name" => name = text(c)?.unwrap_or_default(),
-                    b"arguments" if c.peek() == Some(b'"') => {
-                        arguments = text(c)?.unwrap_or_default();
-                    }
-                    _ => {
-                        skip(c)?;
-                    }
-                }
-                Ok::<_, TranslateError>(())
-            })?,
-            _ => {
-                skip(c)?;
-            }
-        }
-        Ok::<_, TranslateError>(())
-    })?;
-    Ok((id, name, arguments))
-}
-
 /// Some upstreams give calls no id; a client needs one to answer.
-pub fn fallback_id(id: &[u8], number: usize) -> Text<'_> {
+pub fn fallback_id(id: Text<'_>, number: usize) -> Text<'_> {
     if id.is_empty() {
         return Cow::Owned(format!("call_{number}").into_bytes());
     }
-    Cow::Borrowed(id)
+    id
 }
 
 /// Writes a `chat.completion`.
@@ -181,14 +136,7 @@ pub fn write(
         .open(b'{')
         .pair("role", b"assistant")
         .key("content");
-    let texts: Vec<&[u8]> = answer
-        .parts
-        .iter()
-        .filter_map(|p| match p {
-            Part::Text(text) => Some(text.as_ref()),
-            _ => None,
-        })
-        .collect();
+    let texts = texts(&answer.parts);
     if texts.is_empty() {
         pen.raw(b"null");
     } else {

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use crate::llm_api::json::{Cursor, unescape};
 use crate::llm_api::translate::form::{
-    Arguments, Call, Choice, Dropped, Image, Part, Request, Role, Schema, Text, Tool,
+    self, Arguments, Call, Choice, Dropped, Image, Part, Request, Role, Schema, Text, Tool,
     TranslateError, Turn,
 };
-use crate::llm_api::translate::pen::{items, members, skip, text};
+use crate::llm_api::translate::pen::{items, leave, members, skip, text};
 
 type Res<T> = Result<T, TranslateError>;
 
@@ -139,19 +139,7 @@ fn message<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Turn<'a>
 }
 
 fn content<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Vec<Part<'a>>> {
-    if c.peek() != Some(b'[') {
-        let only = text(c)?.filter(|t| !t.is_empty());
-        return Ok(only
-            .map(|t| Part::Text(Cow::Borrowed(t)))
-            .into_iter()
-            .collect());
-    }
-    let mut parts = Vec::new();
-    items(c, |c| {
-        parts.extend(part(c, dropped)?);
-        Ok::<_, TranslateError>(())
-    })?;
-    Ok(parts)
+    form::content(c, |c| part(c, dropped))
 }
 
 fn part<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Part<'a>>> {
@@ -164,17 +152,13 @@ fn part<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Part<'a>>> 
             b"image_url" => members(c, |key, c| {
                 match key {
                     b"url" => url = text(c)?,
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, TranslateError>(())
             })?,
             b"file" => file = file_part(c)?,
             b"cache_control" => dropped.note_field(key, skip(c)?),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -201,9 +185,7 @@ fn file_part<'a>(c: &mut Cursor<'a>) -> Res<Option<Part<'a>>> {
         match key {
             b"filename" => name = text(c)?,
             b"file_data" => data = text(c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -230,11 +212,15 @@ pub fn data_uri(url: &[u8]) -> Option<(Text<'_>, Text<'_>)> {
     let media = head.strip_suffix(b";base64")?;
     let media = media.split(|b| *b == b';').next()?;
     // `\/` is how some writers escape a slash.
-    let media = Cow::Owned(unescape(media).into_owned().into_bytes());
+    let media = unescape(media).into_owned().into_bytes();
+    // What is no media type could end the string that it is written into.
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/+.-_".contains(b);
+    let media = media.iter().all(plain).then_some(Cow::Owned(media))?;
     Some((media, Cow::Borrowed(data.get(1..)?)))
 }
 
-fn call<'a>(c: &mut Cursor<'a>) -> Res<Option<Call<'a>>> {
+/// One entry of `tool_calls`; `None` for one without a name.
+pub fn call<'a>(c: &mut Cursor<'a>) -> Res<Option<Call<'a>>> {
     let (mut id, mut name, mut arguments) = (&b""[..], None, &b""[..]);
     members(c, |key, c| {
         match key {
@@ -243,15 +229,11 @@ fn call<'a>(c: &mut Cursor<'a>) -> Res<Option<Call<'a>>> {
                 match key {
                     b"name" => name = text(c)?,
                     b"arguments" | b"input" => arguments = text(c)?.unwrap_or_default(),
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, TranslateError>(())
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -268,9 +250,7 @@ fn tool<'a>(c: &mut Cursor<'a>) -> Res<Tool<'a>> {
         match key {
             b"type" => kind = text(c)?.unwrap_or_default(),
             b"function" => found = Some(function(c)?),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -296,9 +276,7 @@ pub fn function<'a>(c: &mut Cursor<'a>) -> Res<Tool<'a>> {
             b"parameters" => tool.schema = Some(skip(c)?).filter(|s| s.starts_with(b"{")),
             b"strict" => tool.strict = skip(c)? == b"true",
             b"type" => tool.custom = text(c)? == Some(b"custom"),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -327,15 +305,11 @@ pub fn choice<'a>(c: &mut Cursor<'a>) -> Res<Option<Choice<'a>>> {
             b"function" => members(c, |key, c| {
                 match key {
                     b"name" => name = text(c)?,
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, TranslateError>(())
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -352,9 +326,7 @@ fn format<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
         match key {
             b"type" => kind = text(c)?.unwrap_or_default(),
             b"json_schema" => schema = json_schema(c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -377,9 +349,7 @@ pub fn json_schema<'a>(c: &mut Cursor<'a>) -> Res<Option<Schema<'a>>> {
             b"name" => name = text(c)?,
             b"schema" => schema = Some(skip(c)?),
             b"strict" => strict = skip(c)? == b"true",
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;

@@ -1,6 +1,6 @@
 //! Chat Completions requests, written.
 
-use crate::llm_api::translate::form::{Arguments, Choice, Image, Part, Request, Role};
+use crate::llm_api::translate::form::{Arguments, Choice, Image, Part, Request, Role, texts};
 use crate::llm_api::translate::names::{Names, id};
 use crate::llm_api::translate::pen::Pen;
 use crate::llm_api::translate::{NO_ARGUMENTS, joined};
@@ -26,14 +26,7 @@ pub fn write(request: &Request<'_>, names: &mut Names, pen: &mut Pen) {
     }
     pen.close(b']');
     tools(request, names, pen);
-    for (key, raw) in [
-        ("temperature", request.temperature),
-        ("top_p", request.top_p),
-    ] {
-        if let Some(raw) = raw {
-            pen.field(key, raw);
-        }
-    }
+    request.write_sampling(pen);
     if !request.stop.is_empty() {
         pen.key("stop").open(b'[');
         for stop in &request.stop {
@@ -113,14 +106,7 @@ fn user(parts: &[Part<'_>], pen: &mut Pen) {
         pen.open(b'{')
             .pair("role", b"tool")
             .pair("tool_call_id", &id(call));
-        let texts: Vec<&[u8]> = parts
-            .iter()
-            .filter_map(|p| match p {
-                Part::Text(text) => Some(text.as_ref()),
-                _ => None,
-            })
-            .collect();
-        pen.key("content").texts(&joined(&texts)).close(b'}');
+        pen.key("content").texts(&joined(&texts(parts))).close(b'}');
         // A tool message holds text only, so its images follow in the user's name.
         let shown = parts.iter().filter(|p| !matches!(p, Part::Text(_)));
         rest.extend(shown.cloned());
@@ -133,13 +119,7 @@ fn user(parts: &[Part<'_>], pen: &mut Pen) {
 }
 
 fn assistant(parts: &[Part<'_>], names: &mut Names, pen: &mut Pen) {
-    let texts: Vec<&[u8]> = parts
-        .iter()
-        .filter_map(|p| match p {
-            Part::Text(text) => Some(text.as_ref()),
-            _ => None,
-        })
-        .collect();
+    let texts = texts(parts);
     let calls = || {
         parts.iter().filter_map(|p| match p {
             Part::Call(call) => Some(call),
@@ -200,10 +180,7 @@ fn contents(parts: &[Part<'_>], pen: &mut Pen) {
     for part in parts {
         match part {
             Part::Text(text) => {
-                pen.open(b'{')
-                    .pair("type", b"text")
-                    .pair("text", text)
-                    .close(b'}');
+                pen.text_part("text", text);
             }
             Part::Image(image) => {
                 pen.open(b'{').pair("type", b"image_url");

@@ -6,7 +6,7 @@ use super::answer::fallback_id;
 use crate::llm_api::json::{Cursor, JsonError};
 use crate::llm_api::translate::WayBack;
 use crate::llm_api::translate::form::{Arguments, Delta, Stop};
-use crate::llm_api::translate::pen::{Pen, items, members, number, skip, text};
+use crate::llm_api::translate::pen::{Pen, items, leave, members, number, skip, text};
 use crate::llm_api::{StreamIdentity, stream_end};
 use crate::types::{MicroUsd, Usage};
 
@@ -58,9 +58,7 @@ impl ChatReader {
                     skip(c)?;
                     choices = Some(at);
                 }
-                _ => {
-                    skip(c)?;
-                }
+                _ => leave(c)?,
             }
             Ok::<_, JsonError>(())
         })?;
@@ -93,7 +91,7 @@ impl ChatReader {
                 stop = text(c)?;
                 Ok(())
             }
-            _ => skip(c).map(|_| ()),
+            _ => leave(c),
         })?;
         if let Some(reason) = stop.filter(|r| !r.is_empty()) {
             let stop = match Stop::from_chat(reason) {
@@ -122,9 +120,7 @@ impl ChatReader {
                     pieces.push(piece(c)?);
                     Ok::<_, JsonError>(())
                 })?,
-                _ => {
-                    skip(c)?;
-                }
+                _ => leave(c)?,
             }
             Ok::<_, JsonError>(())
         })?;
@@ -176,7 +172,7 @@ impl ChatReader {
             known.begun = true;
             take(Delta::Call {
                 key,
-                id: Cow::Owned(fallback_id(&known.id, at).into_owned()),
+                id: fallback_id(Cow::Owned(known.id.clone()), at),
                 name: Cow::Borrowed(piece.name),
             });
             if !known.early.is_empty() {
@@ -206,15 +202,11 @@ fn piece<'a>(c: &mut Cursor<'a>) -> Result<Piece<'a>, JsonError> {
                 match key {
                     b"name" => piece.name = text(c)?.unwrap_or_default(),
                     b"arguments" => piece.arguments = text(c)?.unwrap_or_default(),
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, JsonError>(())
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, JsonError>(())
     })?;

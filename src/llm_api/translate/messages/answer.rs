@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::llm_api::json::{Cursor, quoted};
 use crate::llm_api::translate::WayBack;
 use crate::llm_api::translate::form::{Answer, Dropped, Part, Stop, TranslateError};
-use crate::llm_api::translate::pen::{Pen, items, members, skip, text};
+use crate::llm_api::translate::pen::{Pen, items, leave, members, text};
 use crate::llm_api::{Dialect, usage};
 use crate::types::Usage;
 
@@ -13,13 +13,7 @@ type Res<T> = Result<T, TranslateError>;
 
 /// Reads an answer.
 pub fn read(body: &[u8]) -> Res<Answer<'_>> {
-    let mut answer = Answer {
-        id: Cow::Borrowed(b""),
-        model: Cow::Borrowed(b""),
-        parts: Vec::new(),
-        stop: None,
-        sequence: None,
-    };
+    let mut answer = Answer::default();
     let mut found = false;
     let mut cursor = Cursor::new(body, 0);
     members(&mut cursor, |key, c| {
@@ -42,9 +36,7 @@ pub fn read(body: &[u8]) -> Res<Answer<'_>> {
                     Ok::<_, TranslateError>(())
                 })?;
             }
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -66,10 +58,7 @@ pub fn write(answer: &Answer<'_>, stop: &Stop, way: &WayBack, used: &Usage, pen:
     for part in &answer.parts {
         match part {
             Part::Text(text) => {
-                pen.open(b'{')
-                    .pair("type", b"text")
-                    .pair("text", text)
-                    .close(b'}');
+                pen.text_part("text", text);
             }
             Part::Thinking { text, signature } => {
                 pen.open(b'{')

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use crate::llm_api::json::{Cursor, unescape};
 use crate::llm_api::translate::chat::{self, request_in::flag};
 use crate::llm_api::translate::form::{
-    Arguments, Call, Choice, Dropped, Image, Part, Request, Role, Schema, Tool, TranslateError,
-    Turn,
+    self, Arguments, Call, Choice, Dropped, Image, Part, Request, Role, Schema, Tool,
+    TranslateError, Turn,
 };
-use crate::llm_api::translate::pen::{items, members, skip, text};
+use crate::llm_api::translate::pen::{items, leave, members, skip, text};
 
 type Res<T> = Result<T, TranslateError>;
 
@@ -54,9 +54,7 @@ fn top<'a>(request: &mut Request<'a>, key: &'a [u8], c: &mut Cursor<'a>) -> Res<
             members(c, |key, c| {
                 match key {
                     b"type" => kind = text(c)?,
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, TranslateError>(())
             })?;
@@ -122,19 +120,7 @@ fn message<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Turn<'a>
 }
 
 fn content<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Vec<Part<'a>>> {
-    if c.peek() != Some(b'[') {
-        let only = text(c)?.filter(|t| !t.is_empty());
-        return Ok(only
-            .map(|t| Part::Text(Cow::Borrowed(t)))
-            .into_iter()
-            .collect());
-    }
-    let mut parts = Vec::new();
-    items(c, |c| {
-        parts.extend(block(c, dropped)?);
-        Ok::<_, TranslateError>(())
-    })?;
-    Ok(parts)
+    form::content(c, |c| block(c, dropped))
 }
 
 /// The members of a content block, of a request or an answer.
@@ -178,9 +164,7 @@ pub fn block<'a>(c: &mut Cursor<'a>, dropped: &mut Dropped) -> Res<Option<Part<'
             b"source" => b.source = Some(source(c)?),
             b"content" => b.content = content(c, dropped)?,
             b"cache_control" => dropped.note_field(key, skip(c)?),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -249,9 +233,7 @@ fn source<'a>(c: &mut Cursor<'a>) -> Res<Source<'a>> {
             b"media_type" => source.media = text(c)?,
             b"data" => source.data = text(c)?,
             b"url" => source.url = text(c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -298,9 +280,7 @@ fn choice<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
             b"type" => kind = text(c)?,
             b"name" => name = text(c)?,
             b"disable_parallel_tool_use" => request.parallel = flag(skip(c)?).map(|off| !off),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;

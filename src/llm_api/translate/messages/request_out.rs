@@ -20,10 +20,7 @@ pub fn write(request: &mut Request<'_>, names: &mut Names, pen: &mut Pen) {
     if !system.is_empty() {
         pen.key("system").open(b'[');
         for text in &system {
-            pen.open(b'{')
-                .pair("type", b"text")
-                .pair("text", text)
-                .close(b'}');
+            pen.text_part("text", text);
         }
         pen.close(b']');
     }
@@ -115,10 +112,7 @@ fn write_part(role: Role, part: &Part<'_>, names: &mut Names, pen: &mut Pen) {
             pen.texts(&[b"<system>", text, b"</system>"]).close(b'}');
         }
         Part::Text(text) => {
-            pen.open(b'{')
-                .pair("type", b"text")
-                .pair("text", text)
-                .close(b'}');
+            pen.text_part("text", text);
         }
         Part::Image(image) => {
             pen.open(b'{')

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::llm_api::json::{Cursor, JsonError, quoted};
 use crate::llm_api::translate::WayBack;
 use crate::llm_api::translate::form::{Delta, Stop, escape};
-use crate::llm_api::translate::pen::{Pen, members, number, skip, text};
+use crate::llm_api::translate::pen::{Pen, leave, members, number, skip, text};
 use crate::llm_api::{Dialect, stream_end, usage};
 use crate::types::Usage;
 
@@ -98,15 +98,11 @@ fn event(json: &[u8]) -> Result<Event<'_>, JsonError> {
                     b"input" => e.input = Some(skip(c)?),
                     b"stop_reason" => e.stop = text(c)?,
                     b"stop_sequence" => e.sequence = text(c)?,
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, JsonError>(())
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, JsonError>(())
     })?;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::llm_api::json::{Cursor, JsonError};
 use crate::llm_api::translate::form::{Answer, Arguments, Call, Delta, Part, Stop, TranslateError};
-use crate::llm_api::translate::pen::{items, members, number, skip, text};
+use crate::llm_api::translate::pen::{items, leave, members, number, text};
 
 /// What matters of a response object.
 #[derive(Debug, Default)]
@@ -56,9 +56,7 @@ fn object<'a>(c: &mut Cursor<'a>) -> Result<Object<'a>, JsonError> {
             b"incomplete_details" => members(c, |key, c| {
                 match key {
                     b"reason" => o.why = text(c)?.unwrap_or_default(),
-                    _ => {
-                        skip(c)?;
-                    }
+                    _ => leave(c)?,
                 }
                 Ok::<_, JsonError>(())
             })?,
@@ -71,9 +69,7 @@ fn object<'a>(c: &mut Cursor<'a>) -> Result<Object<'a>, JsonError> {
                     Ok::<_, JsonError>(())
                 })?;
             }
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, JsonError>(())
     })?;
@@ -132,16 +128,12 @@ fn item<'a>(c: &mut Cursor<'a>) -> Result<Item<'a>, JsonError> {
                             it.refused = true;
                             it.texts.extend(text(c)?);
                         }
-                        _ => {
-                            skip(c)?;
-                        }
+                        _ => leave(c)?,
                     }
                     Ok::<_, JsonError>(())
                 })
             })?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, JsonError>(())
     })?;
@@ -242,9 +234,7 @@ fn event(json: &[u8]) -> Result<Event<'_>, JsonError> {
             b"arguments" => e.arguments = text(c)?,
             b"item" => e.item = item(c)?,
             b"response" => e.response = object(c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, JsonError>(())
     })?;

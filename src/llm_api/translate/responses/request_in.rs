@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use crate::llm_api::json::{Cursor, find, unescape};
 use crate::llm_api::translate::chat::request_in as chat;
 use crate::llm_api::translate::form::{
-    Arguments, Call, Part, Request, Role, Tool, TranslateError, Turn,
+    self, Arguments, Call, Part, Request, Role, Tool, TranslateError, Turn,
 };
-use crate::llm_api::translate::pen::{items, members, skip, text};
+use crate::llm_api::translate::pen::{items, leave, members, skip, text};
 
 type Res<T> = Result<T, TranslateError>;
 
@@ -147,10 +147,8 @@ fn item<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
             b"name" => it.name = text(c)?.unwrap_or_default(),
             b"arguments" => it.arguments = text(c)?.unwrap_or_default(),
             b"input" => it.input = text(c)?.unwrap_or_default(),
-            b"content" | b"output" => it.content = content(c)?,
-            _ => {
-                skip(c)?;
-            }
+            b"content" | b"output" => it.content = form::content(c, part)?,
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -198,22 +196,6 @@ fn item<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
     Ok(())
 }
 
-fn content<'a>(c: &mut Cursor<'a>) -> Res<Vec<Part<'a>>> {
-    if c.peek() != Some(b'[') {
-        let only = text(c)?.filter(|t| !t.is_empty());
-        return Ok(only
-            .map(|t| Part::Text(Cow::Borrowed(t)))
-            .into_iter()
-            .collect());
-    }
-    let mut parts = Vec::new();
-    items(c, |c| {
-        parts.extend(part(c)?);
-        Ok::<_, TranslateError>(())
-    })?;
-    Ok(parts)
-}
-
 fn part<'a>(c: &mut Cursor<'a>) -> Res<Option<Part<'a>>> {
     let (mut kind, mut words, mut url) = (&b""[..], None, None);
     let (mut name, mut data) = (None, None);
@@ -224,9 +206,7 @@ fn part<'a>(c: &mut Cursor<'a>) -> Res<Option<Part<'a>>> {
             b"image_url" => url = text(c)?,
             b"filename" => name = text(c)?,
             b"file_data" => data = text(c)?,
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;
@@ -256,9 +236,7 @@ fn tool<'a>(request: &mut Request<'a>, c: &mut Cursor<'a>) -> Res<()> {
     members(&mut Cursor::new(raw, 0), |key, c| {
         match key {
             b"type" => kind = text(c)?.unwrap_or_default(),
-            _ => {
-                skip(c)?;
-            }
+            _ => leave(c)?,
         }
         Ok::<_, TranslateError>(())
     })?;

@@ -14,22 +14,14 @@ pub fn write(request: &mut Request<'_>, names: &mut Names, pen: &mut Pen) {
             .pair("type", b"message")
             .pair("role", b"system");
         pen.key("content").open(b'[');
-        text_part("input_text", text, pen);
-        pen.close(b']').close(b'}');
+        pen.text_part("input_text", text).close(b']').close(b'}');
     }
     for turn in &request.turns {
         write_turn(turn, names, pen);
     }
     pen.close(b']');
     tools(request, names, pen);
-    for (key, raw) in [
-        ("temperature", request.temperature),
-        ("top_p", request.top_p),
-    ] {
-        if let Some(raw) = raw {
-            pen.field(key, raw);
-        }
-    }
+    request.write_sampling(pen);
     if !request.stop.is_empty() {
         request.dropped.note("stop");
     }
@@ -108,7 +100,9 @@ fn content<'p, 'a: 'p>(kind: &str, parts: impl Iterator<Item = &'p Part<'a>>, pe
     pen.open(b'[');
     for part in parts {
         match part {
-            Part::Text(text) => text_part(kind, text, pen),
+            Part::Text(text) => {
+                pen.text_part(kind, text);
+            }
             Part::Image(image) => {
                 pen.open(b'{').pair("type", b"input_image").key("image_url");
                 write_url(image, pen);
@@ -125,13 +119,6 @@ fn content<'p, 'a: 'p>(kind: &str, parts: impl Iterator<Item = &'p Part<'a>>, pe
         }
     }
     pen.close(b']');
-}
-
-fn text_part(kind: &str, text: &[u8], pen: &mut Pen) {
-    pen.open(b'{')
-        .pair("type", kind.as_bytes())
-        .pair("text", text)
-        .close(b'}');
 }
 
 fn tools(request: &Request<'_>, names: &mut Names, pen: &mut Pen) {

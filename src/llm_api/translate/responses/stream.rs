@@ -102,6 +102,11 @@ impl ResponsesWriter {
         }
     }
 
+    /// The number of the next event.
+    pub const fn next_number(&self) -> u64 {
+        self.sequence
+    }
+
     fn event(&mut self, name: &str, out: &mut Vec<u8>, fill: impl FnOnce(&mut Pen)) {
         let number = self.sequence;
         self.sequence += 1;

@@ -1,8 +1,8 @@
-//! What a request asks of the upstream, in one small form for both dialects.
+//! What a request asks of the upstream, in one small form for all dialects.
 //!
 //! A turn with tools in which the user asks to read a file gets a tool call; the turn after it,
 //! which carries the tool's result, gets an answer that quotes the result. So an agent's whole
-//! loop runs without a model.
+//! loop runs without a model. An image is answered with its type and size.
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -73,6 +73,7 @@ impl Ask {
         if dialect == Dialect::Responses {
             super::responses::as_chat(&mut request)?;
         }
+        let script = &script.for_model(request.get("model")?.as_str()?);
         let messages = request.get("messages")?.as_array()?;
         let reply = choose_reply(dialect, &request, messages, script);
         let counts = count(&request, messages, &reply, script);
@@ -114,6 +115,9 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
     if let Some(result) = turn.iter().find_map(|m| tool_result(dialect, m)) {
         return Reply::Text(format!("I read the file. It says: {}", result.trim()));
     }
+    if let Some(image) = turn.iter().find_map(image) {
+        return Reply::Text(format!("I see an image: {image}"));
+    }
     let asked: Vec<_> = turn
         .iter()
         .filter(|m| is(m, "user"))
@@ -125,7 +129,11 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
         && let Some((name, property)) = read_tool(dialect, request)
     {
         let mut arguments = Map::new();
-        arguments.insert(property, json!(found[1]));
+        let value = match property.as_str() {
+            "cmd" => format!("cat {}", &found[1]),
+            _ => found[1].to_owned(),
+        };
+        arguments.insert(property, json!(value));
         return Reply::Tool {
             name,
             arguments: Value::Object(arguments).to_string(),
@@ -134,7 +142,27 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
     Reply::Text(script.text.clone())
 }
 
-/// Finds the tool that reads files, and the name of its path argument.
+/// Media type and size of the first inlined image of a message, in the shape of any dialect.
+fn image(message: &Value) -> Option<String> {
+    message.get("content")?.as_array()?.iter().find_map(|part| {
+        let (media, data) = match part.get("type")?.as_str()? {
+            "image" => (
+                part.pointer("/source/media_type")?.as_str()?,
+                part.pointer("/source/data")?.as_str()?,
+            ),
+            "image_url" => data_uri(part.pointer("/image_url/url")?.as_str()?)?,
+            "input_image" => data_uri(part.get("image_url")?.as_str()?)?,
+            _ => return None,
+        };
+        Some(format!("{media}, {} characters of base64", data.len()))
+    })
+}
+
+fn data_uri(url: &str) -> Option<(&str, &str)> {
+    url.strip_prefix("data:")?.split_once(";base64,")
+}
+
+/// Finds the tool that reads files, or runs commands, and the name of its argument.
 fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
     let tools = request.get("tools")?.as_array()?;
     tools.iter().find_map(|tool| {
@@ -145,12 +173,12 @@ fn read_tool(dialect: Dialect, request: &Value) -> Option<(String, String)> {
         let name = tool.get("name")?.as_str()?;
         if !matches!(
             name.to_ascii_lowercase().as_str(),
-            "read" | "read_file" | "readfile"
+            "read" | "read_file" | "readfile" | "exec_command"
         ) {
             return None;
         }
         let properties = tool.get(schema)?.get("properties")?.as_object()?;
-        let path = ["path", "file_path", "filePath", "file"]
+        let path = ["path", "file_path", "filePath", "file", "cmd"]
             .into_iter()
             .find(|p| properties.contains_key(*p))?;
         Some((name.to_owned(), path.to_owned()))

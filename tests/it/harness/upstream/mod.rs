@@ -12,10 +12,12 @@ mod ask;
 mod chat;
 mod messages;
 mod models;
+mod plain;
 mod record;
 mod responses;
 pub mod script;
 mod serve;
+mod shape;
 mod socket;
 
 pub use models::{ListShape, ModelEntry};

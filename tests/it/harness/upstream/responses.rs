@@ -48,10 +48,9 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
         fields["sequence_number"] = json!(events.len());
         events.push(Bytes::from(format!("event: {name}\ndata: {fields}\n\n")));
     };
-    add(
-        "response.created",
-        json!({"response": object(ask, number, None)}),
-    );
+    for name in ["response.created", "response.in_progress"] {
+        add(name, json!({"response": object(ask, number, None)}));
+    }
     for (index, item) in items(ask, number).iter().enumerate() {
         let mut empty = item.clone();
         for (key, value) in [
@@ -67,34 +66,60 @@ pub fn events(ask: &Ask, number: u64) -> Vec<Bytes> {
             "response.output_item.added",
             json!({"output_index": index, "item": empty}),
         );
-        let said = |kind: &str, key: &str, text: &str| {
-            let mut fields = json!({"output_index": index, "item_id": item["id"], key: text});
-            fields["content_index"] = json!(0);
-            (kind.to_owned(), fields)
-        };
-        let (name, text) = match item["type"].as_str().unwrap() {
-            "message" => ("response.output_text", text_of(&item["content"])),
-            "reasoning" => ("response.reasoning_summary_text", text_of(&item["summary"])),
+        // The names of an item's events, what they carry, and of the part within when it has one.
+        let (name, key, part, text) = match item["type"].as_str().unwrap() {
+            "message" => (
+                "output_text",
+                "text",
+                Some(("content", "content_index", &item["content"][0])),
+                text_of(&item["content"]),
+            ),
+            "reasoning" => (
+                "reasoning_summary_text",
+                "text",
+                Some(("reasoning_summary", "summary_index", &item["summary"][0])),
+                text_of(&item["summary"]),
+            ),
             _ => (
-                "response.function_call_arguments",
+                "function_call_arguments",
+                "arguments",
+                None,
                 item["arguments"].as_str().unwrap(),
             ),
         };
-        let parts = match item["type"].as_str().unwrap() {
-            "function_call" => <[&str; 2]>::from(halves(text)).to_vec(),
-            _ => pieces(text),
+        let place = |mut fields: Value| {
+            fields["output_index"] = json!(index);
+            fields["item_id"] = item["id"].clone();
+            if let Some((_, index, _)) = part {
+                fields[index] = json!(0);
+            }
+            fields
         };
-        let key = if name.ends_with("arguments") {
-            "arguments"
-        } else {
-            "text"
-        };
-        for part in parts {
-            let (name, fields) = said(&format!("{name}.delta"), "delta", part);
-            add(&name, fields);
+        if let Some((name, _, whole)) = part {
+            let mut empty = whole.clone();
+            empty["text"] = json!("");
+            add(
+                &format!("response.{name}_part.added"),
+                place(json!({"part": empty})),
+            );
         }
-        let (name, fields) = said(&format!("{name}.done"), key, text);
-        add(&name, fields);
+        let cut = match part {
+            None => <[&str; 2]>::from(halves(text)).to_vec(),
+            Some(_) => pieces(text),
+        };
+        for delta in cut {
+            add(
+                &format!("response.{name}.delta"),
+                place(json!({"delta": delta})),
+            );
+        }
+        add(&format!("response.{name}.done"), place(json!({key: text})));
+        if let Some((name, _, whole)) = part {
+            add(
+                &format!("response.{name}_part.done"),
+                place(json!({"part": whole})),
+            );
+        }
         add(
             "response.output_item.done",
             json!({"output_index": index, "item": item}),

@@ -37,6 +37,10 @@ pub struct Script {
     pub calls: u64,
     /// Why answers end.
     pub stop: Stop,
+    /// The end of a model's name says what it does, see [`Script::for_model`].
+    pub by_model: bool,
+    /// Requests that a vendor would refuse for their shape are refused.
+    pub strict: bool,
     /// The only key that is accepted; none = any.
     pub key: Option<String>,
 }
@@ -66,6 +70,8 @@ pub enum Fault {
     CutAfter(usize),
     /// It answers with an error status in the dialect's shape.
     Status(u16),
+    /// It answers this share of requests with a 500, in percent, at random.
+    Flaky { percent: u32 },
     /// It answers 429 and says when to come back.
     RateLimited { retry_after_s: u64 },
     /// It answers 200 with JSON that ends in the middle.
@@ -102,6 +108,8 @@ impl Default for Script {
             thinking: None,
             calls: 1,
             stop: Stop::Natural,
+            by_model: false,
+            strict: false,
             key: None,
         }
     }
@@ -163,6 +171,26 @@ impl Script {
     /// Sets why answers end.
     pub fn stop(mut self, stop: Stop) -> Self {
         self.stop = stop;
+        self
+    }
+
+    /// The script of one model: where names speak, `…-thinking` shows its thoughts, `…-parallel`
+    /// makes three calls, `…-long` reaches the limit and `…-refusing` will not.
+    pub fn for_model(&self, model: &str) -> Self {
+        let mut script = self.clone();
+        match model.rsplit('-').next() {
+            Some("thinking") if self.by_model => script.thinking = Some("Let me see.".to_owned()),
+            Some("parallel") if self.by_model => script.calls = 3,
+            Some("long") if self.by_model => script.stop = Stop::Length,
+            Some("refusing") if self.by_model => script.stop = Stop::Refusal,
+            _ => {}
+        }
+        script
+    }
+
+    /// Refuses requests that a vendor would refuse for their shape.
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 

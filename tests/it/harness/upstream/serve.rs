@@ -21,7 +21,7 @@ use super::ask::{Ask, Dialect};
 use super::record::Exchange;
 use super::script::{Fault, Script};
 use super::socket::Watched;
-use super::{Shared, chat, messages, models, responses};
+use super::{Shared, chat, messages, models, plain, responses, shape};
 
 /// Numbers answers, so that no two are equal byte for byte.
 static NEXT_ANSWER: AtomicU64 = AtomicU64::new(1);
@@ -111,12 +111,20 @@ async fn answer(
         let list = Bytes::from(models::list(script.list, &script.models).to_string());
         return json(StatusCode::OK, list, record);
     }
-    let dialect = if path.ends_with("/chat/completions") {
+    let dialect = if path.ends_with("/completions") {
         Dialect::Chat
     } else if path.ends_with("/messages") {
         Dialect::Messages
     } else if path.ends_with("/responses") {
         Dialect::Responses
+    } else if path.ends_with("/embeddings") {
+        return match plain::embeddings(&body) {
+            Some(vectors) => json(StatusCode::OK, vectors, record),
+            None => {
+                let why = chat::error(400, "not understood");
+                json(StatusCode::BAD_REQUEST, why, record)
+            }
+        };
     } else {
         return json(
             StatusCode::NOT_FOUND,
@@ -136,11 +144,34 @@ async fn answer(
     if script.fault == Fault::StallBeforeFirstByte {
         std::future::pending::<()>().await;
     }
-    infer(dialect, &body, &script, record)
+    if path.ends_with("/completions") && !path.ends_with("/chat/completions") {
+        return match plain::as_chat(&body) {
+            Some(body) => infer(dialect, &body, &script, record, plain::REWRITE),
+            None => {
+                let why = chat::error(400, "not understood");
+                json(StatusCode::BAD_REQUEST, why, record)
+            }
+        };
+    }
+    infer(dialect, &body, &script, record, |bytes| bytes)
 }
 
-fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Response<Body> {
+fn infer(
+    dialect: Dialect,
+    body: &[u8],
+    script: &Script,
+    record: Record,
+    rewrite: fn(Bytes) -> Bytes,
+) -> Response<Body> {
+    let flaky = match script.fault {
+        Fault::Flaky { percent } => rand::random_ratio(percent, 100),
+        _ => false,
+    };
     match script.fault {
+        _ if flaky => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return json(status, error(dialect, 500, "a bad moment"), record);
+        }
         Fault::Status(code) => {
             let status = StatusCode::from_u16(code).unwrap();
             return json(
@@ -162,6 +193,11 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
         }
         _ => {}
     }
+    if script.strict
+        && let Err(why) = shape::check(dialect, body)
+    {
+        return json(StatusCode::BAD_REQUEST, error(dialect, 400, &why), record);
+    }
     let Some(ask) = Ask::read(dialect, body, script) else {
         return json(
             StatusCode::BAD_REQUEST,
@@ -171,10 +207,13 @@ fn infer(dialect: Dialect, body: &[u8], script: &Script, record: Record) -> Resp
     };
     let number = NEXT_ANSWER.fetch_add(1, Ordering::Relaxed);
     let pieces = match (ask.stream, dialect) {
-        (true, Dialect::Chat) => chat::events(&ask, number),
+        (true, Dialect::Chat) => chat::events(&ask, number)
+            .into_iter()
+            .map(rewrite)
+            .collect(),
         (true, Dialect::Messages) => messages::events(&ask, number),
         (true, Dialect::Responses) => responses::events(&ask, number),
-        (false, Dialect::Chat) => whole(chat::whole(&ask, number), script),
+        (false, Dialect::Chat) => whole(rewrite(chat::whole(&ask, number)), script),
         (false, Dialect::Messages) => whole(messages::whole(&ask, number), script),
         (false, Dialect::Responses) => whole(responses::whole(&ask, number), script),
     };

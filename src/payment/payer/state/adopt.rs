@@ -1,0 +1,87 @@
+//! What an earlier life left in the ledger: the channel that pays, attempts that are in doubt.
+
+use super::PayerState;
+use crate::ledger::{AttemptState, ChannelState};
+use crate::payment::channel::Payer;
+use crate::payment::onchain::OnChannel;
+use crate::payment::payer::doubt::{Doubtful, Live};
+use crate::protocol::EvmSignature;
+use crate::types::{MicroUsd, UnixMs};
+
+/// After a restart the sellers paid within this time are told what was booked.
+const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+
+impl PayerState {
+    /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
+    /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
+    pub fn adopt(&mut self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
+        let voucher = channel.voucher.as_ref();
+        self.used_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
+        self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
+        let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
+        let accepted = channel.accepted_sum;
+        self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
+        if let Some(on_chain) = &on_chain {
+            self.machine = self.machine.clone().on_chain(on_chain.channel.consumed);
+        }
+        if on_chain.is_some() {
+            self.next_counter = channel.row.epoch.saturating_add(1);
+        }
+        self.on_chain = on_chain;
+        self.ending = false;
+        self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
+        self.booked_limit = channel.limit;
+        self.row = Some(channel.row);
+        self.settlements = channel.settlements_sum;
+        for attempt in channel.unfinished {
+            self.adopt_attempt(attempt);
+        }
+    }
+
+    /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
+    pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
+        if is_on_chain {
+            let next = channel.row.epoch.saturating_add(1);
+            self.next_counter = self.next_counter.max(next);
+        }
+        for attempt in channel.unfinished {
+            self.adopt_attempt(attempt);
+        }
+    }
+    /// The seller says that the channel is over, and the chain does not contradict: the next one.
+    pub fn leave_channel(&mut self) {
+        self.row = None;
+        self.on_chain = None;
+        self.last_voucher = None;
+        self.shown = MicroUsd::ZERO;
+    }
+
+    fn adopt_attempt(&mut self, attempt: AttemptState) {
+        let counted = attempt
+            .delivered
+            .as_ref()
+            .map_or(MicroUsd::ZERO, |d| d.cost);
+        let id = attempt.open.attempt_id;
+        let began = Live {
+            prefill: attempt.open.prefill,
+            max_cost: attempt.open.max_cost,
+            voucher_before: attempt.open.voucher_before,
+            window: self.windows.stream(&attempt.open.price),
+        };
+        if self
+            .machine
+            .begin(id, MicroUsd::ZERO, MicroUsd::ZERO)
+            .is_ok()
+        {
+            self.machine.start(&id, counted);
+        }
+        let doubtful = Doubtful {
+            began,
+            model: attempt.open.model.to_string(),
+            status: attempt.delivered.as_ref().map_or(0, |d| d.status),
+            counted: attempt.delivered,
+            charged: MicroUsd::ZERO,
+        };
+        self.doubtful.insert(id, doubtful);
+    }
+}
