@@ -7,9 +7,8 @@ use souk::types::MicroUsd;
 use super::{World, books};
 use crate::harness::proxy::{Mode, Proxy};
 
-const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"6s\"\n";
-/// A dead seller is given up and found again within less.
-const UNHURRIED: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"30s\"\n";
+/// A restarted node and its peer find each other well before the channel counts as idle.
+const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"20s\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
 
@@ -99,7 +98,7 @@ async fn an_opening_that_a_reorg_removes_is_brought_again_and_the_channel_goes_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seller_killed_between_signing_and_broadcasting_opens_the_channel_once_after_its_restart()
 {
-    let mut world = World::start(MicroUsd::from_usd(5), UNHURRIED).await;
+    let mut world = World::start(MicroUsd::from_usd(5), EAGER).await;
     world.seller.node.keep_ports();
     world.seller.node.restart_to_die_at("chain-signed");
     super::market::wait_for_sellers(&world.buyer, 1).await;

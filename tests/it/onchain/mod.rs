@@ -220,7 +220,10 @@ impl World {
     async fn booked(&self) -> (Rows, Rows) {
         let (buyer, seller) = (self.buyer.home(), self.seller.node.home());
         let agreed = books::agreed(&[buyer], &[seller], BOOKED_DEADLINE).await;
-        agreed.unwrap_or_else(|differences| panic!("{differences}"))
+        agreed.unwrap_or_else(|differences| {
+            let (bought, sold) = (self.buyer.stderr_tail(), self.seller.node.stderr_tail());
+            panic!("{differences}\nthe buyer:\n{bought}\nthe seller:\n{sold}")
+        })
     }
 
     fn verify(&self) {
