@@ -143,7 +143,8 @@ impl PayeeHub {
         for state in ledger.load(Role::Sell).await? {
             if let Some(on) = OnChannel::load(&ledger, &state.row).await? {
                 let Some(onchain) = &onchain else { continue };
-                if on.view.closed == Level::Final {
+                let is_closed = on.view.closed == Level::Final;
+                if is_closed && state.unfinished.is_empty() {
                     continue;
                 }
                 let (peer, rules) = (state.row.peer, onchain.rules);
@@ -151,7 +152,12 @@ impl PayeeHub {
                 let vouchers = ledger.vouchers(&state.row.channel, None, kept).await?;
                 let pair = PayeePair::restore_on_chain(state, on, rules, vouchers, &settings);
                 let pair = Arc::new(pair);
-                leaving.extend(pairs.insert(peer, pair));
+                if is_closed {
+                    // Nothing is left on the chain, but the buyer has not accepted all yet.
+                    leaving.push(pair);
+                } else {
+                    leaving.extend(pairs.insert(peer, pair));
+                }
                 continue;
             }
             let owed = state.accepted_sum.saturating_sub(state.settlements_sum);

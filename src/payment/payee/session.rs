@@ -201,15 +201,21 @@ async fn sync_messages(
     theirs: &SyncBuyer,
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let mut unknown = Vec::new();
+    let earlier = shared.left_by(pair.buyer());
     for attempt in &theirs.open {
-        let known = pair.state.lock().knows(attempt);
+        let known = pair.state.lock().knows(attempt)
+            || earlier.iter().any(|one| one.state.lock().knows(attempt));
         if !known && is_unknown(shared.ledger.attempt(attempt).await?.as_ref()) {
             unknown.push(*attempt);
         }
     }
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
-    for item in pair.state.lock().waiting() {
+    let mut waiting = pair.state.lock().waiting();
+    for one in &earlier {
+        waiting.extend(one.state.lock().waiting());
+    }
+    for item in waiting {
         let size = 64 + item.receipt.as_ref().map_or(0, Vec::len);
         let full = batches
             .last()

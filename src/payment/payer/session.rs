@@ -66,6 +66,11 @@ async fn find_channel(
         match handshake(shared, pair).await {
             Err(PaymentError::ChannelOver) if tries < COUNTERS_MAX => {
                 tries += 1;
+                if let (Some(funds), Some(channel)) = (&shared.funds, pair.channel()) {
+                    // It may be over because vault and wallet hold less than was counted.
+                    funds.purse.lock().forget(&channel);
+                    super::tend::read_purse(shared, funds).await;
+                }
                 pair.state.lock().leave_channel();
             }
             done => return done,
