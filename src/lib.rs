@@ -33,8 +33,8 @@
 //!
 //! 1. [`http`] guards the port: host, origin, token, size.
 //! 2. `buyer/asked` parses the request once, in its dialect.
-//! 3. `buyer/route` orders the sellers whose offers ([`discovery`]) fit the request and its caps; for
-//!    sellers of another dialect [`llm_api::translate`] writes the request once more.
+//! 3. `buyer/route` finds the sellers whose offers ([`discovery`]) fit the request and its caps, and
+//!    [`router`] says which of them is asked next; for sellers of another dialect [`llm_api::translate`] writes the request once more.
 //! 4. For each choice of the router, four at most: [`buyer::budget`] reserves the bound, then
 //!    `buyer/attempt` opens the session, signs the head, books the attempt in the [`ledger`],
 //!    opens a stream and sends head and body.
