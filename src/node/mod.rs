@@ -15,6 +15,7 @@ pub mod purse;
 mod reclaim;
 mod routing;
 mod sell;
+mod stock;
 
 use base::Base;
 
