@@ -22,6 +22,7 @@
 //! - [`http`]: the local front: guard, limits, bodies, server. Knows neither money nor peers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
 //! - [`seller`]: a buyer's stream in, the upstream's answer out, and what it earns.
+//! - [`pipeline`]: one model's layers on several peers; so far the engine that computes them.
 //! - [`config`], [`data_dir`], [`failure`]: settings, files, and what a command says when it fails.
 //! - [`launch`]: what a role is started with.
 //! - [`node`]: the composition root; builds the parts, spawns their tasks, ends them in order.
@@ -101,6 +102,7 @@ pub mod wallet;
 pub mod http;
 
 pub mod buyer;
+pub mod pipeline;
 pub mod seller;
 
 pub mod config;
