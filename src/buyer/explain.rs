@@ -39,7 +39,7 @@ fn explain(shared: &Shared, model: &str) -> Value {
     let Ok(asked) = Asked::parse(endpoint, &HeaderMap::new(), body, now_ms) else {
         return json!({ "model": model, "sellers": [] });
     };
-    let asked = asked.meaning(&shared.settings.names, &shared.book);
+    let asked = asked.meaning(&shared.wishes.get().names, &shared.book);
     let route = shared.route(&asked);
     let ask = choosing::ask(shared, &asked, &route.candidates);
     let entries: Vec<Entry> = route.candidates.iter().map(Candidate::entry).collect();

@@ -11,17 +11,18 @@ use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
+use crate::config::Config;
 use crate::data_dir::RunInfo;
 use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
-use crate::ledger::Role;
+use crate::ledger::{Ledger, Role};
 use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
-use crate::types::{ModelId, PeerId};
+use crate::types::{Clock, MicroUsd, ModelId, PeerId};
 use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
@@ -29,6 +30,8 @@ pub(super) struct Buying {
     pub url: String,
     pub run_info: RunInfo,
     pub book: OfferBook,
+    pub buyer: Arc<Buyer>,
+    pub budget: Budget,
 }
 
 /// Starts the buyer's parts; requests are answered when this returns.
@@ -70,7 +73,8 @@ pub(super) async fn start(
         )
         .await?;
     let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
-    restore_limits(base, &budget).await?;
+    let (restored, month) = limits(&base.ledger, &*base.clock, &base.config).await?;
+    budget.set_limits(restored, month);
     let payer = PayerHub::restore(
         base.ledger.clone(),
         base.network.clone(),
@@ -111,7 +115,7 @@ pub(super) async fn start(
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),
         tasks: base.front.clone(),
-        budget,
+        budget: budget.clone(),
         router,
         counter: base.counter.clone(),
         control: Arc::new(control),
@@ -119,34 +123,38 @@ pub(super) async fn start(
     let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
     let url = run_info.url.clone();
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    let handler = Arc::clone(&buyer);
     base.front.spawn("http", async move {
-        server.run(guard, buyer, &tasks, stop).await;
+        server.run(guard, handler, &tasks, stop).await;
     });
     Ok(Buying {
         url,
         run_info,
         book,
+        buyer,
+        budget,
     })
 }
 
-/// Limits set with `node ledger budget set` hold until they are set again; a daily one from the
-/// config (or its flag) wins.
-async fn restore_limits(base: &Base, budget: &Budget) -> anyhow::Result<()> {
-    let rows = base.ledger.budgets().await?;
-    let Some(row) = rows.into_iter().find(|row| row.model.is_none()) else {
-        return Ok(());
+/// The limits in force, and what was spent in this month. Limits set with `node ledger budget set`
+/// hold until they are set again; a daily one from the config (or its flag) wins.
+pub(super) async fn limits(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    config: &Config,
+) -> anyhow::Result<(Limits, MicroUsd)> {
+    let rows = ledger.budgets().await?;
+    let row = rows.into_iter().find(|row| row.model.is_none());
+    let since = crate::types::day::month_before(clock.now_ms());
+    let month = ledger.spent_since(since, Role::Buy).await?;
+    let limits = Limits {
+        daily: config
+            .buy
+            .budget_daily
+            .or(row.as_ref().and_then(|r| r.daily)),
+        monthly: row.and_then(|row| row.monthly),
     };
-    let since = crate::types::day::month_before(base.clock.now_ms());
-    let month = base.ledger.spent_since(since, Role::Buy).await?;
-    let daily = base.config.buy.budget_daily.or(row.daily);
-    budget.set_limits(
-        Limits {
-            daily,
-            monthly: row.monthly,
-        },
-        month,
-    );
-    Ok(())
+    Ok((limits, month))
 }
 
 async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
@@ -190,23 +198,8 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
     Ok(Settings {
         network: base.config.node.network.clone(),
         windows: base.windows(),
-        policy: Policy {
-            max_price_in: buy.max_price_in.map(|price| price.0),
-            max_price_out: buy.max_price_out.map(|price| price.0),
-            seller: buy
-                .seller
-                .as_deref()
-                .map(|text| peer("buy.seller", text))
-                .transpose()?,
-            allow: peers("buy.allow", &buy.allow)?,
-            deny: peers("buy.deny", &buy.deny)?,
-            prefer: routing::prefer(buy.prefer),
-            prepay_max: base.config.payment.prepay_max,
-        },
-        names: Names {
-            aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
-            auto: buy.auto.iter().map(|id| ModelId::new(id)).collect(),
-        },
+        policy: policy(&base.config)?,
+        names: names(&base.config),
         timeouts: Timeouts {
             open: buy.timeouts.open,
             all_attempts: buy.timeouts.all_attempts.max(buy.timeouts.first_token),
@@ -215,6 +208,33 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
         },
         delegation: delegation(base)?,
     })
+}
+
+/// What the user accepts.
+pub(super) fn policy(config: &Config) -> anyhow::Result<Policy> {
+    let buy = &config.buy;
+    Ok(Policy {
+        max_price_in: buy.max_price_in.map(|price| price.0),
+        max_price_out: buy.max_price_out.map(|price| price.0),
+        seller: buy
+            .seller
+            .as_deref()
+            .map(|text| peer("buy.seller", text))
+            .transpose()?,
+        allow: peers("buy.allow", &buy.allow)?,
+        deny: peers("buy.deny", &buy.deny)?,
+        prefer: routing::prefer(buy.prefer),
+        prepay_max: config.payment.prepay_max,
+    })
+}
+
+/// The user's own names for models.
+pub(super) fn names(config: &Config) -> Names {
+    let buy = &config.buy;
+    Names {
+        aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
+        auto: buy.auto.iter().map(|id| ModelId::new(id)).collect(),
+    }
 }
 
 /// `name=model`; the config has been checked.

@@ -91,7 +91,8 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
     config.buy.host = "127.0.0.1".to_owned();
     config.chain = section;
     let (base, _incoming) = Base::start(config, &dir, "buy").await?;
-    let buying = buy::start(&base, "buy", None).await?;
+    // One process has one set of metrics: the buyer shows it, and the sellers count into it.
+    let buying = buy::start(&base, "buy", crate::telemetry::Metrics::install()).await?;
     base.lock.publish(&buying.run_info)?;
     wait_for_models(&buying, &plan).await;
     launch.ready(&format!(

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::agreement::Sold;
 use super::base::Base;
-use crate::config::{Config, SecretRef};
+use super::upstream;
+use crate::config::Config;
 use crate::data_dir::RunInfo;
 use crate::discovery::Announcer;
 use crate::failure::{Failure, FailureKind};
@@ -19,13 +22,11 @@ use crate::protocol::{SignedTerms, Terms};
 use crate::seller::admission::{BuyerPolicy, Gate, Lives};
 use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
 use crate::seller::control::{Control, ControlParts};
-use crate::seller::demo_upstream::{self, DemoSettings};
-use crate::seller::presets::{self, Source};
 use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
-use crate::seller::upstream::{Upstream, UpstreamSettings};
+use crate::seller::upstream::Upstream;
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
-use crate::types::{MicroUsd, Secret};
+use crate::types::MicroUsd;
 use crate::wallet::relay::ask::Sellers;
 
 /// Prices follow the upstream's list this often; offers are renewed well before they end.
@@ -46,6 +47,8 @@ pub(super) struct Selling {
     pub models: usize,
     pub run_info: RunInfo,
     pub credit: MicroUsd,
+    /// Takes new prices and models.
+    pub rules: watch::Sender<PriceRules>,
 }
 
 /// What is sold, and through whom.
@@ -67,7 +70,7 @@ pub(super) async fn start(
 ) -> anyhow::Result<Selling> {
     base.warm_counter();
     let config = &base.config;
-    let upstream = open_upstream(base).await?;
+    let upstream = upstream::open(base).await?;
     let (limit, total) = credit(base).await;
     let onchain = base.onchain();
     let address = base.keys.payment.address();
@@ -114,7 +117,7 @@ pub(super) async fn start(
     let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
     accept(base, incoming, &seller, payee.clone());
     let run_info = control(base, role, &seller, &payee, &catalogue, metrics).await?;
-    refresh(base, stock, catalogue, announcer.clone());
+    let rules = refresh(base, stock, catalogue, announcer.clone());
     let mut published = announcer.watch();
     let first = published.wait_for(|published| published.at_ms > 0);
     let _ = tokio::time::timeout(PUBLISH_WAIT, first).await;
@@ -122,62 +125,11 @@ pub(super) async fn start(
         models,
         run_info,
         credit: limit,
+        rules,
     })
 }
 
-/// The upstream by preset or URL, with its key.
-async fn open_upstream(base: &Base) -> anyhow::Result<Upstream> {
-    let sell = &base.config.sell;
-    let named = sell.upstream.as_deref().ok_or_else(|| {
-        Failure::new(FailureKind::BadConfig, "no upstream to sell from").hint(
-            "node sell --upstream openrouter (or anthropic, openai, ollama, llamacpp, vllm, demo, a URL)",
-        )
-    })?;
-    let bad = |message: String| Failure::new(FailureKind::BadConfig, message);
-    let source = presets::resolve(named, sell.base_url.as_deref(), sell.api.as_deref())
-        .map_err(|e| bad(e.to_string()))?;
-    let (base_url, dialect, completions, key) = match source {
-        Source::Demo { dialect } => {
-            let address = demo_upstream::start(DemoSettings::default(), &base.front).await?;
-            (format!("http://{address}/v1"), dialect, false, None)
-        }
-        Source::Http {
-            base_url,
-            dialect,
-            key_env,
-            completions,
-        } => {
-            let key = api_key(base, key_env)?;
-            (base_url, dialect, completions, key)
-        }
-    };
-    Upstream::new(UpstreamSettings {
-        base_url,
-        dialect,
-        completions,
-        key,
-    })
-    .map_err(|e| Failure::new(FailureKind::BadConfig, e.to_string()).into())
-}
-
-/// The upstream's key: by file, by variable, or by the preset's usual variable.
-fn api_key(base: &Base, usual: Option<&str>) -> anyhow::Result<Option<Secret<String>>> {
-    let sell = &base.config.sell;
-    if let Some(path) = &sell.api_key_file {
-        return Ok(SecretRef::File(path.clone()).read()?);
-    }
-    if let Some(name) = &sell.api_key_env {
-        return Ok(SecretRef::Env(name.clone()).read()?);
-    }
-    let Some(name) = usual else { return Ok(None) };
-    match SecretRef::Env(name.to_owned()).read() {
-        // A preset behind another address (a proxy of one's own) may need no key.
-        Err(_) if sell.base_url.is_some() => Ok(None),
-        key => Ok(key?),
-    }
-}
-
-fn rules(config: &Config) -> PriceRules {
+pub(super) fn rules(config: &Config) -> PriceRules {
     let sell = &config.sell;
     let flags = |input: Option<MicroUsd>, output: Option<MicroUsd>, cached, cache_write| {
         let micro = |price: Option<MicroUsd>| price.map(|price| price.0);
@@ -274,14 +226,22 @@ async fn offer(
     Ok(count)
 }
 
-/// Renews offers and prices until the node stops; a failed look keeps the last ones.
-fn refresh(base: &Base, stock: Stock, catalogue: Arc<Catalogue>, announcer: Announcer) {
+/// Renews offers and prices until the node stops, and when the rules change; a failed look keeps
+/// the last ones.
+fn refresh(
+    base: &Base,
+    mut stock: Stock,
+    catalogue: Arc<Catalogue>,
+    announcer: Announcer,
+) -> watch::Sender<PriceRules> {
+    let (rules, mut changed) = watch::channel(stock.rules.clone());
     let stop = base.base.cancelled();
     let (ledger, clock) = (base.ledger.clone(), Arc::clone(&base.clock));
     base.base.spawn("offers", async move {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(REFRESH_INTERVAL) => {}
+                Ok(()) = changed.changed() => stock.rules.clone_from(&changed.borrow_and_update()),
                 () = stop.cancelled() => return,
             }
             let listed = match stock.upstream.list_models().await {
@@ -309,6 +269,7 @@ fn refresh(base: &Base, stock: Stock, catalogue: Arc<Catalogue>, announcer: Anno
             }
         }
     });
+    rules
 }
 
 /// Credit per buyer and in all: as configured, else generous only where nobody else can come.

@@ -18,6 +18,7 @@ pub mod control;
 mod demo_answer;
 pub mod demo_plan;
 pub mod demo_upstream;
+mod measures;
 pub mod presets;
 pub mod pricing;
 pub mod replay;
@@ -101,6 +102,8 @@ pub struct Stats {
     pub served: AtomicU64,
     /// Requests refused before it.
     pub refused: AtomicU64,
+    /// The same by reason.
+    pub refusals: measures::Refusals,
     /// Answers the buyer cut short.
     pub cancelled: AtomicU64,
 }
@@ -209,6 +212,11 @@ impl Seller {
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
     }
+    /// Requests at the upstream at once, at most.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.shared.settings.max_concurrent
+    }
     /// Requests at the upstream now.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -261,6 +269,7 @@ impl Seller {
 
     async fn refuse(&self, wire: &mut InferWire, buyer: PeerId, code: PeerErrorCode) {
         self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
+        self.shared.stats.refusals.count(code);
         tracing::info!(%buyer, code = code.as_str(), "request refused");
         wire.refuse(code, code.as_str(), self.shared.clock.now_ms())
             .await;
