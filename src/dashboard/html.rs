@@ -118,9 +118,19 @@ pub(super) fn table(
     if rows.is_empty() {
         return format!("<p class=\"empty\">{}</p>", escape(when_empty));
     }
+    let first = rows.first().map_or(&[][..], Vec::as_slice);
+    let is_figure = |at: usize| matches!(first.get(at), Some(Cell::Figure(_)));
     let heads: String = header
         .iter()
-        .map(|text| format!("<th scope=\"col\">{}</th>", escape(text)))
+        .enumerate()
+        .map(|(at, text)| {
+            let class = if is_figure(at) {
+                " class=\"figure\""
+            } else {
+                ""
+            };
+            format!("<th scope=\"col\"{class}>{}</th>", escape(text))
+        })
         .collect();
     let cell = |cell: &Cell| match cell {
         Cell::Text(text) => format!("<td>{}</td>", escape(text)),

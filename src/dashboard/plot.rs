@@ -11,10 +11,10 @@ const WIDTH: f64 = 640.0;
 /// Its height.
 const HEIGHT: f64 = 200.0;
 /// Room for the labels of the axes.
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 12.0;
 const BOTTOM: f64 = 28.0;
-const TOP: f64 = 12.0;
-const RIGHT: f64 = 8.0;
+const TOP: f64 = 24.0;
+const RIGHT: f64 = 12.0;
 /// Share of its place that a bar fills.
 const BAR_SHARE: f64 = 0.8;
 /// Labels under the bars, at most.
@@ -63,7 +63,7 @@ pub(super) fn bars(title: &str, bars: &[Bar]) -> String {
         left += room;
     }
     let says = format!("{title}: {} in all", dollars(total));
-    svg(&says, &format!("{}{marks}", scale(&dollars(most), "$0")))
+    svg(&says, &format!("{}{marks}", scale(&dollars(most))))
 }
 
 /// One dot: a seller.
@@ -90,6 +90,12 @@ pub(super) fn dots(x_name: &str, y_name: &str, dots: &[Dot]) -> String {
     for dot in dots {
         let x = LEFT + (WIDTH - LEFT - RIGHT - 2.0 * DOT) * dot.x / x_most;
         let y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM - DOT) * dot.y / y_most;
+        // A name at an edge grows towards the middle.
+        let side = match dot.x / x_most {
+            share if share < 0.15 => "start",
+            share if share > 0.85 => "end",
+            _ => "",
+        };
         let class = match dot.quality {
             Some(quality) if quality >= 0.95 => "good",
             Some(quality) if quality >= 0.8 => "fair",
@@ -99,7 +105,7 @@ pub(super) fn dots(x_name: &str, y_name: &str, dots: &[Dot]) -> String {
         marks.push_str(&format!(
             "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{DOT}\">\
              <title>{}: {}</title></circle>\
-             <text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+             <text class=\"name {side}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             escape(&dot.name),
             escape(&dot.says),
             x,
@@ -114,22 +120,19 @@ pub(super) fn dots(x_name: &str, y_name: &str, dots: &[Dot]) -> String {
         escape(x_name),
     );
     let says = format!("Sellers by {x_name} and {y_name}");
-    let scale = scale(&format!("{y_most:.0} {y_name}"), "0");
+    let scale = scale(&format!("{y_most:.0} {y_name}"));
     svg(&says, &format!("{scale}{axis}{marks}"))
 }
 
-/// The axes, with the greatest and the least value of the upright one.
-fn scale(most: &str, least: &str) -> String {
+/// The axes, with the greatest value of the upright one; it begins at 0.
+fn scale(most: &str) -> String {
     let (floor, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
     format!(
         "<line class=\"axis\" x1=\"{LEFT}\" y1=\"{floor}\" x2=\"{end}\" y2=\"{floor}\"/>\
          <line class=\"grid\" x1=\"{LEFT}\" y1=\"{TOP}\" x2=\"{end}\" y2=\"{TOP}\"/>\
-         <text class=\"scale\" x=\"{x}\" y=\"{top}\">{}</text>\
-         <text class=\"scale\" x=\"{x}\" y=\"{floor}\">{}</text>",
+         <text class=\"scale\" x=\"{LEFT}\" y=\"{}\">{}</text>",
+        TOP - 6.0,
         escape(most),
-        escape(least),
-        x = LEFT - 6.0,
-        top = TOP + 4.0,
     )
 }
 

@@ -15,13 +15,17 @@ pub(super) fn usd(value: Option<&Value>) -> String {
     micro.map_or_else(|| NONE.to_owned(), dollars)
 }
 
-/// Micro-USD as dollars: to the cent from a dollar up, else as exact as they are.
+/// Micro-USD as dollars: to the cent from a dollar up, else as exact as they are, with cents.
 pub(super) fn dollars(micro: u64) -> String {
     let exact = MicroUsd(micro).to_string();
+    let cents = exact.len().saturating_sub(4);
     let shown = match micro {
         0 => "0",
-        1_000_000.. => exact.get(..exact.len().saturating_sub(4)).unwrap_or(&exact),
-        _ => exact.trim_end_matches('0'),
+        1_000_000.. => exact.get(..cents).unwrap_or(&exact),
+        _ => {
+            let digits = exact.trim_end_matches('0').len().max(cents);
+            exact.get(..digits).unwrap_or(&exact)
+        }
     };
     format!("${shown}")
 }
@@ -121,6 +125,7 @@ mod tests {
         assert_eq!(dollars(0), "$0");
         assert_eq!(dollars(7), "$0.000007");
         assert_eq!(dollars(250_000), "$0.25");
+        assert_eq!(dollars(100_000), "$0.10");
         assert_eq!(dollars(1_239_999), "$1.23");
         assert_eq!(usd(Some(&Value::Null)), NONE);
         assert_eq!(number(Some(&json!(1_234_567))), "1\u{202f}234\u{202f}567");
