@@ -11,6 +11,8 @@ use super::values::{
 
 /// What the page is drawn from: the answers of `/api`, and the times that the plots show.
 pub struct BuyerView {
+    /// `/api/wallet`, perhaps some seconds old; null without a chain.
+    pub wallet: Value,
     /// `/api/status`.
     pub status: Value,
     /// `/api/sellers`.
@@ -110,6 +112,17 @@ pub(super) fn up(status: &Value) -> String {
     seconds.map_or_else(|| NONE.to_owned(), uptime)
 }
 
+/// What is on the chain; none without one.
+pub(super) fn wallet_tile(wallet: &Value) -> Option<Tile> {
+    let of = |key: &str| wallet.get(key).and_then(Value::as_u64);
+    let (outside, vault) = (of("wallet_micro_usd")?, of("vault_micro_usd")?);
+    Some(Tile {
+        label: "Wallet and vault",
+        figure: dollars(outside.saturating_add(vault)),
+        remark: format!("{} of it in the vault", dollars(vault)),
+    })
+}
+
 /// The money line.
 fn tiles(view: &BuyerView) -> Vec<Tile> {
     let money = |key: &str| view.status.pointer(&format!("/money/{key}"));
@@ -136,10 +149,7 @@ fn tiles(view: &BuyerView) -> Vec<Tile> {
         usd(money("spent_today_micro_usd")),
         &limit,
     )];
-    if money("wallet_micro_usd").is_some_and(Value::is_u64) {
-        let free = usd(money("wallet_micro_usd"));
-        tiles.push(tile("Wallet", free, "free, in wallet and vault"));
-    }
+    tiles.extend(wallet_tile(&view.wallet));
     tiles.push(tile(
         "Reserved",
         usd(money("reserved_micro_usd")),

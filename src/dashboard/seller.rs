@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::buyer::up;
+use super::buyer::{up, wallet_tile};
 use super::html::{Cell, Head, Section, Tile, frame, table};
 use super::plot::stack;
 use super::tables;
@@ -11,6 +11,8 @@ use super::values::{NONE, approx, dollars, grouped, list, short, text, usd};
 
 /// What the page is drawn from: the answers of `/api`, and the times that the plots show.
 pub struct SellerView {
+    /// `/api/wallet`, perhaps some seconds old; null without a chain.
+    pub wallet: Value,
     /// `/api/status`.
     pub status: Value,
     /// `/api/channels`.
@@ -107,7 +109,9 @@ pub fn seller_page(view: &SellerView) -> String {
             body: tables::requests("Last requests", "buyer", &over, "No request yet."),
         },
     ];
-    frame(&head, &tiles(status), &sections)
+    let mut tiles = tiles(status);
+    tiles.extend(wallet_tile(&view.wallet));
+    frame(&head, &tiles, &sections)
 }
 
 fn tiles(status: &Value) -> Vec<Tile> {

@@ -85,8 +85,12 @@ impl Control {
             Metrics::describe(&crate::network::MEASURES);
         }
         let wallet = control::wallet::routes(parts.wallet.clone(), parts.guard.clone());
+        let look = Arc::new(control::wallet::Look::default());
         let router = Router::new()
-            .route("/", get(page::index))
+            .route(
+                "/",
+                get(move |state: Parts| page::index(state, look.clone())),
+            )
             .route("/assets/{name}", get(crate::dashboard::asset))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))

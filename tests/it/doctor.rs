@@ -316,7 +316,7 @@ fn an_openclaw_that_asks_another_port_or_nobody() {
     finds(&checks, "openclaw", "fail", "5999", "node openclaw setup");
     let checks = says("echo '{\"baseUrl\": \"http://127.0.0.1:5999/v1\"}'");
     assert_eq!(verdict(&checks, "openclaw"), "pass", "{checks:#?}");
-    let checks = says("echo 'Config path not found: models.providers.souk' >&2; exit 1");
+    let checks = says("echo 'Config path is valid but unset: models.providers.souk' >&2; exit 1");
     finds(
         &checks,
         "openclaw",

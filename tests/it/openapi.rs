@@ -67,7 +67,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
         other => panic!("{at}: unknown type {other}"),
     };
     assert!(
-        kinds.iter().any(|kind| is(&kind)),
+        kinds.iter().any(|kind| is(kind)),
         "{at}: {value} is no {kinds:?}"
     );
     if value.is_null() {

@@ -94,7 +94,7 @@ def by_keyboard(page: Page, name: str, faults: list[str]) -> None:
         )
     links = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))")
     regions = page.evaluate(
-        "[...document.querySelectorAll('.wide')].filter(a => a.offsetParent)"
+        "[...document.querySelectorAll('.wide')].filter(a => !a.closest('details:not([open])'))"
         ".map(a => a.getAttribute('aria-label'))"
     )
     for wanted in ["pause", *links, *regions]:

@@ -1,11 +1,14 @@
 //! `GET /`: gathers what `/api` answers and has the dashboard draw it.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::response::Response as RouterResponse;
 use serde_json::{Value, json};
 
 use super::{ControlError, Parts, bought, channels, ledger_failed, list_sellers, status};
 use crate::dashboard::{self, BuyerView, buyer_page};
+use crate::http::control::wallet::Look;
 use crate::ledger::report::{self, Filter, GroupBy};
 
 /// Requests on the page; those that run are among the newest.
@@ -15,7 +18,10 @@ const HOURS: u32 = 24;
 const DAYS: u32 = 30;
 
 /// The page.
-pub(super) async fn index(State(parts): Parts) -> Result<RouterResponse, ControlError> {
+pub(super) async fn index(
+    State(parts): Parts,
+    look: Arc<Look>,
+) -> Result<RouterResponse, ControlError> {
     let zone = jiff::tz::TimeZone::system();
     let now_ms = parts.clock.now_ms();
     let (hours_since, hours) = report::last(GroupBy::Hour, HOURS, now_ms, &zone);
@@ -30,6 +36,7 @@ pub(super) async fn index(State(parts): Parts) -> Result<RouterResponse, Control
     };
     let recent = parts.recent(REQUESTS).await?;
     let view = BuyerView {
+        wallet: look.balance(parts.wallet.as_ref(), now_ms).await,
         status: status(State(parts.clone())).await?.0,
         sellers: list_sellers(State(parts.clone())).await?.0,
         channels: channels(State(parts.clone())).await?.0,

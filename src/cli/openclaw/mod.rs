@@ -167,7 +167,7 @@ async fn set_up(global: &GlobalArgs, out: &Output, args: &SetupArgs) -> anyhow::
         output::text(&serde_json::to_string_pretty(&patch)?);
         return Ok(());
     };
-    let said = openclaw.patch(&patch, args.dry_run).await?;
+    let said = openclaw.patch(&patch, &patch::path(), args.dry_run).await?;
     let models = provider.models.len();
     if out.json {
         output::json(&json!({ "applied": !args.dry_run, "models": models, "patch": patch }));
@@ -256,7 +256,8 @@ async fn remove(out: &Output, dry_run: bool) -> anyhow::Result<()> {
             break;
         };
         models = smaller;
-        openclaw.patch(&patch::only_models(&models), false).await?;
+        let patch = patch::only_models(&models);
+        openclaw.patch(&patch, &patch::models_path(), false).await?;
         is_removed = models.len() <= 1 && openclaw.unset(&patch::path()).await.is_ok();
     }
     if !is_removed {

@@ -13,8 +13,9 @@ const CONTEXT_DEFAULT: u64 = 128_000;
 const OUTPUT_DEFAULT: u64 = 8_192;
 /// Tokens that OpenClaw's prices are for.
 const TOKENS: u64 = 1_000_000;
-/// Of a list that is shortened this many tenths stay: OpenClaw takes less than a half as damage.
-const KEPT_TENTHS: usize = 6;
+/// Of a list that is shortened this many tenths stay: a file of less than half its size is damage to
+/// OpenClaw.
+const KEPT_TENTHS: usize = 7;
 
 /// Where the provider stands in OpenClaw's config.
 pub(super) fn path() -> String {
@@ -106,6 +107,11 @@ pub(super) fn shorter(models: &[Value]) -> Option<Vec<Value>> {
             Some(many.iter().take(kept).cloned().collect())
         }
     }
+}
+
+/// Where its models stand.
+pub(super) fn models_path() -> String {
+    format!("{}.models", path())
 }
 
 /// A patch that leaves the provider and replaces its models.

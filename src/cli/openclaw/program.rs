@@ -35,11 +35,16 @@ impl OpenClaw {
         Some(Self { program })
     }
 
-    /// Patches its config; returns what it says.
+    /// Patches its config, where the patch replaces all that is at `replaced`; returns what it says.
     ///
     /// # Errors
     /// When it refuses.
-    pub async fn patch(&self, patch: &Value, dry_run: bool) -> anyhow::Result<String> {
+    pub async fn patch(
+        &self,
+        patch: &Value,
+        replaced: &str,
+        dry_run: bool,
+    ) -> anyhow::Result<String> {
         let file = std::env::temp_dir().join(format!("souk-openclaw-{}.json5", nonce()));
         let mut options = std::fs::OpenOptions::new();
         let options = options.write(true).create_new(true).mode(0o600);
@@ -49,7 +54,9 @@ impl OpenClaw {
         let said = match written {
             Ok(()) => {
                 let path = file.display().to_string();
+                // Models that are gone from the market would be refused otherwise.
                 let mut args = vec!["config", "patch", "--file", &path];
+                args.extend(["--replace-path", replaced]);
                 if dry_run {
                     args.push("--dry-run");
                 }
@@ -75,7 +82,10 @@ impl OpenClaw {
             return Ok(Some(serde_json::from_str(&said.stdout)?));
         }
         let text = format!("{}{}", said.stdout, said.stderr).to_lowercase();
-        if text.contains("not found") || text.contains("not set") {
+        if ["not found", "not set", "unset"]
+            .iter()
+            .any(|word| text.contains(word))
+        {
             return Ok(None);
         }
         Err(said.refusal("read its config").into())

@@ -1,12 +1,15 @@
 //! `GET /`: gathers what `/api` answers and has the dashboard draw it. Also what was earned over the
 //! upstream's own prices.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::response::Response as RouterResponse;
 use serde_json::{Value, json};
 
 use super::{ControlError, ControlParts, Parts, channels, ledger_failed, sold, status};
 use crate::dashboard::{self, SellerView, seller_page};
+use crate::http::control::wallet::Look;
 use crate::ledger::report::{self, Filter, GroupBy, SummaryRow};
 use crate::types::Usage;
 
@@ -17,7 +20,10 @@ const HOURS: u32 = 24;
 const DAYS: u32 = 30;
 
 /// The page.
-pub(super) async fn index(State(parts): Parts) -> Result<RouterResponse, ControlError> {
+pub(super) async fn index(
+    State(parts): Parts,
+    look: Arc<Look>,
+) -> Result<RouterResponse, ControlError> {
     let zone = jiff::tz::TimeZone::system();
     let now_ms = parts.clock.now_ms();
     let (hours_since, hours) = report::last(GroupBy::Hour, HOURS, now_ms, &zone);
@@ -32,6 +38,7 @@ pub(super) async fn index(State(parts): Parts) -> Result<RouterResponse, Control
     };
     let recent = parts.recent(REQUESTS).await?;
     let view = SellerView {
+        wallet: look.balance(parts.wallet.as_ref(), now_ms).await,
         status: status(State(parts.clone())).await?.0,
         channels: channels(State(parts.clone())).await?.0,
         requests: json!({ "requests": recent }),
