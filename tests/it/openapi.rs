@@ -18,10 +18,10 @@ fn source(path: &str) -> String {
 /// The paths that a source file routes.
 fn routes(path: &str) -> BTreeSet<String> {
     let text = source(path);
-    let after = text.split(".route(\"").skip(1);
-    after
-        .map(|rest| rest.split('"').next().unwrap().to_owned())
-        .collect()
+    // The path may stand on the next line.
+    let after = text.split(".route(").skip(1).map(str::trim_start);
+    let path = |rest: &str| rest.strip_prefix('"')?.split('"').next().map(str::to_owned);
+    after.filter_map(path).collect()
 }
 
 fn described(document: &Value) -> BTreeSet<String> {
