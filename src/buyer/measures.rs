@@ -113,6 +113,7 @@ pub(super) fn failed_over(kind: FailureKind) {
         FailureKind::Credit => "credit",
         FailureKind::Funds => "funds",
         FailureKind::Broken => "broken",
+        FailureKind::Declined => "declined",
     };
     counter!("souk_buyer_failovers_total", "reason" => reason).increment(1);
 }

@@ -206,7 +206,7 @@ fn load(status: &Value) -> String {
         grouped(of("refused")),
         grouped(of("cancelled")),
     );
-    let reasons = status.get("refusals").and_then(Value::as_object);
+    let reasons = status.get("refused_by").and_then(Value::as_object);
     let mut reasons: Vec<(&String, u64)> = reasons
         .into_iter()
         .flatten()

@@ -6,23 +6,23 @@ use std::sync::Arc;
 use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
 use super::routing;
-use crate::buyer::budget::{Budget, Limits};
+use crate::buyer::budget::{self, Budget, Limits, Purpose, Scope};
 use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
-use crate::config::Config;
+use crate::config::{Config, NamedClient};
 use crate::data_dir::RunInfo;
 use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
-use crate::ledger::{Ledger, Role};
+use crate::ledger::{Ledger, PROBE_CLIENT, Role};
 use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
-use crate::types::{Clock, MicroUsd, ModelId, PeerId};
+use crate::types::{MicroUsd, ModelId, PeerId, Secret};
 use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
@@ -65,16 +65,7 @@ pub(super) async fn start(
         device: config.payment.device,
         onchain: base.onchain(),
     };
-    let spent = base
-        .ledger
-        .spent_since(
-            crate::types::day::midnight_before(base.clock.now_ms()),
-            Role::Buy,
-        )
-        .await?;
-    let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
-    let (restored, month) = limits(&base.ledger, &*base.clock, &base.config).await?;
-    budget.set_limits(restored, month);
+    let budget = open_budget(base).await?;
     let payer = PayerHub::restore(
         base.ledger.clone(),
         base.network.clone(),
@@ -121,6 +112,20 @@ pub(super) async fn start(
         control: Arc::new(control),
     };
     let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
+    let warm = usize::try_from(config.buy.routing.warm_sellers).unwrap_or(usize::MAX);
+    if warm > 0 {
+        let (buyer, stop) = (Buyer::clone(&buyer), base.front.cancelled());
+        base.front
+            .spawn("warm", async move { buyer.keep_warm(warm, stop).await });
+    }
+    let every = config.buy.routing.canary_interval;
+    if config.buy.routing.canaries.is_some() && !every.is_zero() {
+        let (buyer, stop) = (Buyer::clone(&buyer), base.front.cancelled());
+        base.front.spawn(
+            "canaries",
+            async move { buyer.ask_canaries(every, stop).await },
+        );
+    }
     let url = run_info.url.clone();
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());
     let handler = Arc::clone(&buyer);
@@ -136,32 +141,91 @@ pub(super) async fn start(
     })
 }
 
-/// The limits in force, and what was spent in this month. Limits set with `node ledger budget set`
-/// hold until they are set again; a daily one from the config (or its flag) wins.
-pub(super) async fn limits(
-    ledger: &Ledger,
-    clock: &dyn Clock,
-    config: &Config,
-) -> anyhow::Result<(Limits, MicroUsd)> {
-    let rows = ledger.budgets().await?;
-    let row = rows.into_iter().find(|row| row.model.is_none());
-    let since = crate::types::day::month_before(clock.now_ms());
-    let month = ledger.spent_since(since, Role::Buy).await?;
-    let limits = Limits {
-        daily: config
-            .buy
-            .budget_daily
-            .or(row.as_ref().and_then(|r| r.daily)),
-        monthly: row.and_then(|row| row.monthly),
+/// The budget with what the ledger has booked in this day and month. Limits set with
+/// `node ledger budget set` hold until they are set again; those of the config (or a flag) win.
+async fn open_budget(base: &Base) -> anyhow::Result<Budget> {
+    let budget = Budget::new(Arc::clone(&base.clock));
+    let now_ms = base.clock.now_ms();
+    let (day, month) = (
+        budget::midnight_before(now_ms),
+        budget::month_before(now_ms),
+    );
+    let today = base.ledger.spent_by_purpose(day, Role::Buy).await?;
+    for (model, client, billed) in base.ledger.spent_by_purpose(month, Role::Buy).await? {
+        let same = |one: &&(ModelId, String, MicroUsd)| one.0 == model && one.1 == client;
+        let of_today = today.iter().find(same);
+        let of_today = of_today.map_or(MicroUsd::ZERO, |(_, _, billed)| *billed);
+        budget.remember(&Purpose { model, client }, of_today, billed);
+    }
+    let mut general = Limits::default();
+    for row in base.ledger.budgets().await? {
+        let scope = Scope {
+            model: row.model,
+            client: row.client,
+        };
+        let limits = Limits {
+            daily: row.daily,
+            monthly: row.monthly,
+        };
+        if scope == Scope::ALL {
+            general = limits;
+        } else {
+            budget.limit(&scope, limits);
+        }
+    }
+    budget.limit(&Scope::ALL, over(&base.config, general));
+    let probes = Scope {
+        model: None,
+        client: Some(PROBE_CLIENT.to_owned()),
     };
-    Ok((limits, month))
+    let most = Limits {
+        daily: base.config.buy.routing.canaries,
+        monthly: None,
+    };
+    budget.limit(&probes, most);
+    Ok(budget)
+}
+
+/// The limits of everything together: the config's, where it has some, over those set by command.
+fn over(config: &Config, set: Limits) -> Limits {
+    let budget = &config.buy.budget;
+    Limits {
+        daily: budget.daily.or(set.daily),
+        monthly: budget.monthly.or(set.monthly),
+    }
+}
+
+/// The limits of everything together, as a changed config makes them.
+pub(super) async fn limits(ledger: &Ledger, config: &Config) -> anyhow::Result<Limits> {
+    let rows = ledger.budgets().await?;
+    let all = |row: &&crate::ledger::BudgetRow| row.model.is_none() && row.client.is_none();
+    // Rows come in the order they were set; the last one holds.
+    let set = rows.iter().rfind(all).map(|row| Limits {
+        daily: row.daily,
+        monthly: row.monthly,
+    });
+    Ok(over(config, set.unwrap_or_default()))
+}
+
+/// The named clients with their tokens.
+fn clients(entries: &[String]) -> anyhow::Result<Vec<(String, Secret<String>)>> {
+    let mut clients = Vec::new();
+    for entry in entries {
+        let bad = |why| Failure::new(FailureKind::BadConfig, format!("buy.clients: {why}"));
+        let client = NamedClient::parse(entry).map_err(bad)?;
+        if let Some(token) = client.token.read()? {
+            clients.push((client.name, token));
+        }
+    }
+    Ok(clients)
 }
 
 async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
     let buy = &base.config.buy;
     let token = buy.token.read()?;
+    let clients = clients(&buy.clients)?;
     let loopback = matches!(buy.host.as_str(), "127.0.0.1" | "localhost" | "::1");
-    if !loopback && token.is_none() {
+    if !loopback && token.is_none() && clients.is_empty() {
         let message = format!("--host {} lets others spend your money", buy.host);
         let hint = "set [buy] token = \"env:NAME\" or \"file:PATH\", or use 127.0.0.1";
         return Err(Failure::new(FailureKind::BadConfig, message)
@@ -187,6 +251,7 @@ async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo
         port,
         hosts: buy.hosts.clone(),
         token,
+        clients,
         sign_in: Some(sign_in(base)),
         control: Some(run_info.token()),
     });
@@ -225,6 +290,7 @@ pub(super) fn policy(config: &Config) -> anyhow::Result<Policy> {
         deny: peers("buy.deny", &buy.deny)?,
         prefer: routing::prefer(buy.prefer),
         prepay_max: config.payment.prepay_max,
+        request_max: buy.budget.request,
     })
 }
 
@@ -291,7 +357,7 @@ fn delegation(base: &Base) -> anyhow::Result<Option<DelegationProof>> {
     }))
 }
 
-fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {
+pub(super) fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {
     texts.iter().map(|text| peer(key, text)).collect()
 }
 

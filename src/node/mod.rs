@@ -17,6 +17,7 @@ mod reclaim;
 mod reload;
 mod routing;
 mod sell;
+mod stock;
 mod upstream;
 
 use std::sync::Arc;

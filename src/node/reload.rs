@@ -10,14 +10,14 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::base::Base;
-use super::{buy, sell};
+use super::{buy, stock};
 use crate::buyer::Buyer;
-use crate::buyer::budget::Budget;
+use crate::buyer::budget::{Budget, Scope};
 use crate::launch::Launch;
 use crate::seller::pricing::PriceRules;
 
 /// Keys that hold from the next request on, in a running buyer.
-const BUYING: [&str; 9] = [
+const BUYING: [&str; 11] = [
     "buy.prefer",
     "buy.max_price_in",
     "buy.max_price_out",
@@ -26,7 +26,9 @@ const BUYING: [&str; 9] = [
     "buy.deny",
     "buy.aliases",
     "buy.auto",
-    "buy.budget_daily",
+    "buy.budget.daily",
+    "buy.budget.monthly",
+    "buy.budget.request",
 ];
 
 /// Keys of which new offers are made at once, in a running seller.
@@ -53,7 +55,6 @@ pub(super) fn follow(launch: &Launch, base: &Base, targets: Targets) {
     let (hangup, reload) = (Arc::clone(&launch.hangup), Arc::clone(&launch.reload));
     let mut config = base.config.clone();
     let ledger = base.ledger.clone();
-    let clock = Arc::clone(&base.clock);
     let stop = base.base.cancelled();
     base.base.spawn("reload", async move {
         loop {
@@ -72,11 +73,11 @@ pub(super) fn follow(launch: &Launch, base: &Base, targets: Targets) {
             if let Some((buyer, budget)) = &targets.buyer
                 && is_about(&changed, &BUYING)
             {
-                let limits = buy::limits(&ledger, &*clock, &next).await;
+                let limits = buy::limits(&ledger, &next).await;
                 match (buy::policy(&next), limits) {
-                    (Ok(policy), Ok((limits, month))) => {
+                    (Ok(policy), Ok(limits)) => {
                         buyer.change(policy, buy::names(&next));
-                        budget.set_limits(limits, month);
+                        budget.limit(&Scope::ALL, limits);
                     }
                     (Err(error), _) | (_, Err(error)) => {
                         tracing::error!(%error, "the buyer keeps its old settings");
@@ -87,7 +88,7 @@ pub(super) fn follow(launch: &Launch, base: &Base, targets: Targets) {
             if let Some(seller) = &targets.seller
                 && is_about(&changed, &SELLING)
             {
-                seller.send_replace(sell::rules(&next));
+                seller.send_replace(stock::rules(&next));
             }
             say(&changed, &targets);
             config = next;
@@ -130,7 +131,7 @@ mod tests {
     fn every_reloadable_key_exists() {
         let table = Config::default().to_toml();
         for key in BUYING.iter().chain(&SELLING) {
-            let (section, name) = key.split_once('.').unwrap();
+            let (section, name) = key.rsplit_once('.').unwrap();
             assert!(table.contains(&format!("[{section}]")), "{key}");
             assert!(table.contains(&format!("{name} =")), "{key}");
         }

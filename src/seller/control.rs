@@ -1,7 +1,8 @@
 //! The seller's own loopback port: probes, `/metrics`, and `/api` for the command line.
 //!
 //! Invariants: reads never wait for a peer or the upstream; `POST /api/settle`, which raises what a
-//! buyer may order, needs the control token and is durable when it is answered. `node` makes it and
+//! buyer may order, needs the control token and is durable when it is answered; so does
+//! `POST /api/drain`, which takes the seller off the market. `node` makes it and
 //! serves it with [`crate::http::server`].
 
 mod page;
@@ -64,6 +65,8 @@ pub struct ControlParts {
     pub started_ms: UnixMs,
     /// Knows the control token.
     pub guard: Guard,
+    /// Takes the offers off the market.
+    pub withdraw: Arc<dyn Fn() + Send + Sync>,
     /// The process' metrics, if they are collected.
     pub metrics: Option<Metrics>,
 }
@@ -101,6 +104,7 @@ impl Control {
             .route("/api/ledger", get(sums))
             .route("/api/channels", get(channels))
             .route("/api/settle", post(settle))
+            .route("/api/drain", post(drain))
             .method_not_allowed_fallback(control::method_not_allowed)
             .fallback(control::owner_fallback)
             .with_state(Arc::new(parts))
@@ -142,6 +146,7 @@ async fn status(State(parts): Parts) -> ControlResult {
     let offers = parts.catalogue.current();
     let state = match parts.ledger.stop_reason() {
         Some(reason) => format!("stopped: {reason}"),
+        None if parts.seller.is_draining() => "draining".to_owned(),
         None if offers.is_empty() => "nothing on sale yet".to_owned(),
         None => "selling".to_owned(),
     };
@@ -166,7 +171,8 @@ async fn status(State(parts): Parts) -> ControlResult {
         "in_flight": parts.seller.in_flight(),
         "served": stats.served.load(Ordering::Relaxed),
         "refused": stats.refused.load(Ordering::Relaxed),
-        "refusals": stats.refusals.all(),
+        "refused_by": stats.refused_by(),
+        "draining": parts.seller.is_draining(),
         "slots": parts.seller.slots(),
         "cancelled": stats.cancelled.load(Ordering::Relaxed),
         "in_doubt": total(&accounts, |account| account.unaccepted),
@@ -221,6 +227,16 @@ async fn channels(State(parts): Parts) -> ControlResult {
     };
     let list: Vec<Value> = parts.accounts().into_iter().map(one).collect();
     Ok(Json(json!({ "channels": list })))
+}
+
+/// Takes nothing new from now on; a seller that does nothing else ends when what runs is finished.
+async fn drain(State(parts): Parts, headers: HeaderMap) -> ControlResult {
+    control::require_control(&parts.guard, &headers)?;
+    parts.seller.drain();
+    (parts.withdraw)();
+    let in_flight = parts.seller.in_flight();
+    tracing::info!(in_flight, "draining");
+    Ok(Json(json!({ "draining": true, "in_flight": in_flight })))
 }
 
 /// Books a payment that a buyer made outside.
@@ -369,6 +385,9 @@ impl ControlParts {
             ("souk_seller_cancelled_total", &stats.cancelled),
         ] {
             counter!(name).absolute(count.load(Ordering::Relaxed));
+        }
+        for (code, count) in stats.refused_by() {
+            counter!("souk_seller_refusals_total", "code" => code).absolute(count);
         }
     }
     fn accounts(&self) -> Vec<Account> {

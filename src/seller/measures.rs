@@ -1,16 +1,14 @@
-//! What `/metrics` counts of a seller as it happens: refusals, answers, tokens, cost and times.
+//! What `/metrics` counts of a seller as it happens: answers, tokens, cost and times.
 //! What stands still between two looks is read by [`super::control`].
 //!
 //! Invariant: every label comes from a fixed set, never from a model or a buyer.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use metrics::{counter, histogram};
-use parking_lot::Mutex;
 
+use crate::protocol::Ending;
 use crate::protocol::receipt::Receipt;
-use crate::protocol::{Ending, PeerErrorCode};
 use crate::telemetry::Measure;
 
 /// Everything that a seller measures, with what it means.
@@ -23,7 +21,7 @@ pub(super) const MEASURES: [Measure; 16] = [
         "souk_seller_refused_total",
         "Requests refused before the upstream was called",
     ),
-    Measure::counter("souk_seller_refusals_total", "The same, by reason"),
+    Measure::counter("souk_seller_refusals_total", "The same, by code"),
     Measure::counter(
         "souk_seller_cancelled_total",
         "Answers that their buyer cut short",
@@ -65,23 +63,6 @@ pub(super) const MEASURES: [Measure; 16] = [
     ),
     Measure::gauge("souk_seller_channels", "Accounts of buyers"),
 ];
-
-/// Refusals since the start, by reason; the reasons are few and fixed.
-#[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<&'static str, u64>>);
-
-impl Refusals {
-    pub(super) fn count(&self, code: PeerErrorCode) {
-        let reason = code.as_str();
-        *self.0.lock().entry(reason).or_default() += 1;
-        counter!("souk_seller_refusals_total", "reason" => reason).increment(1);
-    }
-    /// Each reason with how often it was given.
-    #[must_use]
-    pub fn all(&self) -> BTreeMap<&'static str, u64> {
-        self.0.lock().clone()
-    }
-}
 
 /// An answer is over.
 pub(super) fn answered(receipt: &Receipt, ttft_ms: Option<u64>, total_ms: u64) {

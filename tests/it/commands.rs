@@ -177,7 +177,7 @@ async fn a_buyer_takes_new_price_caps_names_and_budget_without_a_restart() {
         "a wrong configuration changes nothing"
     );
 
-    std::fs::write(&path, "[buy]\nbudget_daily = 0\n").unwrap();
+    std::fs::write(&path, "[buy.budget]\ndaily = 0\n").unwrap();
     hang_up(&buyer);
     wait_until("the new budget", async || ask().await.status == 429).await;
     std::fs::write(&path, "").unwrap();

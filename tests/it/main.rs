@@ -15,6 +15,7 @@ mod harness;
 #[path = "../sim/mod.rs"]
 mod sim;
 
+mod budgets;
 mod chain;
 mod choosing;
 mod commands;
@@ -29,6 +30,7 @@ mod failover;
 mod forgery;
 mod guard;
 mod lifecycle;
+mod limits;
 mod market;
 mod metrics;
 mod money;

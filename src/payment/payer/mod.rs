@@ -161,7 +161,7 @@ impl PayerHub {
         let is_over = on_chain.as_ref().is_some_and(|on| on.is_over(now_ms));
         let is_our_mode = on_chain.is_some() == self.shared.funds.is_some();
         if is_over || !is_our_mode {
-            pair.state.lock().adopt_rest(state, on_chain.is_some());
+            pair.adopt_rest(state, on_chain.is_some());
             return Ok(());
         }
         if let (Some(funds), Some(on_chain)) = (&self.shared.funds, &on_chain) {
