@@ -4,10 +4,10 @@
 /// Repetitions of which the least counts: an interrupted one costs caches.
 const TRIES: usize = 3;
 /// More than this for four times the input is not linear; quadratic work shows 16.
-pub(super) const LINEAR_MAX: f64 = 9.0;
+pub(super) const LINEAR_MAX: u64 = 9;
 
 /// How many times as much processor time `work` takes for four times as much.
-pub(super) fn growth(work: impl Fn(usize)) -> f64 {
+pub(super) fn growth(work: impl Fn(usize)) -> u64 {
     let least = |size| {
         let tries = (0..TRIES).map(|_| {
             let before = on_processor_ns();
@@ -17,7 +17,7 @@ pub(super) fn growth(work: impl Fn(usize)) -> f64 {
         tries.min().unwrap()
     };
     let (one, four) = (least(1), least(4));
-    four as f64 / one.max(1) as f64
+    four / one.max(1)
 }
 
 /// Time that this thread has run for, in nanoseconds.
