@@ -5,7 +5,7 @@
 //! Everything is in the binary: one page of HTML with SVG plots, a style sheet, and a script whose
 //! only work is to fetch the page again. The page works without it. Invariants: no asset comes from
 //! elsewhere and none is inline, which the content security policy enforces; every text passes
-//! [`html::escape`], because sellers choose names of models and reasons; money is printed from
+//! `html::escape`, because sellers choose names of models and reasons; money is printed from
 //! integers. [`crate::buyer`] and [`crate::seller`] call it, it asks nobody.
 
 mod buyer;
