@@ -26,6 +26,7 @@ use crate::seller::upstream::{Upstream, UpstreamSettings};
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
 use crate::types::{MicroUsd, Secret};
+use crate::wallet::Wallet;
 use crate::wallet::relay::ask::Sellers;
 
 /// Prices follow the upstream's list this often; offers are renewed well before they end.
@@ -113,7 +114,12 @@ pub(super) async fn start(
     let payee = open_payee(base, terms, limit, total).await?;
     let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
     accept(base, incoming, &seller, payee.clone());
-    let run_info = control(base, role, &seller, &payee, &catalogue, metrics).await?;
+    // A seller without gas asks whoever is connected; other sellers answer.
+    let wallet = super::chain::wallet(base, connected(base), Sold(payee.clone()));
+    if let Some(wallet) = &wallet {
+        super::reclaim::close_without_gas(wallet.clone(), payee.clone(), &base.base);
+    }
+    let run_info = control(base, role, &seller, &payee, &catalogue, (wallet, metrics)).await?;
     refresh(base, stock, catalogue, announcer.clone());
     let mut published = announcer.watch();
     let first = published.wait_for(|published| published.at_ms > 0);
@@ -439,7 +445,7 @@ async fn control(
     seller: &Seller,
     payee: &PayeeHub,
     catalogue: &Arc<Catalogue>,
-    metrics: Option<Metrics>,
+    (wallet, metrics): (Option<Wallet>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
     let port = base.config.sell.http_port;
     let settings = server::Settings {
@@ -464,8 +470,7 @@ async fn control(
         seller: seller.clone(),
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
-        // A seller without gas asks whoever is connected; other sellers answer.
-        wallet: super::chain::wallet(base, connected(base), Sold(payee.clone())),
+        wallet,
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),

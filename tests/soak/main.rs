@@ -1,6 +1,6 @@
 //! Long experiments, each one command that prints one line of figures and exits non-zero on a
 //! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
-//! `power`, power cuts while a ledger is written.
+//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +13,7 @@
 #[allow(unused_imports, reason = "the behaviour tests use more of the harness")]
 mod harness;
 mod kill;
+mod outage;
 mod power;
 #[path = "../sim/mod.rs"]
 mod sim;
@@ -58,6 +59,12 @@ enum Experiment {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// The RPC node is gone under load, then slow, then back.
+    Outage {
+        /// How long it is gone; it is slow for a sixth of that.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
     /// The writer that `power` cuts.
     #[command(hide = true)]
     Write { dir: PathBuf },
@@ -74,6 +81,7 @@ async fn main() -> ExitCode {
         }
         Experiment::Kill { rounds, seed } => kill::run(rounds, seed).await,
         Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
+        Experiment::Outage { minutes } => outage::run(minutes).await,
         Experiment::Write { dir } => power::write(&dir).await,
         Experiment::Inspect { dir } => power::inspect(&dir).await,
     };

@@ -12,6 +12,7 @@ mod pair;
 mod session;
 pub mod state;
 mod treasurer;
+mod waits;
 mod write_offs;
 
 use std::collections::HashMap;
@@ -25,16 +26,18 @@ pub use pair::{AdmitError, PayeePair};
 pub use state::{Ended, PayeeState};
 
 use self::on_chain::VOUCHERS_KEPT;
+use self::waits::Waits;
 use self::write_offs::WriteOffs;
 use super::PaymentError;
-use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
+use super::onchain::{Level, OnChannel, Onchain, mode_in_words, paper};
 use super::window::WindowSettings;
+use crate::chain::hub::Claim;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
 use crate::network::Stream;
 use crate::protocol::SignedTerms;
 use crate::tasks::Tasks;
-use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+use crate::types::{ChannelId, Clock, MicroUsd, PeerId, UnixMs};
 
 /// What the payee needs to know.
 #[derive(Clone, Debug)]
@@ -72,6 +75,8 @@ pub(super) struct Shared {
     leaving: Mutex<Vec<Arc<PayeePair>>>,
     /// Served on trust for openings that the chain refused.
     lost_on_trust: Mutex<WriteOffs>,
+    /// What cannot be brought to the chain now.
+    waits: Mutex<Waits>,
     /// Something may be due on the chain.
     due: Notify,
 }
@@ -82,11 +87,27 @@ impl Shared {
         all.extend(self.leaving.lock().iter().cloned());
         all
     }
-    /// Earlier channels of a buyer.
-    fn left_by(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+    /// What is over waits for nothing.
+    fn forget_waits(&self) {
+        let all = self.all_pairs();
+        let is_there = |id: &ChannelId| {
+            let mut found = all.iter().filter(|pair| pair.channel() == *id);
+            found.any(|pair| pair.view().is_some_and(|view| view.closed == Level::No))
+        };
+        self.waits.lock().keep(is_there);
+    }
+    /// Every channel of a buyer, the present one first.
+    fn all_of(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+        let mut all: Vec<_> = self.pairs.lock().get(buyer).cloned().into_iter().collect();
         let leaving = self.leaving.lock();
-        let theirs = leaving.iter().filter(|pair| pair.buyer() == buyer);
-        theirs.cloned().collect()
+        all.extend(leaving.iter().filter(|pair| pair.buyer() == buyer).cloned());
+        all
+    }
+    /// A buyer's channels but this one: they have no session of their own.
+    fn others_of(&self, pair: &PayeePair) -> Vec<Arc<PayeePair>> {
+        let mut others = self.all_of(pair.buyer());
+        others.retain(|other| other.channel() != pair.channel());
+        others
     }
 }
 
@@ -187,6 +208,7 @@ impl PayeeHub {
             pairs,
             leaving: Mutex::new(leaving),
             lost_on_trust: Mutex::default(),
+            waits: Mutex::default(),
             due: Notify::new(),
         });
         if let (Some(onchain), Some(events)) = (onchain, events) {
@@ -221,6 +243,32 @@ impl PayeeHub {
     #[must_use]
     pub fn mode(&self) -> String {
         mode_in_words(self.shared.settings.onchain.as_ref())
+    }
+
+    /// What cannot be brought to the chain now and why, in words; none when nothing waits.
+    #[must_use]
+    pub fn waits(&self) -> Option<String> {
+        self.shared.waits.lock().in_words()
+    }
+
+    /// Channels that are to be closed and for which this node has no gas: somebody else may send it.
+    #[must_use]
+    pub fn without_gas(&self) -> Vec<ChannelId> {
+        self.shared.waits.lock().without_gas()
+    }
+
+    /// The fair last claim on a channel: over what was delivered, not over what was prepaid. None where
+    /// the channel is not here.
+    #[must_use]
+    pub fn last_claim(&self, channel: &ChannelId) -> Option<Claim> {
+        let all = self.shared.all_pairs();
+        let pair = all.iter().find(|pair| pair.channel() == *channel)?;
+        let state = pair.state.lock();
+        let one = state.on_chain.as_ref()?;
+        Some(paper::claim(
+            &one.on.channel.descriptor,
+            state.claimed(true),
+        ))
     }
 
     /// Ends the channel with `buyer`: when nothing runs on it any more, its last voucher is brought to
@@ -272,7 +320,7 @@ impl PayeeHub {
             .await?;
         self.shared.pool.pay(amount.min(pair.owed()));
         let deposit = pair.add_settlement(amount);
-        session::tell_deposit(&self.shared, &pair).await;
+        session::tell_deposit(&pair).await;
         Ok(deposit)
     }
 }

@@ -86,7 +86,8 @@ impl PayeeState {
     pub fn with_chain(mut self, mut on_chain: Hubbed) -> Self {
         let base = on_chain.on.channel.consumed;
         self.machine = self.machine.on_chain(base, on_chain.ceiling());
-        on_chain.ending |= on_chain.on.view.closing > Level::No;
+        let view = &on_chain.on.view;
+        on_chain.ending |= view.closing > Level::No || view.closed > Level::No;
         if self.machine.held() > on_chain.on.view.settled {
             on_chain.dirty_since_ms = Some(on_chain.used_ms);
         }

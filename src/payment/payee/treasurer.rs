@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Shared;
 use super::pair::PayeePair;
+use super::waits::CLOSE;
 use crate::chain::hub::{Claim, calls};
 use crate::chain::outbox::{Request, SubmitError};
 use crate::chain::watcher::ChainEvent;
@@ -52,8 +53,6 @@ struct Treasurer {
     shared: Arc<Shared>,
     onchain: Onchain,
     tried: HashMap<ChannelId, Tried>,
-    /// Why something waits, as it was last said.
-    complaint: String,
     /// How far the chain's clock is ahead of ours, ms, and when that was last looked at.
     ahead: (u64, UnixMs),
 }
@@ -69,7 +68,6 @@ pub(super) async fn run(
         shared: Arc::clone(&shared),
         onchain,
         tried: HashMap::new(),
-        complaint: String::new(),
         ahead: (0, 0),
     };
     let mut tick = tokio::time::interval(TICK);
@@ -162,6 +160,7 @@ impl Treasurer {
         for part in batch.chunks(BATCH_MAX) {
             self.settle(part, now_ms).await?;
         }
+        self.shared.forget_waits();
         let mut leaving = self.shared.leaving.lock();
         leaving.retain(|pair| {
             let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
@@ -291,7 +290,7 @@ impl Treasurer {
                 tracing::info!(buyer = %pair.buyer(), channel = %id, sum_usd = %claim.cumulative, "closing");
                 Ok(())
             }
-            Err(error) => self.later(pair, "close", error),
+            Err(error) => self.later(pair, CLOSE, error),
         }
     }
 
@@ -388,14 +387,14 @@ impl Treasurer {
         let tried = self.tried.entry(id).or_default();
         tried.refusals = 0;
         tried.sent = Some((purpose, sum, now_ms));
-        self.complaint.clear();
+        self.shared.waits.lock().sent(&id);
     }
 
     /// It can wait; a journal that fails cannot.
     fn later(
         &mut self,
         pair: &PayeePair,
-        what: &str,
+        what: &'static str,
         error: SubmitError,
     ) -> Result<(), PaymentError> {
         match error {
@@ -403,11 +402,10 @@ impl Treasurer {
             // What is under way, or cheap gas, is waited for without a word.
             SubmitError::Busy(_) | SubmitError::TooDear { .. } => Ok(()),
             error => {
-                let complaint = error.to_string();
-                if complaint != self.complaint {
+                let is_news = self.shared.waits.lock().later(pair.channel(), what, &error);
+                if is_news {
                     tracing::warn!(buyer = %pair.buyer(), channel = %pair.channel(), what, %error,
                         "it is brought to the chain later");
-                    self.complaint = complaint;
                 }
                 Ok(())
             }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::pair::Pair;
+use crate::chain::hub::Hub;
 use crate::ledger::{ChannelRow, Ledger, Role, Row};
 use crate::payment::PaymentError;
 use crate::payment::onchain::paper::{self, OpenPlan};
@@ -86,14 +87,12 @@ pub(super) async fn open(
     chain: &ChainTerms,
 ) -> Result<(ChannelId, Open), PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let standing = {
+    let stands = {
         let state = pair.state.lock();
-        let usable = state.on_chain.as_ref().filter(|on| !on.is_over(now_ms));
-        let row = state.row().filter(|_| usable.is_some());
-        row.cloned().zip(usable.map(|on| on.channel.clone()))
+        state.on_chain.is_some() && !state.is_spent(now_ms)
     };
-    if let Some((row, channel)) = standing {
-        return Ok((row.channel, to_open(shared, &row, &channel)));
+    if stands {
+        return reopen(shared, pair);
     }
     let (row, on_chain) = new_channel(shared, funds, pair, terms, chain).await?;
     shared
@@ -105,6 +104,68 @@ pub(super) async fn open(
         "a channel is signed");
     pair.state.lock().pay_by(row.clone(), Some(on_chain));
     Ok((row.channel, open))
+}
+
+/// The channel that there is, over or not: to settle what is in doubt on it costs nothing.
+pub(super) fn reopen(shared: &Shared, pair: &Pair) -> Result<(ChannelId, Open), PaymentError> {
+    let state = pair.state.lock();
+    let channel = state.on_chain.as_ref().map(|on| &on.channel);
+    let (row, channel) = state.row().zip(channel).ok_or_else(|| {
+        PaymentError::Session("no channel with this seller is left to settle".into())
+    })?;
+    Ok((row.channel, to_open(shared, row, channel)))
+}
+
+/// Whether vault and wallet have enough for another channel with a seller whose terms are known.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn check_money(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
+    let Some(funds) = &shared.funds else {
+        return Ok(());
+    };
+    let Some(terms) = pair.terms() else {
+        return Ok(());
+    };
+    match funds.shared_with(&terms) {
+        Some(chain) => affordable(funds, terms.open_fee, chain.deposit_min).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Whether a channel is over as its seller says. The seller may have seen its end a moment earlier;
+/// but every new channel costs a fee, so where this node's own picture says that it is open, the chain
+/// is asked.
+///
+/// # Errors
+/// When the chain shows it open, or cannot be asked now.
+pub(super) async fn check_over(
+    funds: &Funds,
+    pair: &Pair,
+    id: &ChannelId,
+) -> Result<(), PaymentError> {
+    let is_live = {
+        let state = pair.state.lock();
+        state.on_chain.as_ref().is_some_and(|on| on.view.is_live())
+    };
+    if !is_live {
+        return Ok(());
+    }
+    let link = &funds.onchain.link;
+    let asked = Hub::checked(link.chain().as_ref(), link.domain())
+        .channel(id)
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "the end of a channel cannot be looked up now");
+            PaymentError::ChainUnknown
+        })?;
+    if asked.is_closed {
+        Ok(())
+    } else {
+        Err(PaymentError::Refused(
+            "the seller says that the channel is over; the chain shows it open".into(),
+        ))
+    }
 }
 
 fn to_open(shared: &Shared, row: &ChannelRow, channel: &HubChannel) -> Open {

@@ -25,6 +25,7 @@ pub use pair::{Pair, PairSnapshot, Spending};
 pub use state::PayerState;
 
 use self::funding::Funds;
+use self::session::Wish;
 use super::PaymentError;
 use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
@@ -160,7 +161,12 @@ impl PayerHub {
         let pair = self.get_or_make(state.row.peer);
         let is_over = on_chain.as_ref().is_some_and(|on| on.is_over(now_ms));
         let is_our_mode = on_chain.is_some() == self.shared.funds.is_some();
-        if is_over || !is_our_mode {
+        // One that is over is named once more where something may be in doubt on it, unless a later
+        // one stands.
+        let is_needed =
+            !is_over || !state.unfinished.is_empty() || state::is_recent(&state, now_ms);
+        let has_another = !pair.state.lock().is_spent(now_ms);
+        if !is_our_mode || !is_needed || (is_over && has_another) {
             pair.state.lock().adopt_rest(state, on_chain.is_some());
             return Ok(());
         }
@@ -171,14 +177,15 @@ impl PayerHub {
         Ok(())
     }
 
-    /// The pair with `seller`, its session up. Waits for the handshake when there is none yet.
+    /// The pair with `seller`, its session up for orders. Waits for the handshake when there is none
+    /// yet; opens a channel where none stands.
     ///
     /// # Errors
-    /// When the seller cannot be reached or refuses the session.
+    /// When the seller cannot be reached or refuses the session, or nothing is left for a channel.
     pub async fn pair(&self, seller: &PeerId) -> Result<Arc<Pair>, PaymentError> {
         let pair = self.get_or_make(*seller);
-        if !pair.is_up() {
-            session::connect(&self.shared, &pair).await?;
+        if !pair.takes_orders() {
+            session::connect(&self.shared, &pair, Wish::Order).await?;
         }
         Ok(pair)
     }
@@ -330,7 +337,8 @@ impl PayerHub {
             session::sync_again(&pair).await;
             return (seller, true);
         }
-        let connected = session::connect(&self.shared, &pair).await;
+        // Never a new channel: what is in doubt is settled over the one it was promised on.
+        let connected = session::connect(&self.shared, &pair, Wish::Settle).await;
         if let Err(error) = &connected {
             tracing::debug!(%seller, %error, "reconcile later");
         }

@@ -76,6 +76,11 @@ impl Pair {
     pub fn is_up(&self) -> bool {
         self.state.lock().up
     }
+    /// True while orders may go over it; a session over a channel that is over carries none.
+    #[must_use]
+    pub fn takes_orders(&self) -> bool {
+        self.state.lock().takes_orders()
+    }
     /// True when something waits for a session: attempts in doubt, unacknowledged accepts, a SYNC.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
@@ -96,7 +101,8 @@ impl Pair {
     pub fn headroom(&self) -> Option<MicroUsd> {
         let state = self.state.lock();
         let on_chain = state.on_chain.as_ref();
-        if state.ending || on_chain.is_some_and(|on| on.view.closed > Level::No) {
+        let is_closed = on_chain.is_some_and(|on| on.view.closed > Level::No);
+        if state.ending || state.settles || is_closed {
             // Soon another is opened.
             return None;
         }

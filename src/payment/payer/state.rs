@@ -5,6 +5,9 @@
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
 
 mod adopt;
+mod ending;
+
+pub use adopt::is_recent;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -31,6 +34,11 @@ pub struct PayerState {
     row: Option<ChannelRow>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<OnChannel>,
+    /// The channel is over by the seller's word, and the chain does not contradict: the next order
+    /// takes another one; this one is still named to settle what is in doubt.
+    left: bool,
+    /// This session is over a channel that is over: it carries ACCEPTs and no orders.
+    pub(super) settles: bool,
     /// This side asked for the channel's end: nothing new is ordered on it.
     pub(super) ending: bool,
     /// Since when; 0 before it was noticed.
@@ -103,6 +111,8 @@ impl PayerState {
             machine: Payer::new(windows, zero, zero, zero),
             row: None,
             on_chain: None,
+            left: false,
+            settles: false,
             ending: false,
             ending_ms: 0,
             used_ms: 0,
@@ -148,6 +158,8 @@ impl PayerState {
             self.next_counter = row.epoch.saturating_add(1);
         }
         self.on_chain = on_chain;
+        self.left = false;
+        self.settles = false;
         self.ending = false;
         self.used_ms = row.at_ms;
         self.topped_up_ms = 0;
@@ -172,15 +184,6 @@ impl PayerState {
         self.booked_limit = row.deposit;
         self.machine.set_deposit(row.deposit);
         self.row = Some(row);
-    }
-    /// The seller ends this channel.
-    pub fn end(&mut self, channel: &ChannelId) {
-        self.ending |= self.channel().as_ref() == Some(channel);
-    }
-    /// True when the channel carries nothing, owes nothing and waits for nothing.
-    #[must_use]
-    pub fn is_at_rest(&self) -> bool {
-        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
     }
     /// The channel that pays, once it is known.
     #[must_use]
@@ -239,7 +242,7 @@ impl PayerState {
     /// # Errors
     /// When the credit with this seller does not cover it.
     pub fn begin(&mut self, open: &OpenRow, window: MicroUsd) -> Result<(), Hold> {
-        if self.ending {
+        if self.ending || self.settles {
             return Err(Hold::CreditExhausted);
         }
         self.used_ms = open.at_ms;
@@ -356,7 +359,9 @@ impl PayerState {
     /// The voucher to make durable now, and the attempt it is signed for.
     #[must_use]
     pub fn due_voucher(&self) -> Option<(ChannelId, MicroUsd, Option<AttemptId>)> {
-        Some((self.channel()?, self.machine.wanted()?, self.newest))
+        // What is signed on a channel that is over is worth nothing to anybody.
+        let channel = self.channel().filter(|_| !self.settles)?;
+        Some((channel, self.machine.wanted()?, self.newest))
     }
     /// A voucher is durable: from now on it may be shown.
     pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::Shared;
 use super::funding::{self, Funds};
 use super::pair::Pair;
+use super::state::PayerState;
 use crate::chain::hub::HubEvent;
 use crate::chain::watcher::ChainEvent;
 use crate::payment::PaymentError;
@@ -78,7 +79,7 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
     let Some(pair) = pairs.iter().find(|pair| pair.channel() == Some(id)) else {
         return false;
     };
-    let is_over = {
+    {
         let mut state = pair.state.lock();
         let Some(on_chain) = &mut state.on_chain else {
             return false;
@@ -86,13 +87,26 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
         if !on_chain.apply(event) {
             return true;
         }
-        on_chain.view.closed > Level::No
-    };
-    tracing::info!(seller = %pair.seller(), channel = %id, event = log.event.as_str(), "on the chain");
-    if is_over {
-        super::session::hang_up(pair).await;
+        if on_chain.view.closed > Level::No {
+            state.settles = true;
+        }
     }
+    tracing::info!(seller = %pair.seller(), channel = %id, event = log.event.as_str(), "on the chain");
+    leave_when_done(shared, pair).await;
     true
+}
+
+/// Leaves the session over a channel that is over, once nothing is in doubt on it.
+async fn leave_when_done(shared: &Shared, pair: &Pair) {
+    let is_done = {
+        let mut state = pair.state.lock();
+        let is_over = state.up && state.is_spent(shared.clock.now_ms());
+        state.settles |= is_over;
+        is_over && state.is_at_rest()
+    };
+    if is_done {
+        super::session::hang_up(pair, PayerState::part).await;
+    }
 }
 
 /// Reads vault and wallet; what the chain shows of channels by then is no promise any more.
@@ -123,12 +137,11 @@ pub(super) async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
 }
 
 async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), PaymentError> {
-    let (is_over, close) = {
+    let close = {
         let mut state = pair.state.lock();
         let Some(on_chain) = &state.on_chain else {
             return Ok(());
         };
-        let is_over = on_chain.is_over(now_ms);
         let is_live = on_chain.view.is_live();
         let idle_ms = now_ms.saturating_sub(state.used_ms);
         let rules = shared.funds.as_ref().map(|funds| funds.onchain.rules);
@@ -144,11 +157,9 @@ async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), Paymen
         if close {
             state.asked_close_ms = now_ms;
         }
-        (is_over && state.up, close)
+        close
     };
-    if is_over {
-        super::session::hang_up(pair).await;
-    }
+    leave_when_done(shared, pair).await;
     if close && let Some(words) = funding::closing_words(shared, pair) {
         super::session::send(pair, &[words]).await;
     }
