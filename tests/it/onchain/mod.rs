@@ -5,9 +5,11 @@
 //! before the chain knew of anything.
 
 mod faults;
+mod gas;
 mod hostile;
 mod life;
 mod recovery;
+mod settle;
 
 use std::time::Duration;
 
