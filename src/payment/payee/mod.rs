@@ -12,6 +12,7 @@ mod pair;
 mod session;
 pub mod state;
 mod treasurer;
+pub mod tried;
 mod write_offs;
 
 use std::collections::HashMap;

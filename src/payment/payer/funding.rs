@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::pair::Pair;
+use super::state::TopUpPlan;
 use crate::ledger::{ChannelRow, Ledger, Role, Row};
 use crate::payment::PaymentError;
 use crate::payment::onchain::paper::{self, OpenPlan};
@@ -30,8 +31,6 @@ const VALID_S: u64 = 3_600;
 pub(super) const COUNTERS_MAX: u64 = 64;
 /// A seller may ask for up to this many times the challenge period that this node would ask for.
 const CHALLENGE_TIMES_MAX: u32 = 2;
-/// A top-up that the chain does not show is signed anew after this long, ms.
-const TOP_UP_AGAIN_MS: u64 = 120_000;
 
 /// What a buyer needs for channels on a chain.
 pub(super) struct Funds {
@@ -86,12 +85,7 @@ pub(super) async fn open(
     chain: &ChainTerms,
 ) -> Result<(ChannelId, Open), PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let standing = {
-        let state = pair.state.lock();
-        let usable = state.on_chain.as_ref().filter(|on| !on.is_over(now_ms));
-        let row = state.row().filter(|_| usable.is_some());
-        row.cloned().zip(usable.map(|on| on.channel.clone()))
-    };
+    let standing = pair.state.lock().standing(now_ms);
     if let Some((row, channel)) = standing {
         return Ok((row.channel, to_open(shared, &row, &channel)));
     }
@@ -269,7 +263,8 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
     let Some(funds) = &shared.funds else {
         return Ok(());
     };
-    let Some(plan) = plan_top_up(pair, shared.clock.now_ms()) else {
+    let plan = pair.state.lock().plan_top_up(shared.clock.now_ms());
+    let Some(plan) = plan else {
         return Ok(());
     };
     match raise(shared, funds, pair, plan).await {
@@ -280,42 +275,6 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
             Ok(())
         }
     }
-}
-
-/// What is to be signed.
-struct TopUpPlan {
-    row: ChannelRow,
-    channel: HubChannel,
-    /// The deposit that the chain does not show yet is signed again; none is a new one.
-    again: bool,
-    shown: MicroUsd,
-    expiry_s: u64,
-}
-
-fn plan_top_up(pair: &Pair, now_ms: UnixMs) -> Option<TopUpPlan> {
-    let mut state = pair.state.lock();
-    let on = state.on_chain.as_ref()?;
-    if state.ending || !state.up || !on.view.is_live() || on.view.closing > Level::No {
-        return None;
-    }
-    let shown = on.view.deposit_seen;
-    let again = state.machine().deposit() > shown;
-    if !again && !state.machine().runs_low() {
-        return None;
-    }
-    let waits = now_ms.saturating_sub(state.topped_up_ms) < TOP_UP_AGAIN_MS;
-    if waits {
-        return None;
-    }
-    let plan = TopUpPlan {
-        row: state.row()?.clone(),
-        channel: on.channel.clone(),
-        again,
-        shown,
-        expiry_s: on.view.expiry_s,
-    };
-    state.topped_up_ms = now_ms;
-    Some(plan)
 }
 
 async fn raise(
@@ -381,14 +340,11 @@ pub(super) fn remember(funds: &Funds, row: &ChannelRow, on_chain: &OnChannel, no
         .remember(id, opening.deposit, split, void_s);
 }
 
-/// The last word on a channel: a voucher over exactly what was consumed. It is not above what was
-/// signed and durable before, so it gives nothing away.
+/// The last word on a channel: a voucher over exactly what was consumed.
 pub(super) fn closing_words(shared: &Shared, pair: &Pair) -> Option<SessionMessage> {
     let state = pair.state.lock();
     let channel = state.channel()?;
-    let consumed = state.machine().book().total();
-    let is_less = consumed < state.machine().signed() && consumed > MicroUsd::ZERO;
-    let last = is_less.then(|| {
+    let last = state.last_word().map(|consumed| {
         let key = &shared.keys.voucher;
         let signature = paper::sign_voucher(state.domain(), channel, consumed, key);
         (consumed, signature)

@@ -5,9 +5,12 @@
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
 
 mod adopt;
+mod on_chain;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+pub use on_chain::{Tended, TopUpPlan};
 
 use super::doubt::{Doubtful, Live, Shown, accepted_cost};
 use crate::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Role, Row, SettlementRow};
