@@ -49,6 +49,12 @@ enum Experiment {
         /// Draws the moments.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Pay through channels on a chain (anvil), else by credit.
+        #[arg(long)]
+        chain: bool,
+        /// Let nodes also die at failpoints; debug builds only.
+        #[arg(long)]
+        failpoints: bool,
     },
     /// Power cuts while a ledger is written; needs root and loop devices.
     Power {
@@ -79,7 +85,20 @@ async fn main() -> ExitCode {
         Experiment::Sim { seeds, from } => {
             sim::run_many(from..from + seeds, None).map(|figures| figures.to_string())
         }
-        Experiment::Kill { rounds, seed } => kill::run(rounds, seed).await,
+        Experiment::Kill {
+            rounds,
+            seed,
+            chain,
+            failpoints,
+        } => {
+            let plan = kill::Plan {
+                rounds,
+                seed,
+                chain,
+                failpoints,
+            };
+            kill::run(plan).await
+        }
         Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
         Experiment::Outage { minutes } => outage::run(minutes).await,
         Experiment::Write { dir } => power::write(&dir).await,

@@ -12,6 +12,7 @@ mod pair;
 mod session;
 pub mod state;
 mod treasurer;
+pub mod tried;
 mod waits;
 mod write_offs;
 

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::pair::Pair;
+use super::state::TopUpPlan;
 use crate::chain::hub::Hub;
 use crate::ledger::{ChannelRow, Ledger, Role, Row};
 use crate::payment::PaymentError;
@@ -31,8 +32,6 @@ const VALID_S: u64 = 3_600;
 pub(super) const COUNTERS_MAX: u64 = 64;
 /// A seller may ask for up to this many times the challenge period that this node would ask for.
 const CHALLENGE_TIMES_MAX: u32 = 2;
-/// A top-up that the chain does not show is signed anew after this long, ms.
-const TOP_UP_AGAIN_MS: u64 = 120_000;
 
 /// What a buyer needs for channels on a chain.
 pub(super) struct Funds {
@@ -87,11 +86,7 @@ pub(super) async fn open(
     chain: &ChainTerms,
 ) -> Result<(ChannelId, Open), PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let stands = {
-        let state = pair.state.lock();
-        state.on_chain.is_some() && !state.is_spent(now_ms)
-    };
-    if stands {
+    if pair.state.lock().standing(now_ms).is_some() {
         return reopen(shared, pair);
     }
     let (row, on_chain) = new_channel(shared, funds, pair, terms, chain).await?;
@@ -330,7 +325,8 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
     let Some(funds) = &shared.funds else {
         return Ok(());
     };
-    let Some(plan) = plan_top_up(pair, shared.clock.now_ms()) else {
+    let plan = pair.state.lock().plan_top_up(shared.clock.now_ms());
+    let Some(plan) = plan else {
         return Ok(());
     };
     match raise(shared, funds, pair, plan).await {
@@ -341,42 +337,6 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
             Ok(())
         }
     }
-}
-
-/// What is to be signed.
-struct TopUpPlan {
-    row: ChannelRow,
-    channel: HubChannel,
-    /// The deposit that the chain does not show yet is signed again; none is a new one.
-    again: bool,
-    shown: MicroUsd,
-    expiry_s: u64,
-}
-
-fn plan_top_up(pair: &Pair, now_ms: UnixMs) -> Option<TopUpPlan> {
-    let mut state = pair.state.lock();
-    let on = state.on_chain.as_ref()?;
-    if state.ending || !state.up || !on.view.is_live() || on.view.closing > Level::No {
-        return None;
-    }
-    let shown = on.view.deposit_seen;
-    let again = state.machine().deposit() > shown;
-    if !again && !state.machine().runs_low() {
-        return None;
-    }
-    let waits = now_ms.saturating_sub(state.topped_up_ms) < TOP_UP_AGAIN_MS;
-    if waits {
-        return None;
-    }
-    let plan = TopUpPlan {
-        row: state.row()?.clone(),
-        channel: on.channel.clone(),
-        again,
-        shown,
-        expiry_s: on.view.expiry_s,
-    };
-    state.topped_up_ms = now_ms;
-    Some(plan)
 }
 
 async fn raise(
@@ -442,14 +402,11 @@ pub(super) fn remember(funds: &Funds, row: &ChannelRow, on_chain: &OnChannel, no
         .remember(id, opening.deposit, split, void_s);
 }
 
-/// The last word on a channel: a voucher over exactly what was consumed. It is not above what was
-/// signed and durable before, so it gives nothing away.
+/// The last word on a channel: a voucher over exactly what was consumed.
 pub(super) fn closing_words(shared: &Shared, pair: &Pair) -> Option<SessionMessage> {
     let state = pair.state.lock();
     let channel = state.channel()?;
-    let consumed = state.machine().book().total();
-    let is_less = consumed < state.machine().signed() && consumed > MicroUsd::ZERO;
-    let last = is_less.then(|| {
+    let last = state.last_word().map(|consumed| {
         let key = &shared.keys.voucher;
         let signature = paper::sign_voucher(state.domain(), channel, consumed, key);
         (consumed, signature)

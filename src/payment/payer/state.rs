@@ -6,11 +6,14 @@
 
 mod adopt;
 mod ending;
+mod on_chain;
 
 pub use adopt::is_recent;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+pub use on_chain::{Tended, TopUpPlan};
 
 use super::doubt::{Doubtful, Live, Shown, accepted_cost};
 use crate::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Role, Row, SettlementRow};

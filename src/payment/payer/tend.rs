@@ -13,7 +13,6 @@ use super::state::PayerState;
 use crate::chain::hub::HubEvent;
 use crate::chain::watcher::ChainEvent;
 use crate::payment::PaymentError;
-use crate::payment::onchain::Level;
 use crate::types::UnixMs;
 
 /// Channels are looked at this often.
@@ -21,8 +20,6 @@ const TICK: Duration = Duration::from_secs(2);
 /// Vault and wallet are read this often when nothing is known to have changed; somebody may send
 /// tokens to the wallet, which is no event of the hub.
 const BALANCE_INTERVAL_MS: u64 = 30_000;
-/// A seller that was asked for the end is asked again after this long.
-const CLOSE_AGAIN_MS: u64 = 60_000;
 
 /// Runs until shutdown.
 pub(super) async fn run(
@@ -81,32 +78,17 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
     };
     {
         let mut state = pair.state.lock();
-        let Some(on_chain) = &mut state.on_chain else {
-            return false;
-        };
-        if !on_chain.apply(event) {
-            return true;
-        }
-        if on_chain.view.closed > Level::No {
-            state.settles = true;
+        if !state.chain_event(event) {
+            // In credit mode nothing of this is ours.
+            return state.on_chain.is_some();
         }
     }
     tracing::info!(seller = %pair.seller(), channel = %id, event = log.event.as_str(), "on the chain");
-    leave_when_done(shared, pair).await;
-    true
-}
-
-/// Leaves the session over a channel that is over, once nothing is in doubt on it.
-async fn leave_when_done(shared: &Shared, pair: &Pair) {
-    let is_done = {
-        let mut state = pair.state.lock();
-        let is_over = state.up && state.is_spent(shared.clock.now_ms());
-        state.settles |= is_over;
-        is_over && state.is_at_rest()
-    };
+    let is_done = pair.state.lock().leaves(shared.clock.now_ms());
     if is_done {
         super::session::hang_up(pair, PayerState::part).await;
     }
+    true
 }
 
 /// Reads vault and wallet; what the chain shows of channels by then is no promise any more.
@@ -137,30 +119,16 @@ pub(super) async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
 }
 
 async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), PaymentError> {
-    let close = {
-        let mut state = pair.state.lock();
-        let Some(on_chain) = &state.on_chain else {
-            return Ok(());
-        };
-        let is_live = on_chain.view.is_live();
-        let idle_ms = now_ms.saturating_sub(state.used_ms);
-        let rules = shared.funds.as_ref().map(|funds| funds.onchain.rules);
-        let is_idle = rules.is_some_and(|rules| idle_ms > rules.idle_close_ms);
-        if is_live && is_idle && state.is_at_rest() {
-            state.ending = true;
-        }
-        if state.ending && state.ending_ms == 0 {
-            state.ending_ms = now_ms;
-        }
-        let asked_lately = now_ms.saturating_sub(state.asked_close_ms) < CLOSE_AGAIN_MS;
-        let close = is_live && state.ending && state.is_at_rest() && state.up && !asked_lately;
-        if close {
-            state.asked_close_ms = now_ms;
-        }
-        close
+    let Some(funds) = &shared.funds else {
+        return Ok(());
     };
-    leave_when_done(shared, pair).await;
-    if close && let Some(words) = funding::closing_words(shared, pair) {
+    let due = pair.state.lock().tend(&funds.onchain.rules, now_ms);
+    if due.is_over {
+        super::session::hang_up(pair, PayerState::part).await;
+    }
+    if due.asks_close
+        && let Some(words) = funding::closing_words(shared, pair)
+    {
         super::session::send(pair, &[words]).await;
     }
     funding::top_up(shared, pair).await

@@ -22,6 +22,13 @@ impl PayerState {
         let is_over = |on: &OnChannel| on.is_over(now_ms);
         self.left || self.row.is_none() || self.on_chain.as_ref().is_some_and(is_over)
     }
+    /// True when the session that stands has no more to say: the channel is over, and nothing is in
+    /// doubt on it. From the end of the channel on it carries no orders.
+    pub fn leaves(&mut self, now_ms: UnixMs) -> bool {
+        let is_over = self.up && self.is_spent(now_ms);
+        self.settles |= is_over;
+        is_over && self.is_at_rest()
+    }
     /// True while orders may go over the session that stands.
     #[must_use]
     pub const fn takes_orders(&self) -> bool {
