@@ -67,6 +67,7 @@ pub(super) fn open_with(
             chain_id: config.chain_id,
             hub,
         },
+        account: key.address(),
         start_block: config.start_block,
         confirmations: config.confirmations,
         range_blocks_max: config.log_range,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use souk::chain::digest::HubDomain;
 use souk::chain::hub::{Hub, HubEvent, HubLog};
 use souk::chain::rpc::{Rpc, Settings};
-use souk::chain::{At, Chain as _, LogQuery};
+use souk::chain::{At, Chain as _, LogQuery, Topics};
 use souk::keys::{PaymentKey, parse_checksummed, to_checksum};
 use souk::types::{ChannelId, EvmAddress, MicroUsd, SystemClock};
 
@@ -422,6 +422,7 @@ impl Chain {
             address: self.hub.hub,
             from: 0,
             to: head.map_or(0, |block| block.at.number),
+            topics: Topics::default(),
         };
         let logs = self.rpc.logs(query).await.map_err(say)?;
         let mut all: Vec<Story> = vec![];

@@ -27,6 +27,7 @@ impl World {
     fn watcher(&self, domain: HubDomain) -> Watcher {
         let settings = watcher::Settings {
             domain,
+            account: self.buyer.address(),
             start_block: 0,
             confirmations: Some(CONFIRMATIONS),
             range_blocks_max: 2_000,

@@ -258,8 +258,8 @@ impl Chain for Cut {
     fn code(&self, address: EvmAddress) -> Answer<'_, Vec<u8>> {
         self.inner.code(address)
     }
-    fn call(&self, call: Call) -> Answer<'_, Vec<u8>> {
-        self.inner.call(call)
+    fn call_at(&self, call: Call, at: At) -> Answer<'_, Vec<u8>> {
+        self.inner.call_at(call, at)
     }
     fn estimate_gas(&self, call: Call) -> Answer<'_, u64> {
         self.inner.estimate_gas(call)
