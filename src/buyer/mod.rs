@@ -6,13 +6,14 @@
 //!
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] gates
 //! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
-//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
+//! router how that ended, `ahead` opens channels for the next one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
+mod ahead;
 mod asked;
 mod attempt;
 mod books;
@@ -48,6 +49,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use ahead::Ahead;
 use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::Budget;
@@ -165,6 +167,7 @@ struct Shared {
     nonces: Nonces,
     streams: KeptStreams,
     shelves: Shelves,
+    ahead: Ahead,
     in_flight: AtomicU64,
 }
 
@@ -204,6 +207,7 @@ impl Buyer {
             nonces,
             streams,
             shelves,
+            ahead: Ahead::default(),
             in_flight,
         };
         Self {
@@ -374,7 +378,7 @@ impl Buyer {
             let trial = Trial::begin(&shared.router, &asked, candidate);
             let deadline = attempt_deadline(all, choosing.has_more(number));
             match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
-                Attempted::Done => return,
+                Attempted::Done => return choosing.open_ahead(shared),
                 Attempted::Failed(failure) => {
                     tracing::info!(
                         request = %asked.id,
