@@ -87,9 +87,12 @@ async fn find_channel(
                 tries += 1;
                 if let (Some(funds), Some(channel)) = (&shared.funds, pair.channel()) {
                     funding::check_over(funds, pair, &channel).await?;
-                    // It may be over because vault and wallet hold less than was counted.
+                    // It may be over because vault and wallet hold less than was counted, so the next
+                    // one is signed only by what they hold now.
+                    if !super::tend::read_purse(shared, funds).await {
+                        return Err(PaymentError::ChainUnknown);
+                    }
                     funds.purse.lock().forget(&channel);
-                    super::tend::read_purse(shared, funds).await;
                 }
                 pair.state.lock().leave_channel();
             }

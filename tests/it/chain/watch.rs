@@ -149,24 +149,24 @@ async fn only_own_events_are_kept_near_the_head_and_from_far_behind() {
         watcher.poll().await.unwrap();
     }
     world.mined(&sender, market.open(1)).await;
+    world.anvil.mine(CONFIRMATIONS);
+    sender.poll().await.unwrap();
     world.mined(&sender, market.settle(1)).await;
+    let seen = |events: &[ChainEvent]| -> Vec<String> {
+        let kinds = kinds(events).into_iter();
+        kinds.filter(|kind| kind.starts_with("seen")).collect()
+    };
     let expected: [&[&str]; 3] = [
         &["seen deposited", "seen opened", "seen settled"],
         &["seen opened", "seen settled"],
         &[],
     ];
     for (watcher, expected) in near.iter_mut().zip(expected) {
-        assert_eq!(kinds(&watcher.poll().await.unwrap()), expected);
+        assert_eq!(seen(&watcher.poll().await.unwrap()), expected);
     }
     // Far behind, the same is found by topics.
     world.anvil.mine(200);
     for (account, expected) in [buyer, seller, stranger].into_iter().zip(expected) {
-        let seen = kinds(&new(account).poll().await.unwrap());
-        let seen: Vec<&str> = seen
-            .iter()
-            .map(String::as_str)
-            .filter(|kind| kind.starts_with("seen"))
-            .collect();
-        assert_eq!(seen, expected);
+        assert_eq!(seen(&new(account).poll().await.unwrap()), expected);
     }
 }
