@@ -95,12 +95,11 @@ fn is_stale(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::SystemTime;
 
     fn age(path: &Path) {
-        let before = SystemTime::now() - LOCKED_AFTER * 2;
         let dir = std::fs::File::open(path).unwrap();
-        dir.set_modified(before).unwrap();
+        let now = dir.metadata().unwrap().modified().unwrap();
+        dir.set_modified(now - LOCKED_AFTER * 2).unwrap();
     }
 
     #[test]
