@@ -158,11 +158,13 @@ impl Pair {
         state.receive(attempt, running);
         self.wake_if_due(&mut state);
     }
-    /// The seller asked for a voucher: sign what is due at once.
+    /// The seller asked for a voucher: sign what is due at once, and show the highest one again, for
+    /// what was sent into a session that broke just then is lost.
     pub fn urge(&self) {
         let mut state = self.state.lock();
         state.urgent = true;
-        self.wake_if_due(&mut state);
+        state.show_again();
+        self.changed.notify_one();
     }
     /// Books the cost of an attempt. `accept` says that the seller waits for an ACCEPT: it showed a
     /// receipt above 0, even when 0 is what the buyer books.

@@ -56,6 +56,7 @@ pub(super) async fn connect(
         funding::check_money(shared, pair)?;
         hang_up(pair, PayerState::stand_down).await;
     }
+    retire_earlier(pair);
     let deadline = shared.settings.handshake_timeout;
     let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair, wish))
         .await
@@ -376,6 +377,12 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
             pair.state.lock().stand_down();
         }
     }
+}
+
+/// From here on the end of an earlier session ends nothing: its reader may notice late, when the next
+/// one is being agreed on.
+fn retire_earlier(pair: &Pair) {
+    pair.state.lock().generation += 1;
 }
 
 /// Leaves the session: the channel it is about is over. The seller hears of it, or its end would

@@ -371,6 +371,10 @@ impl PayerState {
         self.machine.signed_up_to(cumulative);
         self.last_voucher = Some((cumulative, signature));
     }
+    /// The highest voucher is sent once more; it changes nothing where it is known.
+    pub const fn show_again(&mut self) {
+        self.shown = MicroUsd::ZERO;
+    }
     /// The seller showed a voucher with our own good signature; a higher one is taken up.
     pub fn learn_voucher(
         &mut self,

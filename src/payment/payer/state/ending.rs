@@ -150,6 +150,17 @@ mod tests {
     }
 
     #[test]
+    fn a_seller_that_asks_is_shown_the_highest_voucher_again() {
+        let mut state = paying();
+        state.stand_up();
+        state.voucher_durable(MicroUsd(20_000), EvmSignature([1; 65]));
+        assert!(state.take_unsaid().1.is_some());
+        assert!(state.take_unsaid().1.is_none(), "it was sent");
+        state.show_again();
+        assert!(state.take_unsaid().1.is_some(), "it may have been lost");
+    }
+
+    #[test]
     fn after_the_last_word_on_a_channel_that_is_over_nothing_waits() {
         let mut state = paying();
         state.stand_up();
