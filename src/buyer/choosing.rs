@@ -88,7 +88,8 @@ impl<'a> Choosing<'a> {
             FailureKind::RateLimited
             | FailureKind::Busy
             | FailureKind::Credit
-            | FailureKind::Funds => false,
+            | FailureKind::Funds
+            | FailureKind::Declined => false,
         });
         let again: Vec<PeerId> = again.map(|failure| failure.seller).collect();
         self.tried.retain(|seller| !again.contains(seller));

@@ -107,6 +107,9 @@ enum BudgetCommand {
         /// Only for this model
         #[arg(long, value_name = "M")]
         model: Option<String>,
+        /// Only for this client, as the ledger names it
+        #[arg(long, value_name = "C")]
+        client: Option<String>,
     },
     /// Show the limits in force
     Show,
@@ -249,8 +252,10 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
             daily,
             monthly,
             model,
+            client,
         })) => {
             let write = LedgerWrite::BudgetSet {
+                client,
                 model,
                 daily_micro_usd: daily,
                 monthly_micro_usd: monthly,
@@ -653,8 +658,14 @@ mod tests {
         ledger(&env, "budget set --daily 5 --monthly 50")
             .await
             .unwrap();
+        ledger(&env, "budget set --daily 2 --client alice --model m")
+            .await
+            .unwrap();
         let budgets = ledger(&env, "budget show").await.unwrap();
-        assert!(budgets.contains("5000000"), "{budgets}");
+        let budgets: serde_json::Value = serde_json::from_str(&budgets).unwrap();
+        assert_eq!(budgets[0]["daily_micro_usd"], 5_000_000);
+        assert_eq!(budgets[1]["client"], "alice");
+        assert_eq!(budgets[1]["daily_micro_usd"], 2_000_000);
         let list: serde_json::Value =
             serde_json::from_str(&ledger(&env, "requests").await.unwrap()).unwrap();
         assert_eq!(list[0]["settled"], true);

@@ -287,6 +287,7 @@ pub(super) fn budgets(rows: &[BudgetRow], as_json: bool) -> anyhow::Result<Strin
             .iter()
             .map(|row| {
                 serde_json::json!({
+                    "client": row.client,
                     "model": row.model.as_ref().map(ToString::to_string),
                     "daily_micro_usd": row.daily,
                     "monthly_micro_usd": row.monthly,
@@ -295,10 +296,11 @@ pub(super) fn budgets(rows: &[BudgetRow], as_json: bool) -> anyhow::Result<Strin
             .collect();
         return json(&rows);
     }
-    let mut table = table(["model", "daily USD", "monthly USD"]);
+    let mut table = table(["client", "model", "daily USD", "monthly USD"]);
     for row in rows {
         let model = row.model.as_ref().map_or("all", |model| model.as_str());
         table.add_row([
+            safe_text(row.client.as_deref().unwrap_or("all")),
             safe_text(model),
             money(row.daily.map(|m| m.0)),
             money(row.monthly.map(|m| m.0)),

@@ -16,6 +16,7 @@ pub mod purse;
 mod reclaim;
 mod routing;
 mod sell;
+mod stock;
 
 use base::Base;
 

@@ -167,7 +167,7 @@ impl PayerHub {
             !is_over || !state.unfinished.is_empty() || state::is_recent(&state, now_ms);
         let has_another = !pair.state.lock().is_spent(now_ms);
         if !is_our_mode || !is_needed || (is_over && has_another) {
-            pair.state.lock().adopt_rest(state, on_chain.is_some());
+            pair.adopt_rest(state, on_chain.is_some());
             return Ok(());
         }
         if let (Some(funds), Some(on_chain)) = (&self.shared.funds, &on_chain) {

@@ -333,7 +333,7 @@ async fn settle_doubt(
 ) -> Result<(), PaymentError> {
     let accept = shown != Shown::Unknown;
     match pair.judge(&attempt, shown, receipt, shared.clock.now_ms()) {
-        Verdict::Settled { row, .. } => pair.book(*row, accept),
+        Verdict::Settled(row) => pair.book(*row, accept),
         Verdict::UnderWay => {}
         Verdict::AskLedger => {
             let known = shared.ledger.attempt(&attempt).await?;

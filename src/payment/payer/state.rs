@@ -91,13 +91,8 @@ pub struct PayerState {
 /// What follows from an attempt that the seller showed.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It was in doubt and is settled: [`PayerState::book`] this row.
-    Settled {
-        /// The final row.
-        row: Box<FinalRow>,
-        /// What spending limits count for it already.
-        charged: MicroUsd,
-    },
+    /// It was in doubt and is settled: [`PayerState::book`] this final row.
+    Settled(Box<FinalRow>),
     /// Not in doubt and not under way: the ledger knows what was booked ([`super::doubt::repeated_cost`]).
     AskLedger,
     /// It runs, or is being booked: its ACCEPT comes by itself.
@@ -290,7 +285,6 @@ impl PayerState {
             counted: Some(row.clone()),
             model: model.to_owned(),
             status: row.status,
-            charged: row.cost,
         };
         self.doubtful.insert(row.attempt_id, doubtful);
         true
@@ -315,12 +309,17 @@ impl PayerState {
         };
         let doubt = entry.remove();
         let billed = accepted_cost(doubt.known(signed), shown);
-        let charged = doubt.charged;
         let row = doubt.into_final(*attempt, billed, shown, receipt, now_ms);
-        Verdict::Settled {
-            row: Box::new(row),
-            charged,
-        }
+        Verdict::Settled(Box::new(row))
+    }
+
+    /// The most that an attempt in doubt can still cost.
+    #[must_use]
+    pub fn may_cost(&self, attempt: &AttemptId) -> MicroUsd {
+        let doubt = self.doubtful.get(attempt);
+        let counted = doubt.and_then(|doubt| doubt.counted.as_ref());
+        let begun = doubt.map_or(MicroUsd::ZERO, |doubt| doubt.began.max_cost);
+        counted.map_or(begun, |row| row.cost)
     }
 
     /// Queues an ACCEPT whose final row is durable.

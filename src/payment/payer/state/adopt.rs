@@ -43,7 +43,7 @@ impl PayerState {
         self.row = Some(channel.row);
         self.settlements = channel.settlements_sum;
         for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
+            self.adopt_attempt(attempt, signed);
         }
     }
 
@@ -53,21 +53,31 @@ impl PayerState {
             let next = channel.row.epoch.saturating_add(1);
             self.next_counter = self.next_counter.max(next);
         }
+        let voucher = channel.voucher.as_ref();
+        let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
         for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
+            self.adopt_attempt(attempt, signed);
         }
     }
-    fn adopt_attempt(&mut self, attempt: AttemptState) {
+
+    /// `signed`: the highest voucher of its channel.
+    fn adopt_attempt(&mut self, attempt: AttemptState, signed: MicroUsd) {
         let counted = attempt
             .delivered
             .as_ref()
             .map_or(MicroUsd::ZERO, |d| d.cost);
         let id = attempt.open.attempt_id;
+        let (open, window) = (&attempt.open, self.windows.stream(&attempt.open.price));
+        let promised = signed.saturating_sub(open.voucher_before);
         let began = Live {
-            prefill: attempt.open.prefill,
-            max_cost: attempt.open.max_cost,
-            voucher_before: attempt.open.voucher_before,
-            window: self.windows.stream(&attempt.open.price),
+            prefill: open.prefill,
+            // Vouchers of this life are for others, so it is fixed now.
+            max_cost: promised
+                .max(open.prefill)
+                .saturating_add(window)
+                .min(open.max_cost),
+            voucher_before: open.voucher_before,
+            window,
         };
         if self
             .machine
@@ -81,7 +91,6 @@ impl PayerState {
             model: attempt.open.model.to_string(),
             status: attempt.delivered.as_ref().map_or(0, |d| d.status),
             counted: attempt.delivered,
-            charged: MicroUsd::ZERO,
         };
         self.doubtful.insert(id, doubtful);
     }
