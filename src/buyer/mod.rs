@@ -7,13 +7,14 @@
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`budget`] what may be spent
 //! and `allowance` one attempt's share of it, [`route`] gates
 //! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
-//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
+//! router how that ended, `ahead` opens channels for the next one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `warm` keeps connections to likely sellers, `canary` asks them what it knows, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
+mod ahead;
 mod allowance;
 mod asked;
 mod attempt;
@@ -54,6 +55,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use ahead::Ahead;
 use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::{Budget, Exceeded};
@@ -172,6 +174,7 @@ struct Shared {
     nonces: Nonces,
     streams: KeptStreams,
     shelves: Shelves,
+    ahead: Ahead,
     wishes: wishes::Current,
     used: Used,
     in_flight: AtomicU64,
@@ -214,6 +217,7 @@ impl Buyer {
             nonces,
             streams,
             shelves,
+            ahead: Ahead::default(),
             wishes,
             used: Used::default(),
             in_flight,
@@ -394,7 +398,7 @@ impl Buyer {
             let trial = Trial::begin(&shared.router, &asked, candidate);
             let deadline = attempt_deadline(all, choosing.has_more(number));
             match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
-                Attempted::Done => return,
+                Attempted::Done => return choosing.open_ahead(shared),
                 Attempted::TooDear(exceeded) => {
                     let refusal = Refusal::too_dear(exceeded.as_ref());
                     return refusal.send(sink, asked.dialect).await;

@@ -10,6 +10,7 @@ mod buy;
 mod chain;
 mod demo;
 mod demo_chain;
+mod demo_scratch;
 pub mod deploy;
 pub mod probe;
 pub mod purse;

@@ -25,6 +25,7 @@ use crate::seller::upstream::Upstream;
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
 use crate::types::MicroUsd;
+use crate::wallet::Wallet;
 use crate::wallet::relay::ask::Sellers;
 
 /// An ending seller waits this long until somebody has heard that it sells no more.
@@ -107,9 +108,23 @@ pub(super) async fn start(
     let payee = open_payee(base, terms, limit, total).await?;
     let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
     accept(base, incoming, &seller, payee.clone());
+    // A seller without gas asks whoever is connected; other sellers answer.
+    let wallet = super::chain::wallet(base, connected(base), Sold(payee.clone()));
+    if let Some(wallet) = &wallet {
+        super::reclaim::close_without_gas(wallet.clone(), payee.clone(), &base.base);
+    }
     let withdraw = stock::withdrawal(base, &catalogue, &announcer);
     drain(base, role, &seller, Arc::clone(&withdraw), &announcer);
-    let run_info = control(base, role, &seller, &payee, &catalogue, withdraw, metrics).await?;
+    let run_info = control(
+        base,
+        role,
+        &seller,
+        &payee,
+        &catalogue,
+        withdraw,
+        (wallet, metrics),
+    )
+    .await?;
     let rules = stock::refresh(base, stock, catalogue, announcer.clone(), seller);
     let mut published = announcer.watch();
     let first = published.wait_for(|published| published.at_ms > 0);
@@ -307,7 +322,7 @@ async fn control(
     payee: &PayeeHub,
     catalogue: &Arc<Catalogue>,
     withdraw: Withdrawal,
-    metrics: Option<Metrics>,
+    (wallet, metrics): (Option<Wallet>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
     let port = base.config.sell.http_port;
     let settings = server::Settings {
@@ -333,8 +348,7 @@ async fn control(
         seller: seller.clone(),
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
-        // A seller without gas asks whoever is connected; other sellers answer.
-        wallet: super::chain::wallet(base, connected(base), Sold(payee.clone())),
+        wallet,
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),

@@ -32,6 +32,7 @@ use crate::ledger::report::{self, Filter, GroupBy, RequestRecord};
 use crate::ledger::{Ledger, LedgerError, Role};
 use crate::network::Handle;
 use crate::payment::PaymentError;
+use crate::payment::onchain::Level;
 use crate::payment::payee::{PayeeHub, PayeePair};
 use crate::telemetry::Metrics;
 use crate::types::day::midnight_before;
@@ -164,6 +165,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
         "mode": parts.payee.mode(),
+        "chain_waits": parts.payee.waits(),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
@@ -214,6 +216,7 @@ async fn channels(State(parts): Parts) -> ControlResult {
             "peer": account.buyer,
             "buyer": account.buyer,
             "mode": account.mode,
+            "confirmed": account.confirmed,
             "onchain_settled_micro_usd": account.onchain_settled,
             "deposit_micro_usd": account.deposit,
             "voucher_micro_usd": account.voucher,
@@ -312,6 +315,8 @@ struct Account {
     /// Attempts that ended and that the buyer has not accepted yet.
     unaccepted: u64,
     mode: &'static str,
+    /// Whether the deposit is final; none in credit mode.
+    confirmed: Option<bool>,
     /// What the chain paid; none in credit mode.
     onchain_settled: Option<u64>,
 }
@@ -329,6 +334,7 @@ impl Account {
         let view = pair.view();
         Self {
             mode: if view.is_some() { "channel" } else { "credit" },
+            confirmed: view.map(|view| view.opened == Level::Final),
             onchain_settled: view.map(|view| view.settled.0),
             buyer: pair.buyer().to_base58(),
             channel: pair.channel().to_string(),

@@ -5,9 +5,15 @@
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
 
 mod adopt;
+mod ending;
+mod on_chain;
+
+pub use adopt::is_recent;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+pub use on_chain::{Tended, TopUpPlan};
 
 use super::doubt::{Doubtful, Live, Shown, accepted_cost};
 use crate::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Role, Row, SettlementRow};
@@ -31,6 +37,11 @@ pub struct PayerState {
     row: Option<ChannelRow>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<OnChannel>,
+    /// The channel is over by the seller's word, and the chain does not contradict: the next order
+    /// takes another one; this one is still named to settle what is in doubt.
+    left: bool,
+    /// This session is over a channel that is over: it carries ACCEPTs and no orders.
+    pub(super) settles: bool,
     /// This side asked for the channel's end: nothing new is ordered on it.
     pub(super) ending: bool,
     /// Since when; 0 before it was noticed.
@@ -98,6 +109,8 @@ impl PayerState {
             machine: Payer::new(windows, zero, zero, zero),
             row: None,
             on_chain: None,
+            left: false,
+            settles: false,
             ending: false,
             ending_ms: 0,
             used_ms: 0,
@@ -143,6 +156,8 @@ impl PayerState {
             self.next_counter = row.epoch.saturating_add(1);
         }
         self.on_chain = on_chain;
+        self.left = false;
+        self.settles = false;
         self.ending = false;
         self.used_ms = row.at_ms;
         self.topped_up_ms = 0;
@@ -167,15 +182,6 @@ impl PayerState {
         self.booked_limit = row.deposit;
         self.machine.set_deposit(row.deposit);
         self.row = Some(row);
-    }
-    /// The seller ends this channel.
-    pub fn end(&mut self, channel: &ChannelId) {
-        self.ending |= self.channel().as_ref() == Some(channel);
-    }
-    /// True when the channel carries nothing, owes nothing and waits for nothing.
-    #[must_use]
-    pub fn is_at_rest(&self) -> bool {
-        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
     }
     /// The channel that pays, once it is known.
     #[must_use]
@@ -234,7 +240,7 @@ impl PayerState {
     /// # Errors
     /// When the credit with this seller does not cover it.
     pub fn begin(&mut self, open: &OpenRow, window: MicroUsd) -> Result<(), Hold> {
-        if self.ending {
+        if self.ending || self.settles {
             return Err(Hold::CreditExhausted);
         }
         self.used_ms = open.at_ms;
@@ -355,12 +361,18 @@ impl PayerState {
     /// The voucher to make durable now, and the attempt it is signed for.
     #[must_use]
     pub fn due_voucher(&self) -> Option<(ChannelId, MicroUsd, Option<AttemptId>)> {
-        Some((self.channel()?, self.machine.wanted()?, self.newest))
+        // What is signed on a channel that is over is worth nothing to anybody.
+        let channel = self.channel().filter(|_| !self.settles)?;
+        Some((channel, self.machine.wanted()?, self.newest))
     }
     /// A voucher is durable: from now on it may be shown.
     pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
         self.machine.signed_up_to(cumulative);
         self.last_voucher = Some((cumulative, signature));
+    }
+    /// The highest voucher is sent once more; it changes nothing where it is known.
+    pub const fn show_again(&mut self) {
+        self.shown = MicroUsd::ZERO;
     }
     /// The seller showed a voucher with our own good signature; a higher one is taken up.
     pub fn learn_voucher(

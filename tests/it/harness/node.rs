@@ -85,6 +85,13 @@ impl Home {
         self.dir.path()
     }
 
+    /// Writes the config where every command on this directory finds it by itself.
+    pub fn configure(&self, text: &str) {
+        let dir = self.path().join(".config/souk");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+    }
+
     /// Runs a short command on this directory and returns what it did.
     pub fn run(&self, args: &[&str]) -> Output {
         command(self.path()).args(args).output().unwrap()
@@ -183,6 +190,10 @@ impl Node {
         });
         let line = match told.recv_timeout(READY_DEADLINE) {
             Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Disconnected) if self.failpoint.is_some() => {
+                // It reached the failpoint before it was ready.
+                return self.kill();
+            }
             Err(why) => self.fail(&format!("is not ready ({why})")),
         };
         let Some(fields) = line.strip_prefix("ready ") else {

@@ -112,9 +112,7 @@ impl World {
 
 /// Writes the config where the command looks for it.
 pub(crate) fn configure(home: &Home, text: &str) {
-    let dir = home.path().join(".config/souk");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("config.toml"), text).unwrap();
+    home.configure(text);
 }
 
 fn address(home: &Home) -> EvmAddress {

@@ -11,13 +11,20 @@ use crate::types::{MicroUsd, UnixMs};
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// True when the channel paid lately, so that its seller may wait for an ACCEPT of an earlier life.
+#[must_use]
+pub fn is_recent(channel: &ChannelState, now_ms: UnixMs) -> bool {
+    let voucher = channel.voucher.as_ref();
+    voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS)
+}
+
 impl PayerState {
     /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
     /// wait for an ACCEPT of that life, so it gets a SYNC unasked.
     pub fn adopt(&mut self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
         let voucher = channel.voucher.as_ref();
         self.used_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
-        self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
+        self.unsynced = is_recent(&channel, now_ms);
         let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
         let accepted = channel.accepted_sum;
         self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
@@ -25,9 +32,11 @@ impl PayerState {
             self.machine = self.machine.clone().on_chain(on_chain.channel.consumed);
         }
         if on_chain.is_some() {
-            self.next_counter = channel.row.epoch.saturating_add(1);
+            let next = channel.row.epoch.saturating_add(1);
+            self.next_counter = self.next_counter.max(next);
         }
         self.on_chain = on_chain;
+        self.left = false;
         self.ending = false;
         self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
         self.booked_limit = channel.limit;
@@ -49,13 +58,6 @@ impl PayerState {
         for attempt in channel.unfinished {
             self.adopt_attempt(attempt, signed);
         }
-    }
-    /// The seller says that the channel is over, and the chain does not contradict: the next one.
-    pub fn leave_channel(&mut self) {
-        self.row = None;
-        self.on_chain = None;
-        self.last_voucher = None;
-        self.shown = MicroUsd::ZERO;
     }
 
     /// `signed`: the highest voucher of its channel.
