@@ -86,12 +86,11 @@ async fn a_buyer_without_gas_pays_and_every_micro_usd_is_accounted_for() {
         "{done}"
     );
     let out = world.chain.tokens_of(ELSEWHERE).await;
-    let relayed = world
-        .chain
-        .vault(seller)
-        .await
-        .saturating_sub(end.settled);
-    assert_eq!(MicroUsd(done["plan"]["fee_micro_usd"].as_u64().unwrap()), relayed);
+    let relayed = world.chain.vault(seller).await.saturating_sub(end.settled);
+    assert_eq!(
+        MicroUsd(done["plan"]["fee_micro_usd"].as_u64().unwrap()),
+        relayed
+    );
     assert_eq!(world.chain.vault(buyer).await, MicroUsd::ZERO);
     assert_eq!(
         out.saturating_add(relayed)
