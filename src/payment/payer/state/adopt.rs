@@ -11,11 +11,13 @@ use crate::types::{MicroUsd, UnixMs};
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
-/// True when the channel paid lately, so that its seller may wait for an ACCEPT of an earlier life.
+/// True when the channel was opened or paid lately, so that its seller may wait for an ACCEPT of an
+/// earlier life: also for an order whose row a crash took before there was a voucher.
 #[must_use]
 pub fn is_recent(channel: &ChannelState, now_ms: UnixMs) -> bool {
     let voucher = channel.voucher.as_ref();
-    voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS)
+    let last_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
+    now_ms.saturating_sub(last_ms) < RECENT_MS
 }
 
 impl PayerState {
