@@ -108,6 +108,18 @@ async fn a_settlement_is_durable_sent_mined_and_final() {
 }
 
 #[tokio::test]
+async fn a_node_without_old_states_is_enough() {
+    let world = World::new();
+    world.chain.prune();
+    let sender = world.sender();
+    sender.submit(request(1, b"x", 1_000_000)).await.unwrap();
+    world.chain.mine(1);
+    assert_eq!(steps(&sender.poll().await.unwrap()), [Step::Mined]);
+    world.chain.mine(4);
+    assert_eq!(steps(&sender.poll().await.unwrap()), [Step::Confirmed]);
+}
+
+#[tokio::test]
 async fn a_reorg_brings_a_mined_transaction_back_into_the_queue() {
     let world = World::new();
     let sender = world.sender();

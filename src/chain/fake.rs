@@ -50,6 +50,7 @@ struct State {
     balance: u128,
     fees: Fees,
     made: u64,
+    is_pruned: bool,
 }
 
 /// A chain in memory.
@@ -76,6 +77,7 @@ impl FakeChain {
                 priority: 100_000,
             },
             made: 0,
+            is_pruned: false,
         };
         let chain = Self {
             chain_id,
@@ -110,6 +112,11 @@ impl FakeChain {
     /// Puts a log into the next block, as if somebody else had caused it.
     pub fn log(&self, address: EvmAddress, topics: Vec<Hash32>, data: Vec<u8>) {
         self.state.lock().loose_logs.push((address, topics, data));
+    }
+
+    /// Forgets what accounts were at earlier blocks, as full nodes do.
+    pub fn prune(&self) {
+        self.state.lock().is_pruned = true;
     }
 
     /// Forgets all waiting transactions.
@@ -353,6 +360,9 @@ impl Chain for FakeChain {
             let mined = state.count(&account, u64::MAX);
             Ok(match at {
                 NonceAt::Latest => mined,
+                NonceAt::Number(_) if state.is_pruned => {
+                    return Err(ChainError::Refused("missing trie node".to_owned()));
+                }
                 NonceAt::Number(number) => state.count(&account, number),
                 NonceAt::Pending => {
                     let waits = |nonce| {

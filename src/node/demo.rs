@@ -13,6 +13,7 @@ use crate::launch::Launch;
 use crate::llm_api::Dialect;
 use crate::seller::demo_plan::{DemoPlan, DemoSeller};
 use crate::seller::demo_upstream;
+use crate::tasks::Tasks;
 use crate::types::{EvmAddress, MicroUsd};
 
 /// The demo's own network, so that it never meets a real one.
@@ -68,6 +69,7 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
     let (bootstrap, _incoming) =
         Base::start(config, &scratch.node("bootstrap")?, "bootstrap").await?;
     let entry = bootstrap.network.listeners().await;
+    let bootstrap_tasks = bootstrap.front.clone();
     bases.push(bootstrap);
     let plan = DemoPlan::default();
     let dir = scratch.node("buyer")?;
@@ -78,7 +80,8 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
         .collect();
     let sellers = sellers?;
     // Dropped last: it ends with the demo.
-    let (_chain, section) = chain(&dir, sellers.iter().map(|(_, dir)| dir)).await?;
+    let dirs = sellers.iter().map(|(_, dir)| dir);
+    let (_chain, section) = chain(&bootstrap_tasks, &dir, dirs).await?;
     let mode = if section.is_set() {
         "channel"
     } else {
@@ -116,10 +119,11 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
 /// A local chain with money on it for the buyer and gas for the sellers, where anvil is installed;
 /// else it says that payment is unsecured credit.
 async fn chain(
+    tasks: &Tasks,
     buyer: &DataDir,
     sellers: impl Iterator<Item = &DataDir>,
 ) -> anyhow::Result<(Option<DemoChain>, ChainSection)> {
-    let Some(chain) = DemoChain::start().await? else {
+    let Some(chain) = DemoChain::start(tasks).await? else {
         print_hint(
             "anvil is not installed (npm i -g @foundry-rs/anvil, or contracts/tools), so there is \
              no local chain: the buyer pays with unsecured credit",
@@ -156,7 +160,7 @@ async fn seller(
     };
     config.sell.api = Some(api.to_owned());
     // The upstream must be there before the seller asks for its list.
-    let tasks = crate::tasks::Tasks::new();
+    let tasks = Tasks::new();
     let address = demo_upstream::start(plan.upstream.clone(), &tasks).await?;
     config.sell.upstream = Some(format!("http://{address}/v1"));
     let (base, incoming) = Base::start(config, dir, "sell").await?;

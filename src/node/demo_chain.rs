@@ -18,6 +18,7 @@ use super::deploy::{self, Wanted};
 use crate::chain::rpc::chain_id_of;
 use crate::config::{ChainSection, Config};
 use crate::keys::{PaymentKey, to_checksum};
+use crate::tasks::Tasks;
 use crate::types::{EvmAddress, MicroUsd};
 
 /// anvil starts within this on a loaded machine.
@@ -39,24 +40,24 @@ pub(super) struct DemoChain {
     _holder: Child,
     /// Closed with this value, which ends the chain.
     _pipe: ChildStdin,
-    _output: Lines<BufReader<ChildStdout>>,
 }
 
 impl DemoChain {
-    /// Starts anvil from `PATH` or from the repository; none where it is not installed.
+    /// Starts anvil from `PATH` or from the repository; none where it is not installed. A task of
+    /// `tasks` reads what it prints, because a full pipe would stop it.
     ///
     /// # Errors
     /// When it is there and does not start.
-    pub async fn start() -> anyhow::Result<Option<Self>> {
+    pub async fn start(tasks: &Tasks) -> anyhow::Result<Option<Self>> {
         for program in candidates() {
-            if let Some(chain) = Self::start_from(&program).await? {
+            if let Some(chain) = Self::start_from(&program, tasks).await? {
                 return Ok(Some(chain));
             }
         }
         Ok(None)
     }
 
-    async fn start_from(program: &Path) -> anyhow::Result<Option<Self>> {
+    async fn start_from(program: &Path, tasks: &Tasks) -> anyhow::Result<Option<Self>> {
         // Asked for its version first: a launcher may be there and what it launches not.
         let version = Command::new(program)
             .arg("--version")
@@ -88,6 +89,13 @@ impl DemoChain {
         let mut output = BufReader::new(output).lines();
         let port = tokio::time::timeout(READY_AFTER, listening(&mut output));
         let port = port.await.context("anvil does not start")??;
+        let stop = tasks.cancelled();
+        tasks.spawn("demo-chain", async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = async { while let Ok(Some(_)) = output.next_line().await {} } => {}
+            }
+        });
         let url = format!("http://127.0.0.1:{port}");
         let found = chain_id_of(&url, CALL_TIMEOUT).await?;
         anyhow::ensure!(
@@ -103,7 +111,6 @@ impl DemoChain {
                 .build()?,
             _holder: holder,
             _pipe: pipe,
-            _output: output,
         }))
     }
 

@@ -385,12 +385,17 @@ impl Sender {
         for tx in machine.wanted_receipts() {
             receipts.insert(tx, self.chain.receipt(tx).await?);
         }
+        let mined_nonce = self.chain.nonce(account, NonceAt::Latest).await?;
+        // Full nodes forget old states soon, so an old count is asked for only where it decides.
+        let final_nonce = if machine.has_doubts(mined_nonce, &receipts) {
+            let then = NonceAt::Number(final_block);
+            self.chain.nonce(account, then).await?
+        } else {
+            0
+        };
         Ok(View {
-            mined_nonce: self.chain.nonce(account, NonceAt::Latest).await?,
-            final_nonce: self
-                .chain
-                .nonce(account, NonceAt::Number(final_block))
-                .await?,
+            mined_nonce,
+            final_nonce,
             pending_nonce: self.chain.nonce(account, NonceAt::Pending).await?,
             final_block,
             fees: self.chain.fees().await?,

@@ -11,6 +11,9 @@ use serde_json::json;
 /// Ends of processes are seen within this.
 const GONE_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Looks at the wallet that fill a pipe of 64 KiB: the chain prints some 60 bytes for each.
+const LOOKS: usize = 2_000;
+
 /// Processes that this one started, and theirs.
 fn children(pid: u32) -> Vec<u32> {
     let output = Command::new("ps")
@@ -67,5 +70,16 @@ async fn the_demo_pays_on_its_own_chain_which_ends_with_it_however_it_ends() {
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn regression_the_chain_of_a_demo_stopped_once_its_output_filled_a_pipe() {
+    let _hold = Hold::shared().await;
+    let demo = Node::start_at(Home::new(), &["demo", "--port", "0"]);
+    assert_eq!(demo.ready("mode"), "channel", "{}", demo.stderr_tail());
+    for _ in 0..LOOKS {
+        let answer = http::send(demo.http(), &Request::get("/api/wallet")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
     }
 }
