@@ -91,7 +91,7 @@ impl World {
             return left;
         }
         match self.buyer.state.standing(self.now) {
-            None => self.buyer.purse.free().unwrap_or_default(),
+            None => self.affordable().unwrap_or_default(),
             // What an earlier fault left behind may hold this buyer up until it is void for good.
             Some((_, channel)) => {
                 let view = self.buyer.state.view().unwrap_or_default();

@@ -64,6 +64,9 @@ pub enum Then {
     Seen(Vec<ChainEvent>),
 }
 
+/// A voucher that counts once its row is durable.
+pub type Credit = (ChannelId, MicroUsd);
+
 /// One channel of the buyer's here.
 pub struct Pair {
     pub id: ChannelId,
@@ -106,7 +109,7 @@ pub struct Seller {
     pub breach: Option<Breach>,
     pub jobs: BTreeMap<AttemptId, Job>,
     started: u64,
-    pub then: Vec<(u64, Option<(ChannelId, MicroUsd)>, Then)>,
+    pub then: Vec<(u64, Option<Credit>, Then)>,
     heads: BTreeMap<u64, Vec<u8>>,
 }
 
