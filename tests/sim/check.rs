@@ -237,8 +237,9 @@ impl World {
     }
 
     fn check_agreement(&self) -> Result<(), Breach> {
-        if self.lost {
-            // Rows of before are on one side only; what may be paid for them, `close` checks.
+        if self.lost || self.waits_for_void() {
+            // Rows of before are on one side only, or an ACCEPT still waits for a session; what may be
+            // paid, `close` checks.
             return Ok(());
         }
         let (bought, sold) = (self.buyer.disk.billed(), self.seller.disk.billed());
