@@ -57,19 +57,15 @@ pub fn choices() {
 
 fn entry(n: u64) -> Entry {
     let price = 100_000 + n * 37 % 900_000;
+    let price = PriceTable {
+        input: price,
+        cache_read: price / 10,
+        cache_write: price,
+        output: price * 4,
+    };
     Entry {
-        seller: PeerId::random(),
-        price: PriceTable {
-            input: price,
-            cache_read: price / 10,
-            cache_write: price,
-            output: price * 4,
-        },
-        open_fee: MicroUsd::ZERO,
-        has_channel: true,
         prefill: MicroUsd(500),
-        is_lossy: false,
-        is_translated: false,
+        ..Entry::plain(PeerId::random(), price)
     }
 }
 

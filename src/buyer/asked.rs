@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 
 use super::names::Names;
 use crate::discovery::OfferBook;
+use crate::http::guard::ClientName;
+use crate::ledger::PROBE_CLIENT;
 use crate::llm_api::translate::{self, TranslateError, WayBack};
 use crate::llm_api::{self, Dialect, Endpoint, RequestError, RequestView, headers};
 use crate::protocol::limits::{HEADER_BYTES_MAX, HEADERS_MAX};
@@ -39,7 +41,7 @@ pub(super) struct Asked {
     /// The client asked for the usage chunk itself.
     pub wants_usage: bool,
     pub headers: Vec<(String, String)>,
-    /// A short name of the client's program, for the ledger.
+    /// For the ledger: the client's name by its token, else a short name of its program.
     pub client: String,
     pub max_cost: Option<MicroUsd>,
     /// A preferred seller.
@@ -109,6 +111,20 @@ impl Asked {
             at_ms: now_ms,
             translations: Mutex::default(),
         })
+    }
+
+    /// The same, of the client whose token the request carried.
+    pub fn of_client(mut self, name: Option<&ClientName>) -> Self {
+        if let Some(ClientName(name)) = name {
+            self.client = name.to_string();
+        }
+        self
+    }
+
+    /// The same, as a question of our own.
+    pub fn of_probe(mut self) -> Self {
+        PROBE_CLIENT.clone_into(&mut self.client);
+        self
     }
 
     /// The same, for the model that the client means.
@@ -275,8 +291,12 @@ fn client_label(headers: &HeaderMap) -> String {
         .and_then(|v| v.to_str().ok())
         .unwrap_or("");
     let word = agent.split(' ').next().unwrap_or("");
-    word.chars()
-        .filter(|c| !c.is_control())
-        .take(CLIENT_CHARS_MAX)
-        .collect()
+    let label = word.chars().filter(|c| !c.is_control());
+    let label: String = label.take(CLIENT_CHARS_MAX).collect();
+    // That name is our own.
+    if label == PROBE_CLIENT {
+        String::new()
+    } else {
+        label
+    }
 }

@@ -11,8 +11,10 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::Shared;
+use super::allowance::{self, Allowance};
 use super::asked::Asked;
 use super::books::Books;
+use super::budget::Exceeded;
 use super::refusal::{AttemptFailure, FailureKind};
 use super::relay;
 use super::route::Candidate;
@@ -27,7 +29,7 @@ use crate::protocol::{
     CancelReason, FrameKind, PeerError, PeerErrorCode, Progress, RequestHead, ResponseHead,
     SignedHead, WIRE_VERSION,
 };
-use crate::types::{Hash32, MicroUsd, PeerId};
+use crate::types::{Hash32, PeerId};
 
 /// A head lives this long; the seller's clock decides.
 const HEAD_LIFE_MS: u64 = 55_000;
@@ -38,6 +40,8 @@ pub(super) enum Attempted {
     Done,
     /// The next seller, please.
     Failed(AttemptFailure),
+    /// It would cost more than it may; this is the spending limit, unless it is the request's own.
+    TooDear(Option<Exceeded>),
 }
 
 /// What the first phase found.
@@ -46,7 +50,11 @@ enum Opened {
     /// A kept stream was dead: once more, on a fresh one.
     Stale,
     Again(PeerErrorCode),
+    /// The answer costs more than the seller was told it may.
+    TooDear,
     Failed(FailureKind, String),
+    /// More in a minute than the seller serves; when it may be asked again, s.
+    RateLimited(u64),
     ClientGone,
 }
 
@@ -112,10 +120,15 @@ async fn once(
             return Ok(fail(seller, FailureKind::Timeout, reason));
         }
     };
-    let (head, open, window) = match order(shared, asked, candidate, number, &pair) {
-        Some(order) => order,
-        None => return Ok(fail(seller, FailureKind::Broken, "no channel")),
+    let window = shared.window(candidate);
+    let allowance = match Allowance::take(shared, asked, candidate, window) {
+        Ok(allowance) => allowance,
+        Err(exceeded) => return Ok(Attempted::TooDear(Some(exceeded))),
     };
+    let Some((head, open)) = order(shared, asked, candidate, number, &pair, &allowance) else {
+        return Ok(fail(seller, FailureKind::Broken, "no channel"));
+    };
+    allowance.name(open.attempt_id);
     if let Err(PaymentError::CreditExhausted) = pair.begin(&open, window) {
         // On a chain the deposit is being raised, or the channel changes for another: soon again.
         let (kind, reason) = if shared.payer.pays_on_chain() {
@@ -125,14 +138,23 @@ async fn once(
         };
         return Ok(fail(seller, kind, reason));
     }
-    let books = Books::begin(shared, asked, candidate, &pair, &open, trial);
+    let books = Books::begin(shared, asked, candidate, &pair, allowance, &open, trial);
     if let Err(error) = shared.ledger.submit(vec![Row::Open(open)]).await {
         books.void(&error.to_string(), 0);
         return Ok(fail(seller, FailureKind::Broken, "ledger"));
     }
     pair.opened(&books.attempt);
     crate::failpoint::hit("buyer_open_row");
-    serve(shared, asked, seller, &pair, head, books, deadline, sink).await
+    let served = serve(shared, asked, seller, &pair, head, books, deadline, sink).await?;
+    Ok(match served {
+        Attempted::TooDear(None) => {
+            // The limit, where it is one that does not allow the whole; else the request's own.
+            let purpose = allowance::purpose(asked, candidate);
+            let fits = shared.budget.check(&purpose, candidate.max_cost);
+            Attempted::TooDear(fits.err())
+        }
+        served => served,
+    })
 }
 
 /// Opens the stream, waits for RESP_HEAD, relays.
@@ -187,6 +209,14 @@ async fn serve(
             )
             .await)
         }
+        Opened::TooDear if books.is_capped() => {
+            books.void("above_max_cost", 0);
+            Ok(Attempted::TooDear(None))
+        }
+        Opened::TooDear => {
+            books.void("above_max_cost", 502);
+            Ok(fail(seller, FailureKind::Broken, "answer above max_cost"))
+        }
         Opened::Again(code) => {
             books.void(code.as_str(), 0);
             Err(code)
@@ -198,8 +228,23 @@ async fn serve(
                 // The connection may be a dead process's; the next request dials anew.
                 shared.network.disconnect(&seller).await;
             }
-            books.void(&reason, 502);
+            let declined = kind == FailureKind::Declined;
+            if declined {
+                set_aside(shared, &seller, &reason);
+            }
+            // No answer of the seller's is held against it where it only declined.
+            books.void(&reason, if declined { 0 } else { 502 });
             Ok(fail(seller, kind, &reason))
+        }
+        Opened::RateLimited(retry_after_s) => {
+            let reason = PeerErrorCode::RateLimited.as_str().to_owned();
+            books.void(&reason, 429);
+            Ok(Attempted::Failed(AttemptFailure {
+                seller,
+                kind: FailureKind::RateLimited,
+                reason,
+                retry_after_s: Some(retry_after_s),
+            }))
         }
         Opened::ClientGone => {
             let nothing = books.count_whole(&[]);
@@ -297,14 +342,19 @@ fn refused(shared: &Shared, asked: &Asked, pair: &Pair, payload: &[u8]) -> Opene
             Opened::Again(error.code)
         }
         PeerErrorCode::VoucherLate => Opened::Again(error.code),
+        PeerErrorCode::AboveMaxCost => Opened::TooDear,
         PeerErrorCode::CreditExhausted if !shared.payer.pays_on_chain() => {
             Opened::Failed(FailureKind::Credit, error.code.as_str().into())
         }
         PeerErrorCode::CreditExhausted => {
             Opened::Failed(FailureKind::Busy, error.code.as_str().into())
         }
-        PeerErrorCode::Overloaded | PeerErrorCode::Draining => {
-            Opened::Failed(FailureKind::Busy, error.code.as_str().into())
+        PeerErrorCode::Overloaded => Opened::Failed(FailureKind::Busy, error.code.as_str().into()),
+        PeerErrorCode::RateLimited => {
+            Opened::RateLimited(u64::from(error.retry_after_ms).div_ceil(1_000))
+        }
+        PeerErrorCode::Draining | PeerErrorCode::NotAllowed | PeerErrorCode::QuotaUsedUp => {
+            Opened::Failed(FailureKind::Declined, error.code.as_str().into())
         }
         PeerErrorCode::UpstreamFailed => Opened::Failed(
             FailureKind::Broken,
@@ -321,15 +371,11 @@ fn order(
     candidate: &Candidate,
     number: u32,
     pair: &Pair,
-) -> Option<(SignedHead, OpenRow, MicroUsd)> {
+    allowance: &Allowance,
+) -> Option<(SignedHead, OpenRow)> {
     let offer = &candidate.offer.offer;
     let channel = pair.channel()?;
-    let window = if offer.price.is_free() {
-        MicroUsd::ZERO
-    } else {
-        shared.settings.windows.stream(&offer.price)
-    };
-    let (signed, required) = pair.quote(candidate.prefill, window);
+    let (signed, required) = pair.quote(candidate.prefill, shared.window(candidate));
     let now_ms = shared.clock.now_ms();
     let iat_ms = pair.seller_time(now_ms);
     let head = RequestHead {
@@ -346,7 +392,7 @@ fn order(
         body_sha256: Hash32(Sha256::digest(&asked.body).into()),
         body_len: u64::try_from(asked.body.len()).unwrap_or(u64::MAX),
         offer_hash: candidate.offer.hash,
-        max_cost: candidate.max_cost,
+        max_cost: allowance.max_cost,
         channel,
         cumulative_required: required,
         nonce: shared.nonces.next(),
@@ -368,12 +414,12 @@ fn order(
         offer_hash: candidate.offer.hash,
         price: offer.price,
         channel,
-        max_cost: candidate.max_cost,
+        max_cost: allowance.max_cost,
         prefill: candidate.prefill,
         voucher_before: signed,
         signed_head: head.bytes.to_vec(),
     };
-    Some((head, open, window))
+    Some((head, open))
 }
 
 pub(super) fn fail(seller: PeerId, kind: FailureKind, reason: &str) -> Attempted {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::allowance::Allowance;
 use super::asked::Asked;
 use super::route::Candidate;
 use super::trial::Trial;
@@ -23,9 +24,13 @@ use crate::protocol::{CancelReason, SignedReceipt};
 use crate::router::Answered;
 use crate::tasks::off_thread_if;
 use crate::types::{AttemptId, MicroUsd, PeerId, PriceTable, Usage};
+use check::{Finding, Said};
 
 /// Bodies up to this are counted in place; larger ones on the blocking pool.
 const INLINE_BODY_BYTES: usize = 4 * 1024;
+
+/// Why an answer ended when a spending limit ended it, as the ledger says it.
+pub(super) const BUDGET: &str = "budget";
 
 /// One attempt's account.
 pub(super) struct Books {
@@ -36,7 +41,7 @@ pub(super) struct Books {
     pub attempt: AttemptId,
     pub price: PriceTable,
     pub prefill: MicroUsd,
-    pub max_cost: MicroUsd,
+    allowance: Allowance,
     seller: PeerId,
     model: String,
     image_tokens: u32,
@@ -58,6 +63,8 @@ pub(super) struct Tally {
     pub cost: MicroUsd,
     pub disputed: bool,
     pub error: Option<String>,
+    /// What the answer said, where it came to its end.
+    pub said: Said,
 }
 
 /// A cost by our own count.
@@ -74,6 +81,7 @@ impl Books {
         asked: &Arc<Asked>,
         candidate: &Candidate,
         pair: &Arc<Pair>,
+        allowance: Allowance,
         open: &OpenRow,
         trial: &Trial,
     ) -> Self {
@@ -86,7 +94,7 @@ impl Books {
             attempt: open.attempt_id,
             price: offer.price,
             prefill: candidate.prefill,
-            max_cost: candidate.max_cost,
+            allowance,
             seller: offer.seller,
             model: offer.model.to_string(),
             image_tokens: offer.image_tokens,
@@ -101,9 +109,27 @@ impl Books {
     pub fn start(&self, running: MicroUsd) {
         self.pair.start(&self.attempt, running);
     }
-    /// Received up to `running`.
-    pub fn receive(&self, running: MicroUsd) {
-        self.pair.receive(&self.attempt, running);
+    /// Received up to `running`; false when a spending limit does not allow that, and then nothing is
+    /// promised for it.
+    #[must_use]
+    pub fn receive(&self, running: MicroUsd) -> bool {
+        let allowed = self.allowance.step(running);
+        if let Some(running) = allowed {
+            self.pair.receive(&self.attempt, running);
+        }
+        allowed.is_some()
+    }
+    /// Holds what a whole answer costs, before any of it is paid; false when a limit does not allow it.
+    pub fn hold(&self, cost: MicroUsd) -> bool {
+        self.allowance.cover(cost) == cost
+    }
+    /// The most that the answer may cost.
+    pub const fn max_cost(&self) -> MicroUsd {
+        self.allowance.max_cost
+    }
+    /// True when the user's wish, and not the request, bounds the cost.
+    pub const fn is_capped(&self) -> bool {
+        self.allowance.is_capped()
     }
     /// The seller asks for a voucher.
     pub fn urge(&self) {
@@ -161,7 +187,7 @@ impl Books {
         };
         let (cost, disputed) = bounded_cost(&self.price, claimed, &own);
         Priced {
-            cost: cost.min(self.max_cost),
+            cost: self.allowance.cover(cost),
             disputed,
             own_output: output.tokens,
         }
@@ -198,7 +224,7 @@ impl Books {
             }
             None if called => {
                 let usage = self.own_usage(delivered).await;
-                let cost = self.price.cost(&usage).min(self.max_cost);
+                let cost = self.allowance.cover(self.price.cost(&usage));
                 self.settle(Tally { cost, ..gone }, None).await;
             }
             None => self.finish(gone, None),
@@ -232,8 +258,9 @@ impl Books {
         let usage = tally.usage.unwrap_or_default();
         let is_empty = usage.output == 0 && !self.asked.endpoint.owes_without_output();
         match tally.error.as_deref() {
-            // The client left: nothing is learned.
+            // The client left, or may spend no more: nothing is learned.
             Some(_) if tally.status == 499 => return,
+            Some(BUDGET) => return,
             None if !is_empty => {}
             _ => return self.trial.failed(MicroUsd::ZERO),
         }
@@ -254,8 +281,44 @@ impl Books {
             own: if tally.disputed { tally.cost } else { billed },
             exact: self.counts_exactly(),
         };
-        let doubt = check::answer(&usage, self.asked.view.max_tokens);
-        self.trial.answered(answered, doubt.map(str::to_owned));
+        let finding = self.finding(&usage, own, &tally.said);
+        self.trial.answered(answered, finding, &self.attempt);
+    }
+
+    /// What is wrong with an answer, if anything is.
+    fn finding(&self, usage: &Usage, own_output: u64, said: &Said) -> Option<Finding> {
+        // Vectors have no words to look at.
+        if self.asked.endpoint.owes_without_output() {
+            return None;
+        }
+        let view = &self.asked.view;
+        let asked = view.messages_span.clone().or(view.prompt_span.clone());
+        let asked = asked.and_then(|span| self.asked.body.get(span));
+        check::answer(&check::Answer {
+            dialect: self.asked.dialect,
+            said,
+            usage,
+            own_output,
+            max_tokens: view.max_tokens,
+            model: &self.model,
+            asked: asked.unwrap_or_default(),
+        })
+    }
+
+    /// Refuses an answer that the client has not seen and that contradicts itself: nothing is paid for
+    /// it. Gives what is wrong with it.
+    pub fn refuse(&self, usage: &Usage, own_output: u64, said: &Said) -> Option<&'static str> {
+        let finding = self.finding(usage, own_output, said);
+        let finding = finding.filter(|finding| finding.is_grave)?;
+        let unpaid = Answered {
+            writing_s: self.started.elapsed().as_secs_f64(),
+            input_tokens: usage.input_total(),
+            output_tokens: own_output,
+            ..Answered::default()
+        };
+        self.trial.answered(unpaid, Some(finding), &self.attempt);
+        self.void(finding.what, 502);
+        Some(finding.what)
     }
 
     fn counts_exactly(&self) -> bool {

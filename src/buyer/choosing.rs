@@ -3,6 +3,8 @@
 //! What was tried is left out; when all were tried, those that may do better a second time are asked
 //! once more. Called by the buyer's flow.
 
+use std::sync::Arc;
+
 use super::asked::Asked;
 use super::refusal::{AttemptFailure, FailureKind, Refusal};
 use super::route::{Candidate, Route};
@@ -64,6 +66,11 @@ impl<'a> Choosing<'a> {
         number < ATTEMPTS_MAX && self.tried.len() < self.entries.len()
     }
 
+    /// After an answer: channels with those who may be asked next.
+    pub fn open_ahead(&self, shared: &Arc<Shared>) {
+        super::ahead::open(shared, &self.ask, &self.entries);
+    }
+
     pub fn failed(&mut self, failure: AttemptFailure) {
         self.failures.push(failure);
     }
@@ -81,7 +88,8 @@ impl<'a> Choosing<'a> {
             FailureKind::RateLimited
             | FailureKind::Busy
             | FailureKind::Credit
-            | FailureKind::Funds => false,
+            | FailureKind::Funds
+            | FailureKind::Declined => false,
         });
         let again: Vec<PeerId> = again.map(|failure| failure.seller).collect();
         self.tried.retain(|seller| !again.contains(seller));

@@ -18,7 +18,7 @@ use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
-use super::budget::{Budget, Limits};
+use super::budget::{Budget, Limits, Scope, Standing};
 use super::sellers::{self, Sources};
 use crate::discovery::OfferBook;
 use crate::http::body::Body;
@@ -31,8 +31,7 @@ use crate::network::Handle;
 use crate::payment::onchain::Level;
 use crate::payment::payer::{PairSnapshot, PayerHub};
 use crate::telemetry::Metrics;
-use crate::types::day::month_before;
-use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+use crate::types::{Clock, MicroUsd, ModelId, PeerId, UnixMs};
 use crate::wallet::Wallet;
 
 /// Requests that `/api/status` shows.
@@ -179,7 +178,8 @@ async fn status(State(parts): Parts) -> ControlResult {
             "spent_today_micro_usd": spent.0,
             "owed_micro_usd": owed(&all).0,
         },
-        "budget": budget_json(parts.budget.limits()),
+        "budget": budget_json(parts.budget.limits(&Scope::ALL)),
+        "limits": standings(&parts.budget),
         "requests": recent,
     })))
 }
@@ -252,9 +252,10 @@ async fn channels(State(parts): Parts) -> ControlResult {
 
 async fn show_budget(State(parts): Parts) -> ControlResult {
     let (spent, reserved) = parts.budget.totals();
-    let mut shown = budget_json(parts.budget.limits());
+    let mut shown = budget_json(parts.budget.limits(&Scope::ALL));
     shown.insert("spent_today_micro_usd".to_owned(), json!(spent.0));
     shown.insert("reserved_micro_usd".to_owned(), json!(reserved.0));
+    shown.insert("limits".to_owned(), json!(standings(&parts.budget)));
     Ok(Json(Value::Object(shown)))
 }
 
@@ -262,31 +263,41 @@ async fn show_budget(State(parts): Parts) -> ControlResult {
 async fn set_budget(State(parts): Parts, headers: HeaderMap, body: Bytes) -> ControlResult {
     control::require_control(&parts.guard, &headers)?;
     let fields = control::object(&body)?;
-    let limits = limits_of(&fields, parts.budget.limits())?;
-    let now_ms = parts.clock.now_ms();
+    let scope = scope_of(&fields)?;
+    let limits = limits_of(&fields, parts.budget.limits(&scope))?;
     let row = BudgetRow {
-        at_ms: now_ms,
-        model: None,
+        at_ms: parts.clock.now_ms(),
+        client: scope.client.clone(),
+        model: scope.model.clone(),
         daily: limits.daily,
         monthly: limits.monthly,
     };
     let commit = parts.ledger.commit(vec![Row::BudgetSet(row)]).await;
     commit.map_err(ledger_failed)?;
-    let spent = parts.ledger.spent_since(month_before(now_ms), Role::Buy);
-    let spent = spent.await.map_err(ledger_failed)?;
-    parts.budget.set_limits(limits, spent);
+    parts.budget.limit(&scope, limits);
     Ok(Json(Value::Object(budget_json(limits))))
 }
 
+fn scope_of(fields: &Map<String, Value>) -> Result<Scope, ControlError> {
+    let text = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if !text.trim().is_empty() => Ok(Some(text.trim().to_owned())),
+        Some(_) => {
+            let message = format!("`{name}` must be a name, or left out");
+            Err(ControlError::BadRequest(message))
+        }
+    };
+    Ok(Scope {
+        model: text("model")?.map(|model| ModelId::new(&model)),
+        client: text("client")?,
+    })
+}
+
 fn limits_of(fields: &Map<String, Value>, before: Limits) -> Result<Limits, ControlError> {
-    let known = |name: &&String| matches!(name.as_str(), "daily_usd" | "monthly_usd" | "model");
-    if let Some(other) = fields.keys().find(|name| !known(name)) {
+    let names = ["daily_usd", "monthly_usd", "model", "client"];
+    if let Some(other) = fields.keys().find(|name| !names.contains(&name.as_str())) {
         let message = format!("`{other}` is unknown; send `daily_usd`, `monthly_usd` or both");
         return Err(ControlError::BadRequest(message));
-    }
-    if fields.get("model").is_some_and(|model| !model.is_null()) {
-        let message = "this version limits all models together; leave `model` out";
-        return Err(ControlError::BadRequest(message.to_owned()));
     }
     let limit = |name: &str, before: Option<MicroUsd>| match fields.get(name) {
         None => Ok(before),
@@ -301,6 +312,24 @@ fn limits_of(fields: &Map<String, Value>, before: Limits) -> Result<Limits, Cont
         daily: limit("daily_usd", before.daily)?,
         monthly: limit("monthly_usd", before.monthly)?,
     })
+}
+
+/// Every scope that has limits, with what it has spent.
+fn standings(budget: &Budget) -> Vec<Value> {
+    let limited = budget.standings().into_iter();
+    let limited = limited.filter(|one| !one.limits.is_none());
+    let one = |standing: Standing| {
+        json!({
+            "model": standing.scope.model.map(|model| model.to_string()),
+            "client": standing.scope.client,
+            "daily_micro_usd": standing.limits.daily.map(|limit| limit.0),
+            "monthly_micro_usd": standing.limits.monthly.map(|limit| limit.0),
+            "spent_today_micro_usd": standing.today.0,
+            "spent_this_month_micro_usd": standing.this_month.0,
+            "reserved_micro_usd": standing.held.0,
+        })
+    };
+    limited.map(one).collect()
 }
 
 fn budget_json(limits: Limits) -> Map<String, Value> {
@@ -380,7 +409,12 @@ mod tests {
         assert_eq!((set.daily, set.monthly), (None, Some(MicroUsd(1_000_000))));
         assert!(of(json!({})).is_err());
         assert!(of(json!({"daily": 1})).is_err());
-        assert!(of(json!({"daily_usd": 1, "model": "m"})).is_err());
+        let scope = |value: Value| scope_of(value.as_object().unwrap());
+        let of_both = scope(json!({"model": "M", "client": "alice"})).unwrap();
+        assert_eq!(of_both.model, Some(ModelId::new("m")));
+        assert_eq!(of_both.client.as_deref(), Some("alice"));
+        assert_eq!(scope(json!({"model": null})).unwrap(), Scope::ALL);
+        assert!(scope(json!({"client": 1})).is_err());
     }
 }
 

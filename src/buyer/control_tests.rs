@@ -51,7 +51,7 @@ async fn start() -> Node {
         device: 0,
         onchain: None,
     };
-    let budget = Budget::new(None, MicroUsd::ZERO, clock.clone());
+    let budget = Budget::new(clock.clone());
     let payer = PayerHub::restore(
         ledger.clone(),
         network.clone(),
@@ -167,13 +167,16 @@ async fn a_budget_is_set_with_the_control_token_only_and_is_durable() {
     let (status, error) = node.post("/api/budget", "guess", body).await;
     let code = error["error"]["code"].as_str();
     assert_eq!((status, code), (401, Some("control_token_required")));
-    assert_eq!(node.budget.limits(), Limits::default());
+    assert_eq!(node.budget.limits(&Scope::ALL), Limits::default());
     let (status, answer) = node.post("/api/budget", TOKEN, body).await;
     assert_eq!(
         (status, answer["daily_micro_usd"].as_u64()),
         (200, Some(5_000_000))
     );
-    assert_eq!(node.budget.limits().daily, Some(MicroUsd(5_000_000)));
+    assert_eq!(
+        node.budget.limits(&Scope::ALL).daily,
+        Some(MicroUsd(5_000_000))
+    );
     let kept = node.ledger.budgets().await.unwrap();
     assert_eq!(kept[0].daily, Some(MicroUsd(5_000_000)));
     let (_, shown) = node.get("/api/budget").await;

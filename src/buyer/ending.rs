@@ -3,13 +3,14 @@
 //! Called by [`super::relay`].
 
 use super::attempt::{Attempted, fail};
-use super::books::Tally;
+use super::books::{BUDGET, Tally};
+use super::check::Said;
 use super::refusal::FailureKind;
 use super::relay::Relay;
 use super::sink::ClientSink;
 use super::wire::OrderWire;
-use crate::llm_api;
 use crate::llm_api::translate::StreamTranslator;
+use crate::llm_api::{self, Dialect, stream_end};
 use crate::protocol::{CancelReason, FrameKind};
 use crate::types::{MicroUsd, Usage};
 
@@ -48,9 +49,21 @@ impl Relay<'_> {
             cost,
             disputed,
             error: None,
+            said: self.said(),
         };
         self.books.settle(tally, receipt).await;
         Attempted::Done
+    }
+
+    /// What the stream said, for the checks.
+    fn said(&self) -> Said {
+        let identity = self.tracker.identity();
+        Said {
+            has_call: self.tracker.tool_call_seen(),
+            finish: self.tracker.finish_reason().map(str::to_owned),
+            model: identity.map(|identity| identity.model.clone()),
+            ..Said::new(&self.text.text())
+        }
     }
 
     /// Before the first event: the next seller. After it: the dialect's error event, and only what
@@ -84,7 +97,7 @@ impl Relay<'_> {
                 .await
                 .and_then(|bytes| self.books.verify(&bytes)),
         };
-        self.books.receive(self.meter.running());
+        let _ = self.books.receive(self.meter.running());
         let output = self.books.count_stream(&self.text);
         let delivered = Usage {
             output: output.tokens,
@@ -138,11 +151,59 @@ impl Relay<'_> {
             }
         });
         let receipt = receipt.await;
-        self.books.receive(self.meter.running());
+        // Above a limit nothing is promised; the end says what is paid.
+        let _ = self.books.receive(self.meter.running());
         if let Some(bytes) = &receipt {
             self.receipt = self.books.verify(bytes);
         }
         receipt
+    }
+
+    /// A spending limit is reached: the upstream stops, and the client's answer ends as one that ran
+    /// into its own limit does.
+    pub(super) async fn out_of_budget(
+        mut self,
+        mut wire: OrderWire,
+        sink: &mut ClientSink,
+    ) -> Attempted {
+        // What comes after the cancel is owed but not passed on.
+        let seen = self.tracker.clone();
+        self.stop(&mut wire, CancelReason::Budget).await;
+        let receipt = self.receipt.take();
+        let output = self.books.count_stream(&self.text);
+        let usage = match &receipt {
+            Some(signed) => signed.receipt.usage,
+            None => self.books.own_usage(output).await,
+        };
+        let priced = self.books.price(&usage, output).await;
+        let cost = priced.cost;
+        if let Some(mut translator) = self.translator.take() {
+            let mut text = Vec::new();
+            translator.cut_short();
+            translator.finish(&usage, cost, &mut text);
+            self.out.extend_from_slice(&text);
+        } else {
+            let open_block = self.open_block;
+            let usage = (self.asked.dialect != Dialect::Chat || self.asked.wants_usage)
+                .then_some((&usage, cost));
+            let end = stream_end::cut_short(&seen, usage, open_block, self.passed);
+            self.out.extend_from_slice(&end);
+        }
+        self.only_heartbeats = false;
+        let _ = self.flush(sink).await;
+        sink.finish(Some(cost.to_json_number())).await;
+        let tally = Tally {
+            status: self.head.status,
+            model_served: self.head.model_served.clone(),
+            usage: Some(usage),
+            own_output: Some(priced.own_output),
+            cost,
+            disputed: priced.disputed,
+            error: Some(BUDGET.to_owned()),
+            ..Tally::default()
+        };
+        self.books.settle(tally, receipt).await;
+        Attempted::Done
     }
 
     /// The client hung up: the upstream stops, input and what arrived are owed.
@@ -163,6 +224,7 @@ impl Relay<'_> {
             cost: priced.cost,
             disputed: priced.disputed,
             error: Some("client_gone".to_owned()),
+            ..Tally::default()
         };
         self.books.settle(tally, receipt).await;
         Attempted::Done

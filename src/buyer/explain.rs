@@ -11,11 +11,13 @@ use super::Shared;
 use super::asked::Asked;
 use super::choosing;
 use super::market::ok;
-use super::route::Candidate;
+use super::route::{Candidate, Route};
+use super::sellers::evidence;
 use crate::http::body::Body;
 use crate::http::control;
 use crate::llm_api::{Dialect, Endpoint};
 use crate::router::{Entry, Score, Skip};
+use crate::types::PeerId;
 
 /// Where it is asked for.
 const PATH: &str = "/api/explain";
@@ -31,23 +33,40 @@ pub(super) fn answer(shared: &Shared, uri: &Uri) -> Option<Response<Body>> {
     Some(ok(&explain(shared, model)))
 }
 
-fn explain(shared: &Shared, model: &str) -> Value {
+/// An ordinary request for `model`, and who may serve it.
+pub(super) fn ordinary(shared: &Shared, model: &str) -> Option<(Asked, Route)> {
     let text = "word ".repeat(TEXT_BYTES / 5);
     let body = json!({ "model": model, "messages": [{ "role": "user", "content": text }] });
     let (endpoint, now_ms) = (Endpoint::Dialect(Dialect::Chat), shared.clock.now_ms());
     let body = Bytes::from(body.to_string());
-    let Ok(asked) = Asked::parse(endpoint, &HeaderMap::new(), body, now_ms) else {
-        return json!({ "model": model, "sellers": [] });
-    };
+    let asked = Asked::parse(endpoint, &HeaderMap::new(), body, now_ms).ok()?;
     let asked = asked.meaning(&shared.settings.names, &shared.book);
     let route = shared.route(&asked);
-    let ask = choosing::ask(shared, &asked, &route.candidates);
+    Some((asked, route))
+}
+
+/// What the router thinks of each of them.
+pub(super) fn score(
+    shared: &Shared,
+    asked: &Asked,
+    route: &Route,
+) -> Vec<(Entry, Result<Score, Skip>)> {
+    let ask = choosing::ask(shared, asked, &route.candidates);
     let entries: Vec<Entry> = route.candidates.iter().map(Candidate::entry).collect();
     let explained = shared.router.explain(&ask, &entries);
+    entries.into_iter().zip(explained).collect()
+}
+
+fn explain(shared: &Shared, model: &str) -> Value {
+    let now_ms = shared.clock.now_ms();
+    let Some((asked, route)) = ordinary(shared, model) else {
+        return json!({ "model": model, "sellers": [] });
+    };
+    let ask = choosing::ask(shared, &asked, &route.candidates);
+    let explained = score(shared, &asked, &route);
     let mut scored: Vec<(f64, Value)> = explained
         .iter()
-        .zip(&entries)
-        .map(|(result, entry)| match result {
+        .map(|(entry, result)| match result {
             Ok(score) => (score.total, scored(score)),
             Err(skip) => (
                 f64::INFINITY,
@@ -60,7 +79,15 @@ fn explain(shared: &Shared, model: &str) -> Value {
         .barred
         .iter()
         .map(|(seller, barred)| json!({ "peer": seller.to_base58(), "why_not": barred.text() }));
-    let sellers: Vec<Value> = scored.into_iter().map(|(_, v)| v).chain(barred).collect();
+    let mut sellers: Vec<Value> = scored.into_iter().map(|(_, v)| v).chain(barred).collect();
+    for seller in &mut sellers {
+        let peer = seller.get("peer").and_then(Value::as_str);
+        let peer = peer.and_then(|peer| peer.parse::<PeerId>().ok());
+        let found = peer.map(|peer| evidence(&shared.router, &peer));
+        if let (Some(found), Some(fields)) = (found, seller.as_object_mut()) {
+            fields.insert("evidence".to_owned(), json!(found));
+        }
+    }
     json!({
         "model": asked.model.as_str(),
         "prefer": ask.prefer.as_str(),

@@ -4,19 +4,23 @@
 //! `guard → parse → route → for each candidate: attempt(open → authorise → send → relay, vouchers
 //! alongside) → record`.
 //!
-//! [`crate::http`] stands at the door, `asked` is the parsed request, [`route`] gates
+//! [`crate::http`] stands at the door, `asked` is the parsed request, [`budget`] what may be spent
+//! and `allowance` one attempt's share of it, [`route`] gates
 //! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
-//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
+//! router how that ended, `ahead` opens channels for the next one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
-//! in the client's own dialect, `market` answers the model list, `count_tokens` what a request would
+//! in the client's own dialect, `warm` keeps connections to likely sellers, `canary` asks them what it knows, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
+mod ahead;
+mod allowance;
 mod asked;
 mod attempt;
 mod books;
 pub mod budget;
+mod canary;
 mod check;
 mod choosing;
 pub mod control;
@@ -35,6 +39,7 @@ mod sink;
 mod streams;
 mod trial;
 mod upstream_error;
+mod warm;
 mod whole;
 mod wire;
 
@@ -48,18 +53,20 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use ahead::Ahead;
 use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
-use budget::Budget;
+use budget::{Budget, Exceeded};
 use choosing::Choosing;
 use names::Names;
 use nonces::Nonces;
 use refusal::Refusal;
-use route::{Barred, Policy, Route};
+use route::{Barred, Candidate, Policy, Route};
 use shelves::Shelves;
 use sink::ClientSink;
 use streams::KeptStreams;
 use trial::Trial;
+use warm::Used;
 
 use crate::discovery::{Found, OfferBook};
 use crate::http::body::Body;
@@ -73,7 +80,7 @@ use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
 use crate::router::Router;
 use crate::tasks::Tasks;
-use crate::types::{Clock, PeerId};
+use crate::types::{Clock, MicroUsd, PeerId};
 
 /// Attempts at sellers for one client request: three sellers, and when these were all, the best of
 /// them once more.
@@ -165,6 +172,8 @@ struct Shared {
     nonces: Nonces,
     streams: KeptStreams,
     shelves: Shelves,
+    ahead: Ahead,
+    used: Used,
     in_flight: AtomicU64,
 }
 
@@ -204,6 +213,8 @@ impl Buyer {
             nonces,
             streams,
             shelves,
+            ahead: Ahead::default(),
+            used: Used::default(),
             in_flight,
         };
         Self {
@@ -237,7 +248,9 @@ impl Buyer {
             match Asked::parse(endpoint, &parts.headers, body, now_ms) {
                 Ok(asked) => {
                     let shared = &buyer.shared;
-                    let asked = asked.meaning(&shared.settings.names, &shared.book);
+                    let asked = asked
+                        .of_client(parts.extensions.get())
+                        .meaning(&shared.settings.names, &shared.book);
                     buyer.serve(Arc::new(asked), &mut sink).await;
                 }
                 Err(error) => {
@@ -275,6 +288,7 @@ impl Buyer {
     async fn find(&self, asked: &Asked) -> Result<Route, Refusal> {
         let shared = &*self.shared;
         shared.book.want(&asked.model);
+        shared.used.note(&asked.model, shared.clock.now_ms());
         match shared.book.find(&asked.model, DISCOVERY_WAIT).await {
             Found::Offers(_) => {}
             Found::Unknown => {
@@ -363,18 +377,21 @@ impl Buyer {
             let Some(candidate) = choosing.next() else {
                 break;
             };
-            let Some(_reserved) = shared.budget.reserve(candidate.max_cost) else {
-                return Refusal::budget_exceeded(&shared.budget.reset())
-                    .send(sink, asked.dialect)
-                    .await;
-            };
+            if let Err(exceeded) = shared.can_afford(&asked, candidate) {
+                let refusal = Refusal::budget_exceeded(&exceeded);
+                return refusal.send(sink, asked.dialect).await;
+            }
             sink.header("x-souk-attempts", &number.to_string());
             let order = candidate.order.as_ref().unwrap_or(&asked);
             sink.header("x-souk-dropped", &order.dropped.join(", "));
             let trial = Trial::begin(&shared.router, &asked, candidate);
             let deadline = attempt_deadline(all, choosing.has_more(number));
             match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
-                Attempted::Done => return,
+                Attempted::Done => return choosing.open_ahead(shared),
+                Attempted::TooDear(exceeded) => {
+                    let refusal = Refusal::too_dear(exceeded.as_ref());
+                    return refusal.send(sink, asked.dialect).await;
+                }
                 Attempted::Failed(failure) => {
                     tracing::info!(
                         request = %asked.id,
@@ -392,6 +409,21 @@ impl Buyer {
 }
 
 impl Shared {
+    /// Whether the budget allows an attempt at `candidate` to begin.
+    fn can_afford(&self, asked: &Asked, candidate: &Candidate) -> Result<(), Exceeded> {
+        let least = allowance::least(candidate, self.window(candidate));
+        let purpose = allowance::purpose(asked, candidate);
+        self.budget.check(&purpose, least)
+    }
+    /// How far a stream of `candidate` may run ahead of its payment.
+    fn window(&self, candidate: &Candidate) -> MicroUsd {
+        let price = &candidate.offer.offer.price;
+        if price.is_free() {
+            MicroUsd::ZERO
+        } else {
+            self.settings.windows.stream(price)
+        }
+    }
     /// The sellers that may serve a request.
     fn route(&self, asked: &Asked) -> Route {
         let policy = &self.settings.policy;

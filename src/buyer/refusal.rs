@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::budget::Reset;
+use super::budget::Exceeded;
 use super::sink::ClientSink;
 use crate::llm_api::{self, Dialect};
 use crate::types::{ModelId, PeerId};
@@ -11,6 +11,8 @@ use crate::types::{ModelId, PeerId};
 const RETRY_SOON_S: &str = "5";
 /// Back-off when the credit is used up, seconds: above a minute clients take their fallback model.
 const RETRY_CREDIT_S: &str = "300";
+/// Least back-off at a spending limit, seconds: up to a minute clients wait instead of falling back.
+const RETRY_BUDGET_S_MIN: u64 = 61;
 /// Names listed when a model is unknown.
 const NEAREST_MAX: usize = 3;
 /// Longest upstream error body passed to a client, bytes.
@@ -40,6 +42,8 @@ pub(super) enum FailureKind {
     Credit,
     /// The wallet is empty.
     Funds,
+    /// The seller does not want this buyer, or nobody now: no fault of its.
+    Declined,
     /// Everything else.
     Broken,
 }
@@ -84,13 +88,23 @@ impl Refusal {
         let message = format!("the wallet is empty: {why}");
         Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_funds", message)
     }
-    pub fn budget_exceeded(reset: &Reset) -> Self {
-        let message = format!(
-            "{} spending limit reached, resets {}",
-            reset.period, reset.at
-        );
+    pub fn budget_exceeded(exceeded: &Exceeded) -> Self {
+        let Exceeded { limit, at, seconds } = exceeded;
+        let message = format!("{limit} reached, resets {at}");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_exceeded", message)
-            .retry(&reset.seconds.max(61).to_string())
+            .retry(&seconds.max(&RETRY_BUDGET_S_MIN).to_string())
+    }
+    /// The answer that a seller had would cost more than it may: by a limit, or by the request's own.
+    pub fn too_dear(exceeded: Option<&Exceeded>) -> Self {
+        exceeded.map_or_else(
+            || {
+                Self::no_seller(
+                    "the answer costs more than this request may; raise x-souk-max-cost-usd or \
+                     [buy.budget] request, or lower max_tokens",
+                )
+            },
+            Self::budget_exceeded,
+        )
     }
     pub fn context_too_long(tokens: u64) -> Self {
         let message = format!(
@@ -137,7 +151,9 @@ impl Refusal {
             return Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
                 .retry(&seconds);
         }
-        if all(FailureKind::Busy) {
+        let is_busy =
+            |f: &AttemptFailure| matches!(f.kind, FailureKind::Busy | FailureKind::Declined);
+        if failures.iter().all(is_busy) {
             return Self::no_seller(message);
         }
         let timeout = failures.iter().any(|f| f.kind == FailureKind::Timeout);

@@ -99,6 +99,8 @@ pub(super) struct Relay<'a> {
     pub(super) passed: u64,
     /// Nothing but comments came so far.
     pub(super) only_heartbeats: bool,
+    /// The content block of a Messages answer that the client has seen begin and not end.
+    pub(super) open_block: Option<u64>,
     /// A receipt that came with a cancel.
     pub(super) receipt: Option<SignedReceipt>,
     pub(super) shown: Option<(Usage, MicroUsd, bool)>,
@@ -111,6 +113,8 @@ enum Over {
     /// Our own patience ended.
     Late,
     ClientGone,
+    /// A spending limit is reached.
+    Budget,
 }
 
 impl<'a> Relay<'a> {
@@ -138,6 +142,7 @@ impl<'a> Relay<'a> {
             begun: false,
             passed: 0,
             only_heartbeats: true,
+            open_block: None,
             receipt: None,
             shown: None,
             books,
@@ -182,6 +187,7 @@ impl<'a> Relay<'a> {
                     .await
             }
             Over::ClientGone => self.client_gone(wire).await,
+            Over::Budget => self.out_of_budget(wire, sink).await,
         }
     }
 
@@ -219,9 +225,8 @@ impl<'a> Relay<'a> {
                 Err(Silence::Late) => None,
             };
         }
-        let most = self.books.max_cost.mul_div_ceil(2, 1);
-        self.books.receive(self.meter.running().min(most));
-        Ok(None)
+        let is_allowed = self.books.receive(self.meter.running());
+        Ok((!is_allowed).then_some(Over::Budget))
     }
 
     async fn body(&mut self, chunk: Bytes) -> Result<(), String> {
@@ -271,6 +276,9 @@ impl<'a> Relay<'a> {
     async fn pass(&mut self, event: Bytes) -> Result<(), String> {
         self.passed += u64::from(!sse::is_heartbeat(&event));
         let dialect = self.asked.dialect;
+        if dialect == Dialect::Messages {
+            self.open_block = sse::open_block(&event, self.open_block);
+        }
         if self.tracker.usage().is_some() || !sse::is_usage_due(dialect, &event) {
             self.out.extend_from_slice(&event);
             return Ok(());

@@ -36,6 +36,8 @@ pub struct Policy {
     pub deny: Vec<PeerId>,
     /// Most that is prepaid for one request.
     pub prepay_max: MicroUsd,
+    /// Most that one request may cost.
+    pub request_max: Option<MicroUsd>,
 }
 
 /// A seller that may serve this request.
@@ -47,8 +49,10 @@ pub(super) struct Candidate {
     pub order: Option<Arc<Asked>>,
     /// Known before the work, at the input price.
     pub prefill: MicroUsd,
-    /// The most this request can cost here.
+    /// The most this request may cost here.
     pub max_cost: MicroUsd,
+    /// The most it can cost here, whatever it may.
+    pub list_cost: MicroUsd,
     /// Input, estimated from the client's own body.
     pub input_tokens: u64,
     /// The most output it can have here.
@@ -268,8 +272,9 @@ fn candidate(
                 .div_ceil(1_000_000),
         ),
     ));
-    let max_cost = asked.max_cost.map_or(list, |cap| cap.min(list));
-    if asked.max_cost.is_some_and(|cap| prefill > cap) {
+    let cap = asked.max_cost.into_iter().chain(policy.request_max).min();
+    let max_cost = cap.map_or(list, |cap| cap.min(list));
+    if cap.is_some_and(|cap| prefill > cap) {
         return Err(Barred::Price);
     }
     if prefill > policy.prepay_max {
@@ -290,6 +295,7 @@ fn candidate(
         order,
         prefill,
         max_cost,
+        list_cost: list,
         input_tokens,
         output_max: output,
         has_channel: headroom.is_some(),

@@ -13,6 +13,7 @@ use crate::payment::payer::{Pair, PayerHub};
 use crate::protocol::offer::SignedOffer;
 use crate::router::Router;
 use crate::router::breaker::Gate;
+use crate::router::record::Evidence;
 use crate::types::{MicroUsd, PeerId, UnixMs};
 
 /// Where the list is put together from.
@@ -101,7 +102,16 @@ fn seller_json(
         "connected": sources.network.is_connected(peer),
         "state": state,
         "reason": reason,
+        "evidence": evidence(sources.router, peer),
     })
+}
+
+/// What a seller was found doing, newest first.
+pub(super) fn evidence(router: &Router, peer: &PeerId) -> Vec<Value> {
+    let record = router.record(peer).unwrap_or_default();
+    let found = record.evidence.into_iter().rev();
+    let one = |found: Evidence| json!({ "at_ms": found.at_ms, "what": found.what });
+    found.map(one).collect()
 }
 
 fn state_of(
@@ -173,7 +183,7 @@ fn records(recent: &[RequestRecord]) -> BTreeMap<&str, Record> {
             continue;
         };
         // A request that is at fault itself, or was cut by its client, says nothing of the seller.
-        if matches!(status, 0 | 400 | 413 | 422 | 499) {
+        if matches!(status, 0 | 400 | 413 | 422 | 429 | 499) {
             continue;
         }
         let record = all.entry(seller).or_default();

@@ -14,7 +14,7 @@ use crate::protocol::offer::SignedOffer;
 use crate::router::shortlist::Shortlist;
 use crate::router::{Ask, Entry, Prefer, Router, record};
 use crate::tasks::{Tasks, off_thread_if};
-use crate::types::{Clock, MicroUsd, ModelId, UnixMs};
+use crate::types::{Clock, ModelId, UnixMs};
 
 /// Up to this many offers all are looked at: cheaper than keeping an order.
 const FEW_OFFERS: usize = 64;
@@ -105,7 +105,10 @@ impl Inner {
     fn make(&self, key: &(ModelId, usize), prefer: Prefer) -> Arc<Shelf> {
         let (model, size) = key;
         let offers = self.book.offers(model).to_vec();
-        let entries: Vec<Entry> = offers.iter().map(|offer| plain(offer)).collect();
+        let entries: Vec<Entry> = offers
+            .iter()
+            .map(|offer| Entry::plain(offer.offer.seller, offer.offer.price))
+            .collect();
         let ask = Ask {
             model,
             client: "",
@@ -128,18 +131,5 @@ impl Inner {
         };
         self.kept.lock().put(key.clone(), kept);
         shelf
-    }
-}
-
-/// An offer without what only a request knows.
-fn plain(offer: &SignedOffer) -> Entry {
-    Entry {
-        seller: offer.offer.seller,
-        price: offer.offer.price,
-        open_fee: MicroUsd::ZERO,
-        has_channel: true,
-        prefill: MicroUsd::ZERO,
-        is_lossy: false,
-        is_translated: false,
     }
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::asked::Asked;
+use super::check::Finding;
 use super::refusal::FailureKind;
 use super::route::Candidate;
 use crate::llm_api;
 use crate::router::{Answered, ConversationKey, Observation, Outcome, Router};
-use crate::types::{MicroUsd, ModelId, PeerId};
+use crate::types::{AttemptId, MicroUsd, ModelId, PeerId};
 
 /// Output that a failed attempt is weighed by, tokens.
 const OUTPUT_EXPECTED: u64 = 512;
@@ -61,11 +62,16 @@ impl Trial {
         }
     }
 
-    /// It ended with an answer; `doubt` is the check that it failed.
-    pub fn answered(&self, answered: Answered, doubt: Option<String>) {
-        self.inner.end(match doubt {
+    /// It ended with an answer; `finding` is the check that it failed, `attempt` names what the
+    /// ledger keeps of it.
+    pub fn answered(&self, answered: Answered, finding: Option<Finding>, attempt: &AttemptId) {
+        self.inner.end(match finding {
             None => Outcome::Good(answered),
-            Some(reason) => Outcome::Doubtful { answered, reason },
+            Some(Finding { what, is_grave }) => Outcome::Doubtful {
+                answered,
+                reason: format!("{what} (attempt {attempt})"),
+                is_grave,
+            },
         });
     }
 
@@ -79,7 +85,9 @@ impl Trial {
     pub fn failed_as(&self, kind: FailureKind) {
         match kind {
             FailureKind::RateLimited | FailureKind::Busy => self.inner.end(Outcome::Full),
-            FailureKind::Credit | FailureKind::Funds => self.inner.end(Outcome::Excused),
+            FailureKind::Credit | FailureKind::Funds | FailureKind::Declined => {
+                self.inner.end(Outcome::Excused);
+            }
             // Who says nothing may have taken what was paid ahead.
             FailureKind::Timeout => self.failed(self.inner.exposure),
             FailureKind::Broken => self.failed(MicroUsd::ZERO),

@@ -192,7 +192,7 @@ impl BuyArgs {
             self.max_price_out.clone(),
         );
         set.given(
-            "buy.budget_daily",
+            "buy.budget.daily",
             "--budget-daily",
             self.budget_daily.clone(),
         );

@@ -21,6 +21,7 @@ use super::{CliError, FailureKind};
 use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
 use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
 use crate::ledger::{Ledger, LedgerWrite, Reader, Role, Settings, apply};
+use crate::payment::onchain::MODE_ON_CREDIT;
 use crate::types::{Clock, MicroUsd, ModelId, PeerId, SystemClock, UnixMs};
 use crate::wallet::channels::settlements;
 use crate::wallet::verify::Compared;
@@ -84,6 +85,9 @@ enum LedgerCommand {
         /// A note for yourself
         #[arg(long, default_value = "")]
         note: String,
+        /// Only show what would be booked
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Set spending limits
     #[command(subcommand)]
@@ -103,6 +107,9 @@ enum BudgetCommand {
         /// Only for this model
         #[arg(long, value_name = "M")]
         model: Option<String>,
+        /// Only for this client, as the ledger names it
+        #[arg(long, value_name = "C")]
+        client: Option<String>,
     },
     /// Show the limits in force
     Show,
@@ -224,7 +231,15 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
         Some(LedgerCommand::Show { id }) => show(&id, env).await,
         Some(LedgerCommand::Verify) => check(env).await,
         Some(LedgerCommand::Export { format, filter }) => export(format, &filter, env).await,
-        Some(LedgerCommand::Settle { peer, amount, note }) => {
+        Some(LedgerCommand::Settle {
+            peer,
+            amount,
+            dry_run: true,
+            ..
+        }) => would_settle(&peer, amount, env).await,
+        Some(LedgerCommand::Settle {
+            peer, amount, note, ..
+        }) => {
             let write = LedgerWrite::Settle {
                 peer,
                 amount_micro_usd: amount,
@@ -237,8 +252,10 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
             daily,
             monthly,
             model,
+            client,
         })) => {
             let write = LedgerWrite::BudgetSet {
+                client,
                 model,
                 daily_micro_usd: daily,
                 monthly_micro_usd: monthly,
@@ -334,6 +351,20 @@ async fn export(format: Format, args: &FilterArgs, env: &Env) -> anyhow::Result<
 }
 
 /// Writes through the running node, else into the file itself.
+/// What a payment would pay off; nothing is booked.
+async fn would_settle(peer: &PeerId, amount: MicroUsd, env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let channels = reader.load(Role::Sell).await?;
+    let mut theirs = channels.iter().rev().filter(|one| one.row.peer == *peer);
+    let channel = theirs.find(|one| one.row.mode == MODE_ON_CREDIT);
+    let Some(channel) = channel else {
+        let message = format!("there is no credit channel with {peer}");
+        return Err(CliError::new(FailureKind::Failure, message).into());
+    };
+    let owed = channel.accepted_sum.saturating_sub(channel.settlements_sum);
+    view::would_settle(env.json, peer, amount, owed)
+}
+
 async fn book(write: LedgerWrite, env: &Env) -> anyhow::Result<()> {
     if let Some(running) = &env.running {
         return running(write).await;
@@ -608,6 +639,13 @@ mod tests {
         filled(dir.path()).await;
         let env = env(dir.path(), true);
         let settle = format!("settle --peer {} --amount 0.0012", buyer());
+        let dry = ledger(&env, &format!("{settle} --dry-run")).await.unwrap();
+        let dry: serde_json::Value = serde_json::from_str(&dry).unwrap();
+        assert_eq!(dry["owed_micro_usd"], 1200);
+        assert_eq!(dry["owed_afterwards_micro_usd"], 0);
+        let before: serde_json::Value =
+            serde_json::from_str(&ledger(&env, "requests").await.unwrap()).unwrap();
+        assert_eq!(before[0]["settled"], false, "nothing is booked");
         ledger(&env, &settle).await.unwrap();
         let other = PeerId::random();
         let unknown = ledger(&env, &format!("settle --peer {other} --amount 1")).await;
@@ -620,8 +658,14 @@ mod tests {
         ledger(&env, "budget set --daily 5 --monthly 50")
             .await
             .unwrap();
+        ledger(&env, "budget set --daily 2 --client alice --model m")
+            .await
+            .unwrap();
         let budgets = ledger(&env, "budget show").await.unwrap();
-        assert!(budgets.contains("5000000"), "{budgets}");
+        let budgets: serde_json::Value = serde_json::from_str(&budgets).unwrap();
+        assert_eq!(budgets[0]["daily_micro_usd"], 5_000_000);
+        assert_eq!(budgets[1]["client"], "alice");
+        assert_eq!(budgets[1]["daily_micro_usd"], 2_000_000);
         let list: serde_json::Value =
             serde_json::from_str(&ledger(&env, "requests").await.unwrap()).unwrap();
         assert_eq!(list[0]["settled"], true);

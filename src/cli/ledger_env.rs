@@ -79,6 +79,7 @@ fn hook(api: Api) -> WriteHook {
                     ("/api/settle", body)
                 }
                 LedgerWrite::BudgetSet {
+                    client,
                     model,
                     daily_micro_usd,
                     monthly_micro_usd,
@@ -86,6 +87,7 @@ fn hook(api: Api) -> WriteHook {
                     let usd =
                         |amount: Option<crate::types::MicroUsd>| amount.map(|a| a.to_string());
                     let body = json!({
+                        "client": client,
                         "model": model,
                         "daily_usd": usd(daily_micro_usd),
                         "monthly_usd": usd(monthly_micro_usd),

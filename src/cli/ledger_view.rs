@@ -10,7 +10,7 @@ use crate::chain::coins;
 use crate::ledger::BudgetRow;
 use crate::ledger::audit::AuditReport;
 use crate::ledger::report::{RequestRecord, ShownAttempt, Summary, SummaryRow, safe_text};
-use crate::types::MicroUsd;
+use crate::types::{MicroUsd, PeerId};
 use crate::wallet::verify::Compared;
 
 /// What is not reported or does not apply.
@@ -28,6 +28,29 @@ pub(super) fn done(as_json: bool, what: &str) -> anyhow::Result<String> {
         return json(&serde_json::json!({ "ok": true }));
     }
     Ok(format!("{what}\n"))
+}
+
+/// A payment that is not booked.
+pub(super) fn would_settle(
+    as_json: bool,
+    peer: &PeerId,
+    amount: MicroUsd,
+    owed: MicroUsd,
+) -> anyhow::Result<String> {
+    let left = owed.saturating_sub(amount);
+    if as_json {
+        return json(&serde_json::json!({
+            "dry_run": true,
+            "peer": peer.to_base58(),
+            "amount_micro_usd": amount,
+            "owed_micro_usd": owed,
+            "owed_afterwards_micro_usd": left,
+        }));
+    }
+    Ok(format!(
+        "would book {amount} USD from {peer}, which owes {owed} USD and {left} USD afterwards\n\
+         nothing was booked\n"
+    ))
 }
 
 /// Sums.
@@ -264,6 +287,7 @@ pub(super) fn budgets(rows: &[BudgetRow], as_json: bool) -> anyhow::Result<Strin
             .iter()
             .map(|row| {
                 serde_json::json!({
+                    "client": row.client,
                     "model": row.model.as_ref().map(ToString::to_string),
                     "daily_micro_usd": row.daily,
                     "monthly_micro_usd": row.monthly,
@@ -272,10 +296,11 @@ pub(super) fn budgets(rows: &[BudgetRow], as_json: bool) -> anyhow::Result<Strin
             .collect();
         return json(&rows);
     }
-    let mut table = table(["model", "daily USD", "monthly USD"]);
+    let mut table = table(["client", "model", "daily USD", "monthly USD"]);
     for row in rows {
         let model = row.model.as_ref().map_or("all", |model| model.as_str());
         table.add_row([
+            safe_text(row.client.as_deref().unwrap_or("all")),
             safe_text(model),
             money(row.daily.map(|m| m.0)),
             money(row.monthly.map(|m| m.0)),

@@ -87,6 +87,10 @@ fn seller_row(seller: &Value) -> Vec<String> {
         None if seller.get("proven") == Some(&Value::Bool(true)) => "proven".to_owned(),
         None => "new".to_owned(),
     };
+    let found = seller.pointer("/evidence/0/what").and_then(Value::as_str);
+    let record = found.map_or(record.clone(), |found| {
+        format!("{record}; last found: {}", printable(found))
+    });
     vec![
         figure("peer"),
         figure("score_micro_usd"),

@@ -76,7 +76,7 @@ fn every_flag_of_buy_reaches_the_config() {
     );
     assert_eq!(buy.max_price_in.unwrap().0, 1_000_000);
     assert_eq!(buy.max_price_out.unwrap().0, 2_000_000);
-    assert_eq!(buy.budget_daily.unwrap().0, 3_000_000);
+    assert_eq!(buy.budget.daily.unwrap().0, 3_000_000);
     assert_eq!(buy.seller.as_deref(), Some(peer.as_str()));
     assert_eq!((buy.allow.len(), buy.deny.len()), (1, 1));
 }

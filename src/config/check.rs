@@ -215,6 +215,7 @@ pub(super) fn rules(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<
     node_rules(config, &mut wrong);
     buy_rules(config, &mut wrong);
     sell_rules(config, &mut wrong);
+    super::limits::rules(config, &mut wrong);
     super::chain_rules::payment(config, &mut wrong);
     super::chain_rules::chain(config, &mut wrong);
     problems
@@ -243,7 +244,7 @@ fn node_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
 
 fn buy_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
     let buy = &config.buy;
-    if !is_loopback(&buy.host) && buy.token.is_unset() {
+    if !is_loopback(&buy.host) && buy.token.is_unset() && buy.clients.is_empty() {
         let message = format!(
             "`{}` can be reached from outside, so clients must send a token: set buy.token to \
              \"env:NAME\" or \"file:PATH\", or use 127.0.0.1",
@@ -256,7 +257,9 @@ fn buy_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
         .iter()
         .map(|peer| ("buy.seller", peer))
         .chain(buy.allow.iter().map(|peer| ("buy.allow", peer)))
-        .chain(buy.deny.iter().map(|peer| ("buy.deny", peer)));
+        .chain(buy.deny.iter().map(|peer| ("buy.deny", peer)))
+        .chain(config.sell.allow.iter().map(|peer| ("sell.allow", peer)))
+        .chain(config.sell.deny.iter().map(|peer| ("sell.deny", peer)));
     for (path, peer) in peers {
         if peer.parse::<PeerId>().is_err() {
             wrong(

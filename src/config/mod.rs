@@ -7,6 +7,7 @@
 
 mod chain_rules;
 mod check;
+mod limits;
 mod routing;
 mod sections;
 mod values;
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 
 use check::Checker;
 pub use check::model_entry;
+pub use limits::{BuyBudget, NamedClient, SellLimits};
 pub use routing::RoutingSection;
 pub use sections::{
     BuySection, BuyTimeouts, ChainSection, LedgerSection, NodeSection, PaymentSection, Prefer,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{duration, opt_percent, usd};
+use super::values::{duration, opt_percent, opt_usd, usd};
 use crate::router::Settings;
 use crate::router::number::micro_usd;
 use crate::types::MicroUsd;
@@ -67,6 +67,14 @@ pub struct RoutingSection {
     /// and at most for this long.
     #[serde(with = "duration")]
     pub breaker_pause_max: Duration,
+    /// Connections kept to the best sellers of each model used in the last half hour.
+    pub warm_sellers: u32,
+    /// Most spent in a day on questions with known answers, in USD; `None` = none are asked.
+    #[serde(with = "opt_usd")]
+    pub canaries: Option<MicroUsd>,
+    /// Time between two of them.
+    #[serde(with = "duration")]
+    pub canary_interval: Duration,
     /// How long upstreams keep a conversation in their cache.
     #[serde(with = "duration")]
     pub cache_life: Duration,
@@ -94,6 +102,9 @@ impl Default for RoutingSection {
             breaker_failures: 3,
             breaker_pause: Duration::from_secs(30),
             breaker_pause_max: Duration::from_secs(15 * 60),
+            warm_sellers: 3,
+            canaries: None,
+            canary_interval: Duration::from_secs(10 * 60),
             cache_life: Duration::from_secs(5 * 60),
         }
     }

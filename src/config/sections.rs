@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{BuyBudget, SellLimits};
 use super::routing::RoutingSection;
 use super::values::{
     SecretRef, Switch, duration, opt_count, opt_path, opt_percent, opt_text, opt_usd, usd,
@@ -83,6 +84,8 @@ pub struct BuySection {
     pub hosts: Vec<String>,
     /// Token that clients must send.
     pub token: SecretRef,
+    /// Clients with tokens of their own: `name=env:NAME` or `name=file:PATH`.
+    pub clients: Vec<String>,
     /// Connections served at once.
     pub max_connections: u32,
     /// What the router looks for first.
@@ -93,9 +96,6 @@ pub struct BuySection {
     /// Highest output price accepted, USD per million tokens.
     #[serde(with = "opt_usd")]
     pub max_price_out: Option<MicroUsd>,
-    /// Most to spend in a day, in USD.
-    #[serde(with = "opt_usd")]
-    pub budget_daily: Option<MicroUsd>,
     /// Own names for models: `name=model`.
     pub aliases: Vec<String>,
     /// Models that `auto` stands for: the first that is on offer.
@@ -112,6 +112,8 @@ pub struct BuySection {
     /// A wallet's signed permission for this node, sent with every request.
     #[serde(with = "opt_path")]
     pub delegation_file: Option<PathBuf>,
+    /// The most that may be spent.
+    pub budget: BuyBudget,
     /// How long the buyer waits for what.
     pub timeouts: BuyTimeouts,
     /// How sellers are chosen.
@@ -126,11 +128,11 @@ impl Default for BuySection {
             port: 5005,
             hosts: Vec::new(),
             token: SecretRef::Unset,
+            clients: Vec::new(),
             max_connections: 12_000,
             prefer: Prefer::Balanced,
             max_price_in: None,
             max_price_out: None,
-            budget_daily: None,
             aliases: Vec::new(),
             auto: Vec::new(),
             seller: None,
@@ -138,6 +140,7 @@ impl Default for BuySection {
             deny: Vec::new(),
             wallets: Vec::new(),
             delegation_file: None,
+            budget: BuyBudget::default(),
             timeouts: BuyTimeouts::default(),
             routing: RoutingSection::default(),
         }
@@ -227,6 +230,9 @@ pub struct SellSection {
     /// Over the upstream's own price list, in hundredths of a percent.
     #[serde(with = "opt_percent")]
     pub markup: Option<u32>,
+    /// How often the upstream's list is read again and offers are renewed.
+    #[serde(with = "duration")]
+    pub price_refresh: Duration,
     /// Sells at price 0.
     pub free: bool,
     /// Port of the seller's own pages on loopback; 0 = any free one.
@@ -237,12 +243,18 @@ pub struct SellSection {
     pub max_output: u32,
     /// Requests served at once.
     pub max_concurrent: u32,
+    /// Only these buyers (peer ids); empty = all.
+    pub allow: Vec<String>,
+    /// Never these buyers (peer ids).
+    pub deny: Vec<String>,
     /// Unsecured credit per buyer, in USD; `None` = decided by how public the node is.
     #[serde(with = "opt_usd")]
     pub credit_limit: Option<MicroUsd>,
     /// Unsecured credit over all buyers in a day, in USD; `None` = as above.
     #[serde(with = "opt_usd")]
     pub credit_total: Option<MicroUsd>,
+    /// How much is served.
+    pub limits: SellLimits,
 }
 
 impl Default for SellSection {
@@ -260,13 +272,17 @@ impl Default for SellSection {
             price_cached: None,
             price_cache_write: None,
             markup: None,
+            price_refresh: Duration::from_secs(20 * 60),
             free: false,
             http_port: 5006,
             context: 0,
             max_output: 0,
             max_concurrent: 256,
+            allow: Vec::new(),
+            deny: Vec::new(),
             credit_limit: None,
             credit_total: None,
+            limits: SellLimits::default(),
         }
     }
 }
@@ -355,6 +371,8 @@ pub struct PaymentSection {
     /// A seller settles when vouchers of this worth are not settled, in USD.
     #[serde(with = "usd")]
     pub settle_min: MicroUsd,
+    /// Sellers of a model with which a buyer has channels before it needs them; 0 = none.
+    pub open_ahead: u32,
     /// What a relayer may take for sending this node's signed calls, in USD.
     #[serde(with = "usd")]
     pub relay_fee_max: MicroUsd,
@@ -381,6 +399,7 @@ impl Default for PaymentSection {
             lifetime: Duration::from_secs(30 * 24 * 3_600),
             idle_close: Duration::from_secs(7 * 24 * 3_600),
             settle_min: MicroUsd::from_usd(1),
+            open_ahead: 2,
             relay_fee_max: MicroUsd(50_000),
         }
     }

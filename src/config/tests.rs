@@ -71,8 +71,8 @@ fn printed_config_reads_back_the_same() {
 #[test]
 fn all_problems_are_reported_at_once_with_path_and_nearest_name() {
     let found = messages(load_text(
-        "[buy]\nprot = 1\nport = \"x\"\nbudget_daily = \"-3\"\n[buy.timeouts]\nidle = \"soon\"\n\
-         [sel]\nfree = true\n[sell]\nbudget_daily = 1\n[[sell.models]]\nid = \"a\"\nprce_in = 1\n",
+        "[buy]\nprot = 1\nport = \"x\"\nbudget.daily = \"-3\"\n[buy.timeouts]\nidle = \"soon\"\n\
+         [sel]\nfree = true\n[sell]\nmax_concurent = 1\n[[sell.models]]\nid = \"a\"\nprce_in = 1\n",
     ));
     let all = found.join("\n");
     assert_eq!(found.len(), 7, "{all}");
@@ -81,7 +81,7 @@ fn all_problems_are_reported_at_once_with_path_and_nearest_name() {
         "{all}"
     );
     assert!(all.contains("buy.port: invalid type"), "{all}");
-    assert!(all.contains("buy.budget_daily: `-3` is negative"), "{all}");
+    assert!(all.contains("buy.budget.daily: `-3` is negative"), "{all}");
     assert!(
         all.contains("buy.timeouts.idle: `soon` is not a duration"),
         "{all}"
@@ -90,7 +90,7 @@ fn all_problems_are_reported_at_once_with_path_and_nearest_name() {
         all.contains("sel: unknown key; did you mean sell?"),
         "{all}"
     );
-    assert!(all.contains("did you mean buy.budget_daily?"), "{all}");
+    assert!(all.contains("did you mean sell.max_concurrent?"), "{all}");
     assert!(
         all.contains("sell.models[0].prce_in: unknown key; did you mean price_in?"),
         "{all}"
@@ -152,12 +152,27 @@ fn variables_are_typed_by_the_key_they_set() {
 }
 
 #[test]
+fn clients_have_names_and_tokens_elsewhere_and_nobody_is_told_a_secret() {
+    let load = |entries: &str| load_text(&format!("[buy]\nclients = [{entries}]\n"));
+    let config = load("\"alice=file:/a\", \"ci.bot=env:CI\"").unwrap().config;
+    let client = NamedClient::parse(&config.buy.clients[1]).unwrap();
+    assert_eq!(client.name, "ci.bot");
+    assert_eq!(client.token, SecretRef::Env("CI".to_owned()));
+    for wrong in ["alice=hunter2", "alice", "al ice=env:A", "=env:A"] {
+        let problems = messages(load(&format!("\"{wrong}\"")));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(!problems[0].contains("hunter2"), "{problems:?}");
+    }
+    assert!(load("\"a=env:A\", \"a=env:B\"").is_err());
+}
+
+#[test]
 fn money_and_percentages_read_as_numbers_or_text() {
-    let text = "[sell]\nprice_in = 2.5\nprice_out = \"10\"\n[buy]\nbudget_daily = 5\n";
+    let text = "[sell]\nprice_in = 2.5\nprice_out = \"10\"\n[buy.budget]\ndaily = 5\n";
     let config = load_text(text).unwrap().config;
     assert_eq!(config.sell.price_in.unwrap().0, 2_500_000);
     assert_eq!(config.sell.price_out.unwrap().0, 10_000_000);
-    assert_eq!(config.buy.budget_daily.unwrap().0, 5_000_000);
+    assert_eq!(config.buy.budget.daily.unwrap().0, 5_000_000);
     for (text, points) in [("\"10%\"", 1_000), ("2.5", 250), ("\"0\"", 0)] {
         let config = load_text(&format!("[sell]\nmarkup = {text}\n"))
             .unwrap()

@@ -355,7 +355,11 @@ impl SecretRef {
             Self::File(path) => read_secret_file(path).map(Some),
         }
     }
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads `env:NAME`, `file:PATH` or nothing.
+    ///
+    /// # Errors
+    /// What to write instead; the text itself is not repeated, for it may be the secret.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         match (text.strip_prefix("env:"), text.strip_prefix("file:")) {
             _ if text.is_empty() => Ok(Self::Unset),

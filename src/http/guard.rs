@@ -37,8 +37,10 @@ pub struct Settings {
     pub port: u16,
     /// More names, `name` (any port) or `name:port`.
     pub hosts: Vec<String>,
-    /// What every client must send; `None` lets all in.
+    /// What every client must send; `None`, with no named clients either, lets all in.
     pub token: Option<Secret<String>>,
+    /// Clients with tokens of their own, by name.
+    pub clients: Vec<(String, Secret<String>)>,
     /// Checks the SIGN-IN-WITH-X header of a caller without the token; called with the header's
     /// value and the host it names.
     pub sign_in: Option<SignInCheck>,
@@ -151,9 +153,14 @@ pub struct Guard {
     any_address: bool,
     port: u16,
     token: Option<[u8; 32]>,
+    clients: Vec<(ClientName, [u8; 32])>,
     sign_in: Option<SignInCheck>,
     control: Option<[u8; 32]>,
 }
+
+/// The client whose token a request carried, among the request's extensions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientName(pub Arc<str>);
 
 /// A name that is served, and on which port (`None` = any).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +204,14 @@ impl Guard {
             any_address,
             port: settings.port,
             token: digest(&settings.token),
+            clients: settings
+                .clients
+                .iter()
+                .map(|(name, token)| {
+                    let name = ClientName(Arc::from(name.as_str()));
+                    (name, sha256(token.expose().as_bytes()))
+                })
+                .collect(),
             sign_in: settings.sign_in.clone(),
             control: digest(&settings.control),
         }
@@ -212,8 +227,9 @@ impl Guard {
         check_fetch(method, headers)?;
         check_content_type(method, headers)?;
         let allowed = OPEN_PATHS.contains(&uri.path())
-            || self.token.is_none()
+            || (self.token.is_none() && self.clients.is_empty())
             || self.has_token(headers, self.token)
+            || self.client(headers).is_some()
             || self.is_control(headers)
             || self.signs_in(headers);
         if !allowed {
@@ -230,6 +246,14 @@ impl Guard {
     #[must_use]
     pub fn is_control(&self, headers: &HeaderMap) -> bool {
         self.control.is_some() && self.has_token(headers, self.control)
+    }
+
+    /// The named client whose token the request carries.
+    #[must_use]
+    pub fn client(&self, headers: &HeaderMap) -> Option<ClientName> {
+        let mut clients = self.clients.iter();
+        let found = clients.find(|(_, token)| self.has_token(headers, Some(*token)));
+        found.map(|(name, _)| name.clone())
     }
 
     fn signs_in(&self, headers: &HeaderMap) -> bool {

@@ -225,6 +225,33 @@ fn the_token_is_taken_from_every_usual_place() {
 }
 
 #[test]
+fn a_named_client_is_known_by_its_token_and_nobody_comes_in_without_one() {
+    let secret = |text: &str| Secret::new(text.to_owned());
+    let guard = guard(|s| {
+        s.clients = vec![
+            ("alice".to_owned(), secret("a")),
+            ("bob".to_owned(), secret("b")),
+        ];
+        s.control = Some(secret("control"));
+    });
+    let name = |value: &str| {
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
+        guard
+            .client(&headers)
+            .map(|ClientName(name)| name.to_string())
+    };
+    assert_eq!(name("Bearer b").as_deref(), Some("bob"));
+    assert_eq!(name("Bearer c"), None);
+    assert_eq!(name("Bearer control"), None);
+    let host = ("host", "localhost:5005");
+    let come = |headers: &[(&str, &str)]| check(&guard, "GET", "/v1/models", headers);
+    assert_eq!(come(&[host, ("x-api-key", "a")]), Ok(()));
+    assert_eq!(come(&[host, ("x-api-key", "control")]), Ok(()));
+    assert_eq!(come(&[host, ("x-api-key", "c")]), Err(Refusal::Token));
+    assert_eq!(come(&[host]), Err(Refusal::Token));
+}
+
+#[test]
 fn only_the_control_token_controls() {
     let guard = guard(|s| s.control = Some(Secret::new("control".to_owned())));
     let with = |value: &str| {

@@ -262,11 +262,14 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, _slot: OwnedSemaphorePerm
 }
 
 impl Shared {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let checked = self
             .guard
             .check(request.method(), request.uri(), request.headers());
         let Err(refusal) = checked else {
+            if let Some(name) = self.guard.client(request.headers()) {
+                request.extensions_mut().insert(name);
+            }
             return self.handler.handle(request).await;
         };
         tracing::debug!(code = refusal.code(), "refused a request");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions as _};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Sqlite, Transaction};
 
 use super::error::{Doing as _, LedgerError};
 use crate::types::{Hash32, PeerId, UnixMs};
@@ -130,15 +130,7 @@ impl Cache {
             .await
             .doing(WRITE)?;
         }
-        sqlx::query(
-            "delete from peer where peer in
-               (select peer from peer order by last_ok_ms desc limit -1 offset ?)",
-        )
-        .bind(PEERS_MAX)
-        .execute(&mut *tx)
-        .await
-        .doing(WRITE)?;
-        tx.commit().await.doing(WRITE)
+        finish(tx, ("peer", "peer", "last_ok_ms"), PEERS_MAX).await
     }
 
     /// Peers, those that answered last first, at most `limit`.
@@ -187,16 +179,12 @@ impl Cache {
             .await
             .doing(WRITE)?;
         }
-        sqlx::query(
-            "delete from offer where not_after < ?1 or offer_hash in
-               (select offer_hash from offer order by not_after desc limit -1 offset ?2)",
-        )
-        .bind(to_i64(now_ms))
-        .bind(OFFERS_MAX)
-        .execute(&mut *tx)
-        .await
-        .doing(WRITE)?;
-        tx.commit().await.doing(WRITE)
+        sqlx::query("delete from offer where not_after < ?")
+            .bind(to_i64(now_ms))
+            .execute(&mut *tx)
+            .await
+            .doing(WRITE)?;
+        finish(tx, ("offer", "offer_hash", "not_after"), OFFERS_MAX).await
     }
 
     /// Offers that may still be used at `now_ms`.
@@ -244,15 +232,7 @@ impl Cache {
         .execute(&mut *tx)
         .await
         .doing(WRITE)?;
-        sqlx::query(
-            "delete from terms where terms_hash in
-               (select terms_hash from terms order by at_ms desc limit -1 offset ?)",
-        )
-        .bind(TERMS_MAX)
-        .execute(&mut *tx)
-        .await
-        .doing(WRITE)?;
-        tx.commit().await.doing(WRITE)
+        finish(tx, ("terms", "terms_hash", "at_ms"), TERMS_MAX).await
     }
 
     /// Remembers what the router knows of sellers.
@@ -277,15 +257,7 @@ impl Cache {
             .await
             .doing(WRITE)?;
         }
-        sqlx::query(
-            "delete from score where peer in
-               (select peer from score order by at_ms desc limit -1 offset ?)",
-        )
-        .bind(SCORES_MAX)
-        .execute(&mut *tx)
-        .await
-        .doing(WRITE)?;
-        tx.commit().await.doing(WRITE)
+        finish(tx, ("score", "peer", "at_ms"), SCORES_MAX).await
     }
 
     /// What the router knew of sellers.
@@ -396,6 +368,24 @@ fn to_i64(number: u64) -> i64 {
 
 fn from_i64(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// Forgets all but the `most` newest rows of a table (its name, key and order), and commits.
+async fn finish(
+    mut tx: Transaction<'_, Sqlite>,
+    (table, key, order): (&str, &str, &str),
+    most: i64,
+) -> Result<(), LedgerError> {
+    let sql = format!(
+        "delete from {table} where {key} in
+           (select {key} from {table} order by {order} desc limit -1 offset ?)"
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(most)
+        .execute(&mut *tx)
+        .await
+        .doing(WRITE)?;
+    tx.commit().await.doing(WRITE)
 }
 
 #[cfg(test)]

@@ -294,11 +294,15 @@ pub(super) fn to_offer(values: &[Value]) -> Result<OfferRow, BadColumn> {
     })
 }
 
-/// Reads a `budget` row.
-pub(super) fn to_budget(values: &[Value]) -> Result<BudgetRow, BadColumn> {
-    let mut f = Fields::new(Table::Budget, values);
+/// Reads a row of `budget` or `client_budget`.
+pub(super) fn to_budget(table: Table, values: &[Value]) -> Result<BudgetRow, BadColumn> {
+    let mut f = Fields::new(table, values);
     Ok(BudgetRow {
         at_ms: f.int()?,
+        client: match table {
+            Table::ClientBudget => Some(f.text()?.to_owned()),
+            _ => None,
+        },
         model: f.maybe_text()?.map(ModelId::new),
         daily: f.maybe_int()?.map(MicroUsd),
         monthly: f.maybe_int()?.map(MicroUsd),

@@ -152,13 +152,20 @@ fn offer(out: &mut Columns, r: OfferRow) -> Result<Table, LedgerError> {
 
 fn budget(out: &mut Columns, r: BudgetRow) -> Result<Table, LedgerError> {
     out.int("at_ms", r.at_ms)?;
+    let table = match r.client {
+        Some(client) => {
+            out.text(client);
+            Table::ClientBudget
+        }
+        None => Table::Budget,
+    };
     match r.model {
         Some(model) => out.text(model.as_str().to_owned()),
         None => out.0.push(Value::Null),
     }
     out.maybe_int("daily", r.daily.map(|m| m.0))?;
     out.maybe_int("monthly", r.monthly.map(|m| m.0))?;
-    Ok(Table::Budget)
+    Ok(table)
 }
 
 fn intent(out: &mut Columns, r: IntentRow) -> Result<Table, LedgerError> {

@@ -24,6 +24,8 @@ pub enum LedgerWrite {
     },
     /// Spending limits; `None` removes one.
     BudgetSet {
+        /// One client; `None` is all together.
+        client: Option<String>,
         /// One model; `None` is all together.
         model: Option<String>,
         /// Most a local day may cost.
@@ -45,11 +47,13 @@ pub async fn apply(ledger: &Ledger, write: LedgerWrite, now: UnixMs) -> Result<R
             note,
         } => settlement(ledger, peer, amount_micro_usd, note, now).await?,
         LedgerWrite::BudgetSet {
+            client,
             model,
             daily_micro_usd,
             monthly_micro_usd,
         } => Row::BudgetSet(BudgetRow {
             at_ms: now,
+            client,
             model: model.as_deref().map(ModelId::new),
             daily: daily_micro_usd,
             monthly: monthly_micro_usd,

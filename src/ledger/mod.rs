@@ -55,7 +55,7 @@ pub use onchain::{CursorRow, EventRow, IntentRow, IntentState, OutcomeRow, SentR
 pub use reader::Reader;
 pub use rows::{
     AttemptState, BudgetRow, ChannelRow, ChannelState, DeliveredRow, FinalRow, OfferRow, OpenRow,
-    Outcome, Role, Row, SettlementRow, VoucherRow,
+    Outcome, PROBE_CLIENT, Role, Row, SettlementRow, VoucherRow,
 };
 pub use writer::{CheckpointSigner, Settings, Writer};
 

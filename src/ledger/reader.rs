@@ -19,11 +19,15 @@ use super::rows::{
 use super::schema;
 use super::sums::{self, Balance, CheckpointMark, Stretch, bucket_of};
 use super::table::{Stored, Table, stored};
-use crate::types::{AttemptId, ChannelId, MicroUsd, ModelId, RequestId, UnixMs};
+use crate::types::{AttemptId, ChannelId, MicroUsd, ModelId, PeerId, RequestId, UnixMs};
 
 /// Attempts among which the latest admission is looked for: far more than are in flight while a
 /// clock is set back, and read in a few ms.
 const NEWEST_ADMISSIONS: i64 = 4096;
+
+/// Rows of the ledger, of all kinds, among which refusals are looked for at a start: read in a tenth of
+/// a second.
+const REFUSED_ROWS: i64 = 200_000;
 
 pub(super) const WHAT: &str = "read the ledger";
 
@@ -219,17 +223,54 @@ impl Reader {
         Ok(all?.into_iter().filter(|row| row.role == role).collect())
     }
 
-    /// The spending limits in force: the newest row for all models and for each model.
+    /// What buyers did not accept of this seller's receipts, booked since `since_ms`: who, when, how
+    /// much; oldest first. Looks at the newest rows only: it is asked for at every start.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn refused_since(
+        &self,
+        since_ms: UnixMs,
+    ) -> Result<Vec<(PeerId, UnixMs, MicroUsd)>, LedgerError> {
+        let found: Vec<(Vec<u8>, i64, i64)> = sqlx::query_as(
+            "select o.peer, f.at_ms, d.cost - f.billed
+             from attempt_final f
+             join attempt_open o on o.seq = f.open_seq
+             join attempt_delivered d on d.open_seq = f.open_seq
+             where f.seq > (select coalesce(max(seq), 0) from attempt_final) - ?1
+               and f.at_ms >= ?2 and o.role = 'sell' and d.cost > f.billed
+             order by f.seq",
+        )
+        .bind(REFUSED_ROWS)
+        .bind(i64::try_from(since_ms).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .doing(WHAT)?;
+        let read = |(peer, at_ms, sum): (Vec<u8>, i64, i64)| {
+            let at_ms = u64::try_from(at_ms).unwrap_or(0);
+            Some((
+                PeerId::from_bytes(&peer).ok()?,
+                at_ms,
+                MicroUsd::from_i64(sum),
+            ))
+        };
+        Ok(found.into_iter().filter_map(read).collect())
+    }
+
+    /// The spending limits in force: the newest row for each client and model, and for all.
     ///
     /// # Errors
     /// As [`Self::load`].
     pub async fn budgets(&self) -> Result<Vec<BudgetRow>, LedgerError> {
         let mut conn = self.pool.acquire().await.doing(WHAT)?;
-        let rows = rows(&mut conn, Table::Budget, "where seq > ?1 order by seq", 0).await?;
-        let mut newest: BTreeMap<Option<ModelId>, BudgetRow> = BTreeMap::new();
-        for row in &rows {
-            let budget = self.typed(to_budget(&row.values))?;
-            newest.insert(budget.model.clone(), budget);
+        let mut newest: BTreeMap<(Option<String>, Option<ModelId>), BudgetRow> = BTreeMap::new();
+        for table in [Table::Budget, Table::ClientBudget] {
+            let rows = rows(&mut conn, table, "where seq > ?1 order by seq", 0).await?;
+            for row in &rows {
+                let budget = self.typed(to_budget(table, &row.values))?;
+                let about = (budget.client.clone(), budget.model.clone());
+                newest.insert(about, budget);
+            }
         }
         Ok(newest.into_values().collect())
     }
@@ -240,47 +281,78 @@ impl Reader {
     /// # Errors
     /// When the database cannot be read.
     pub async fn spent_since(&self, since_ms: UnixMs, role: Role) -> Result<MicroUsd, LedgerError> {
-        self.spent(since_ms, role, None).await
+        let all = self.spent_by_purpose(since_ms, role).await?;
+        Ok(all.into_iter().map(|(_, _, billed)| billed).sum())
     }
 
-    /// As [`Self::spent_since`], for one model.
+    /// As [`Self::spent_since`], for each model and client.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub async fn spent_since_on(
+    pub async fn spent_by_purpose(
         &self,
         since_ms: UnixMs,
         role: Role,
-        model: &ModelId,
-    ) -> Result<MicroUsd, LedgerError> {
-        self.spent(since_ms, role, Some(model)).await
-    }
-
-    async fn spent(
-        &self,
-        since_ms: UnixMs,
-        role: Role,
-        model: Option<&ModelId>,
-    ) -> Result<MicroUsd, LedgerError> {
+    ) -> Result<Vec<(ModelId, String, MicroUsd)>, LedgerError> {
         let since = i64::try_from(bucket_of(since_ms)).unwrap_or(i64::MAX);
-        let sum: i64 = sqlx::query_scalar(
-            "select coalesce((select sum(billed) from rollup
-                              where bucket_ms >= ?1 and role = ?2
-                                and (?3 is null or model = ?3)), 0)
-                  + coalesce((select sum(f.billed)
-                              from attempt_final f
-                              join attempt_open o on o.seq = f.open_seq
-                              where f.seq > coalesce((select max(covers) from checkpoint), 0)
-                                and f.at_ms >= ?1 and f.outcome = 'accepted' and o.role = ?2
-                                and (?3 is null or o.model = ?3)), 0)",
+        let sums: Vec<(String, String, i64)> = sqlx::query_as(
+            "select model, client, sum(billed) from (
+                 select model, client, billed from rollup
+                 where bucket_ms >= ?1 and role = ?2
+                 union all
+                 select o.model, o.client, f.billed
+                 from attempt_final f join attempt_open o on o.seq = f.open_seq
+                 where f.seq > coalesce((select max(covers) from checkpoint), 0)
+                   and f.at_ms >= ?1 and f.outcome = 'accepted' and o.role = ?2)
+             group by 1, 2 having sum(billed) > 0 order by 1, 2",
         )
         .bind(since)
         .bind(role.as_str())
-        .bind(model.map(ModelId::as_str))
-        .fetch_one(&self.pool)
+        .fetch_all(&self.pool)
         .await
         .doing(WHAT)?;
-        Ok(MicroUsd::from_i64(sum))
+        let typed = |(model, client, billed): (String, String, i64)| {
+            (ModelId::new(&model), client, MicroUsd::from_i64(billed))
+        };
+        Ok(sums.into_iter().map(typed).collect())
+    }
+
+    /// Tokens served and their accepted cost since `since_ms`, for each buyer.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn served_since(
+        &self,
+        since_ms: UnixMs,
+    ) -> Result<Vec<(PeerId, u64, MicroUsd)>, LedgerError> {
+        let since = i64::try_from(bucket_of(since_ms)).unwrap_or(i64::MAX);
+        let sums: Vec<(Vec<u8>, i64, i64)> = sqlx::query_as(
+            "select peer, sum(tokens), sum(billed) from (
+                 select peer, billed,
+                        input + cache_read + cache_write + output as tokens
+                 from rollup where bucket_ms >= ?1 and role = 'sell'
+                 union all
+                 select o.peer, f.billed, coalesce(f.usage_input, 0)
+                        + coalesce(f.usage_cache_read, 0) + coalesce(f.usage_cache_write, 0)
+                        + coalesce(f.usage_output, 0)
+                 from attempt_final f join attempt_open o on o.seq = f.open_seq
+                 where f.seq > coalesce((select max(covers) from checkpoint), 0)
+                   and f.at_ms >= ?1 and f.outcome = 'accepted' and o.role = 'sell')
+             group by 1",
+        )
+        .bind(since)
+        .fetch_all(&self.pool)
+        .await
+        .doing(WHAT)?;
+        let typed = |(peer, tokens, billed): (Vec<u8>, i64, i64)| {
+            let peer = PeerId::from_bytes(&peer).ok()?;
+            Some((
+                peer,
+                u64::try_from(tokens).unwrap_or(0),
+                MicroUsd::from_i64(billed),
+            ))
+        };
+        Ok(sums.into_iter().filter_map(typed).collect())
     }
 
     async fn channel_rows(

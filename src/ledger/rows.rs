@@ -234,11 +234,17 @@ pub struct OfferRow {
     pub bytes: Vec<u8>,
 }
 
-/// The user set spending limits; the newest row per model counts.
+/// The client whose requests are questions of this node's own, to find out about a seller; its rows
+/// are shown as `probe`.
+pub const PROBE_CLIENT: &str = "probe";
+
+/// The user set spending limits; the newest row per client and model counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetRow {
     /// When.
     pub at_ms: UnixMs,
+    /// One client; `None` is all together.
+    pub client: Option<String>,
     /// One model; `None` is all together.
     pub model: Option<ModelId>,
     /// Most a local day may cost; `None` is no limit.

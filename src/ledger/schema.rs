@@ -17,9 +17,10 @@ use super::error::{Doing as _, LedgerError, SQLITE_CORRUPT, SQLITE_NOTADB, sqlit
 /// Marks the file as ours (`pragma application_id`): "SOUK".
 const APPLICATION_ID: i64 = 0x534f_554b;
 /// Migrations in order; the file's `user_version` says how many it has.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../migrations/0001_ledger.sql"),
     include_str!("../../migrations/0002_chain.sql"),
+    include_str!("../../migrations/0003_client_budget.sql"),
 ];
 /// How long a lock of another process (a backup, a report) is waited for before it is fatal. Twice
 /// the 30 s of the busy experiment.

@@ -49,6 +49,8 @@ pub(super) enum Table {
     Settlement,
     /// Spending limits.
     Budget,
+    /// Spending limits of one client.
+    ClientBudget,
     /// Transactions that are to be made.
     TxIntent,
     /// Their signed forms.
@@ -69,7 +71,7 @@ pub(super) enum Table {
 
 impl Table {
     /// All tables, in insert order.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Channel,
         Self::Offer,
         Self::Open,
@@ -78,6 +80,7 @@ impl Table {
         Self::Voucher,
         Self::Settlement,
         Self::Budget,
+        Self::ClientBudget,
         Self::TxIntent,
         Self::TxSent,
         Self::TxOutcome,
@@ -99,6 +102,7 @@ impl Table {
             Self::Voucher => "voucher",
             Self::Settlement => "settlement",
             Self::Budget => "budget",
+            Self::ClientBudget => "client_budget",
             Self::TxIntent => "tx_intent",
             Self::TxSent => "tx_sent",
             Self::TxOutcome => "tx_outcome",
@@ -121,6 +125,7 @@ impl Table {
             Self::Voucher => &VOUCHER,
             Self::Settlement => &["at_ms", "role", "channel", "peer", "amount", "note"],
             Self::Budget => &["at_ms", "model", "daily", "monthly"],
+            Self::ClientBudget => &["at_ms", "client", "model", "daily", "monthly"],
             Self::TxIntent => &TX_INTENT,
             Self::TxSent => &[
                 "at_ms",

@@ -355,7 +355,7 @@ async fn damaged_foreign_newer_and_changed_files_are_refused_with_the_reason() {
     let newer = open_error(&path).await;
     assert!(matches!(newer, LedgerError::TooNew { found: 99, .. }));
     assert!(Reader::open(&path).await.is_err());
-    raw(&path, "pragma user_version = 2; pragma application_id = 5").await;
+    raw(&path, "pragma user_version = 3; pragma application_id = 5").await;
     let foreign = open_error(&path).await.to_string();
     assert!(foreign.contains("other program"), "{foreign}");
     raw(&path, "pragma application_id = 0x534f554b").await;
@@ -418,9 +418,14 @@ async fn offers_budgets_settlements_and_spending_are_read_back() {
     };
     let budget = |daily, model: Option<&str>| BudgetRow {
         at_ms: T0,
+        client: None,
         model: model.map(ModelId::new),
         daily: Some(MicroUsd(daily)),
         monthly: None,
+    };
+    let of_a_client = BudgetRow {
+        client: Some("alice".to_owned()),
+        ..budget(3, None)
     };
     let paid = SettlementRow {
         at_ms: T0,
@@ -437,6 +442,7 @@ async fn offers_budgets_settlements_and_spending_are_read_back() {
             Row::Offer(offer.clone()),
             Row::BudgetSet(budget(1, None)),
             Row::BudgetSet(budget(5, Some("m"))),
+            Row::BudgetSet(of_a_client.clone()),
             Row::BudgetSet(budget(2, None)),
             Row::Settlement(paid.clone()),
         ])
@@ -455,7 +461,7 @@ async fn offers_budgets_settlements_and_spending_are_read_back() {
     assert!(ledger.offers_since(T0 + 1001).await.unwrap().is_empty());
     assert_eq!(
         ledger.budgets().await.unwrap(),
-        [budget(2, None), budget(5, Some("m"))]
+        [budget(2, None), budget(5, Some("m")), of_a_client]
     );
     assert_eq!(ledger.settlements(Role::Buy).await.unwrap(), [paid]);
     assert_eq!(
@@ -472,10 +478,9 @@ async fn offers_budgets_settlements_and_spending_are_read_back() {
         MicroUsd(0)
     );
     let model = ModelId::new("openai/gpt-4o");
-    let on = ledger
-        .spent_since_on(T0 + 20 * hour, Role::Buy, &model)
-        .await
-        .unwrap();
-    assert_eq!(on, MicroUsd(50_000));
+    let by_purpose = ledger.spent_by_purpose(T0 + 20 * hour, Role::Buy);
+    let client = open(Role::Buy, 1, 1, T0).client;
+    let all = by_purpose.await.unwrap();
+    assert_eq!(all, [(model, client, MicroUsd(50_000))]);
     running.stop().await;
 }

@@ -30,6 +30,8 @@
 pub mod bounds;
 mod dialect;
 pub mod error;
+#[cfg(test)]
+mod growth;
 pub mod headers;
 mod json;
 mod meter;

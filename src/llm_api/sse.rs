@@ -230,6 +230,23 @@ pub fn event_name(event: &[u8]) -> Option<&[u8]> {
         .map(<[u8]>::trim_ascii)
 }
 
+/// The content block of a Messages stream that is open after `event`, of which `before` was.
+#[must_use]
+pub fn open_block(event: &[u8], before: Option<u64>) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Begun {
+        index: u64,
+    }
+    match event_name(event) {
+        Some(b"content_block_start") => {
+            let begun = serde_json::from_slice::<Begun>(&joined_data(event));
+            begun.map_or(before, |begun| Some(begun.index))
+        }
+        Some(b"content_block_stop" | b"message_stop") => None,
+        _ => before,
+    }
+}
+
 /// True when an event carries no data at all: only comments, fields without meaning, blank lines.
 #[must_use]
 pub fn is_comment(event: &[u8]) -> bool {

@@ -110,10 +110,106 @@ pub fn closing(
     Bytes::from(out)
 }
 
+/// The end of a stream that is cut where its client may spend no more: it reads as one that ran into
+/// its own length limit. `tracker` has seen what the client has, `open_block` is the content block
+/// of a Messages answer that has no end yet, `passed` the number of the next event of a Responses
+/// stream. Usage stands in it when it is given and the client has not got any.
+#[must_use]
+pub fn cut_short(
+    tracker: &UsageTracker,
+    usage: Option<(&Usage, MicroUsd)>,
+    open_block: Option<u64>,
+    passed: u64,
+) -> Bytes {
+    let nothing = Usage::default();
+    let (usage, cost) = usage.map_or((None, None), |(usage, cost)| (Some(usage), Some(cost)));
+    let nameless = StreamIdentity::default();
+    let identity = tracker.identity().unwrap_or(&nameless);
+    let mut out = Vec::new();
+    match tracker.dialect() {
+        Dialect::Chat => {
+            if tracker.finish_reason().is_none() {
+                out.extend_from_slice(&chat_finish_chunk(identity, "length"));
+            }
+            if let Some(usage) = usage.filter(|_| tracker.usage().is_none()) {
+                out.extend_from_slice(&chat_usage_chunk(identity, usage, cost));
+            }
+            out.extend_from_slice(CHAT_DONE);
+        }
+        Dialect::Messages => {
+            if let Some(index) = open_block {
+                let stop = format!(
+                    "event: content_block_stop\ndata: {{\"type\":\"content_block_stop\",\"index\":{index}}}\n\n"
+                );
+                out.extend_from_slice(stop.as_bytes());
+            }
+            if tracker.finish_reason().is_none() {
+                let usage = usage.unwrap_or(&nothing);
+                out.extend_from_slice(&message_delta("max_tokens", usage, cost));
+            }
+            out.extend_from_slice(MESSAGE_STOP);
+        }
+        Dialect::Responses => {
+            let usage = usage.unwrap_or(&nothing);
+            let end = response_incomplete(identity, usage, cost, passed);
+            out.extend_from_slice(&end);
+        }
+    }
+    Bytes::from(out)
+}
+
+/// Responses' `response.incomplete`; its items were sent one by one before.
+fn response_incomplete(
+    identity: &StreamIdentity,
+    usage: &Usage,
+    cost: Option<MicroUsd>,
+    number: u64,
+) -> Bytes {
+    let id = if identity.id.is_empty() {
+        "resp_souk"
+    } else {
+        &identity.id
+    };
+    Bytes::from(format!(
+        "event: response.incomplete\ndata: {{\"type\":\"response.incomplete\",\"sequence_number\":{number},\"response\":{{\"id\":{},\"object\":\"response\",\"created_at\":{},\"status\":\"incomplete\",\"incomplete_details\":{{\"reason\":\"max_output_tokens\"}},\"model\":{},\"output\":[],\"usage\":{}}}}}\n\n",
+        quoted(id),
+        identity.created_s,
+        quoted(&identity.model),
+        to_json(Dialect::Responses, usage, cost),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::llm_api::{AnswerMeter, sse, usage};
+
+    #[test]
+    fn a_stream_that_is_cut_short_reads_as_one_that_ran_into_its_limit() {
+        for dialect in [Dialect::Chat, Dialect::Messages, Dialect::Responses] {
+            let end = cut_short(
+                &UsageTracker::new(dialect),
+                Some((&counts(), MicroUsd(7))),
+                Some(2),
+                9,
+            );
+            let mut after = UsageTracker::new(dialect);
+            after.push(&end);
+            assert!(after.ended_well() && after.terminator_seen(), "{dialect:?}");
+            assert_eq!(after.usage(), Some(counts()));
+            let text = String::from_utf8(end.to_vec()).unwrap();
+            let reason = match dialect {
+                Dialect::Chat => "\"finish_reason\":\"length\"",
+                Dialect::Messages => "\"stop_reason\":\"max_tokens\"",
+                Dialect::Responses => "\"reason\":\"max_output_tokens\"",
+            };
+            assert!(text.contains(reason), "{text}");
+            let is_messages = dialect == Dialect::Messages;
+            assert_eq!(text.contains("\"index\":2"), is_messages, "{text}");
+        }
+        let quiet = cut_short(&UsageTracker::new(Dialect::Chat), None, None, 0);
+        assert!(!String::from_utf8(quiet.to_vec()).unwrap().contains("usage"));
+    }
 
     fn counts() -> Usage {
         Usage {

@@ -6,22 +6,23 @@ use std::sync::Arc;
 use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
 use super::routing;
-use crate::buyer::budget::{Budget, Limits};
+use crate::buyer::budget::{self, Budget, Limits, Purpose, Scope};
 use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
+use crate::config::NamedClient;
 use crate::data_dir::RunInfo;
 use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
-use crate::ledger::Role;
+use crate::ledger::{PROBE_CLIENT, Role};
 use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
-use crate::types::{ModelId, PeerId};
+use crate::types::{MicroUsd, ModelId, PeerId, Secret};
 use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
@@ -62,15 +63,7 @@ pub(super) async fn start(
         device: config.payment.device,
         onchain: base.onchain(),
     };
-    let spent = base
-        .ledger
-        .spent_since(
-            crate::types::day::midnight_before(base.clock.now_ms()),
-            Role::Buy,
-        )
-        .await?;
-    let budget = Budget::new(config.buy.budget_daily, spent, Arc::clone(&base.clock));
-    restore_limits(base, &budget).await?;
+    let budget = open_budget(base).await?;
     let payer = PayerHub::restore(
         base.ledger.clone(),
         base.network.clone(),
@@ -117,6 +110,20 @@ pub(super) async fn start(
         control: Arc::new(control),
     };
     let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
+    let warm = usize::try_from(config.buy.routing.warm_sellers).unwrap_or(usize::MAX);
+    if warm > 0 {
+        let (buyer, stop) = (Buyer::clone(&buyer), base.front.cancelled());
+        base.front
+            .spawn("warm", async move { buyer.keep_warm(warm, stop).await });
+    }
+    let every = config.buy.routing.canary_interval;
+    if config.buy.routing.canaries.is_some() && !every.is_zero() {
+        let (buyer, stop) = (Buyer::clone(&buyer), base.front.cancelled());
+        base.front.spawn(
+            "canaries",
+            async move { buyer.ask_canaries(every, stop).await },
+        );
+    }
     let url = run_info.url.clone();
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());
     base.front.spawn("http", async move {
@@ -129,31 +136,75 @@ pub(super) async fn start(
     })
 }
 
-/// Limits set with `node ledger budget set` hold until they are set again; a daily one from the
-/// config (or its flag) wins.
-async fn restore_limits(base: &Base, budget: &Budget) -> anyhow::Result<()> {
-    let rows = base.ledger.budgets().await?;
-    let Some(row) = rows.into_iter().find(|row| row.model.is_none()) else {
-        return Ok(());
-    };
-    let since = crate::types::day::month_before(base.clock.now_ms());
-    let month = base.ledger.spent_since(since, Role::Buy).await?;
-    let daily = base.config.buy.budget_daily.or(row.daily);
-    budget.set_limits(
-        Limits {
-            daily,
-            monthly: row.monthly,
-        },
-        month,
+/// The budget with what the ledger has booked in this day and month. Limits set with
+/// `node ledger budget set` hold until they are set again; those of the config (or a flag) win.
+async fn open_budget(base: &Base) -> anyhow::Result<Budget> {
+    let budget = Budget::new(Arc::clone(&base.clock));
+    let now_ms = base.clock.now_ms();
+    let (day, month) = (
+        budget::midnight_before(now_ms),
+        budget::month_before(now_ms),
     );
-    Ok(())
+    let today = base.ledger.spent_by_purpose(day, Role::Buy).await?;
+    for (model, client, billed) in base.ledger.spent_by_purpose(month, Role::Buy).await? {
+        let same = |one: &&(ModelId, String, MicroUsd)| one.0 == model && one.1 == client;
+        let of_today = today.iter().find(same);
+        let of_today = of_today.map_or(MicroUsd::ZERO, |(_, _, billed)| *billed);
+        budget.remember(&Purpose { model, client }, of_today, billed);
+    }
+    let mut general = Limits::default();
+    for row in base.ledger.budgets().await? {
+        let scope = Scope {
+            model: row.model,
+            client: row.client,
+        };
+        let limits = Limits {
+            daily: row.daily,
+            monthly: row.monthly,
+        };
+        if scope == Scope::ALL {
+            general = limits;
+        } else {
+            budget.limit(&scope, limits);
+        }
+    }
+    let set = &base.config.buy.budget;
+    let general = Limits {
+        daily: set.daily.or(general.daily),
+        monthly: set.monthly.or(general.monthly),
+    };
+    budget.limit(&Scope::ALL, general);
+    let probes = Scope {
+        model: None,
+        client: Some(PROBE_CLIENT.to_owned()),
+    };
+    let most = Limits {
+        daily: base.config.buy.routing.canaries,
+        monthly: None,
+    };
+    budget.limit(&probes, most);
+    Ok(budget)
+}
+
+/// The named clients with their tokens.
+fn clients(entries: &[String]) -> anyhow::Result<Vec<(String, Secret<String>)>> {
+    let mut clients = Vec::new();
+    for entry in entries {
+        let bad = |why| Failure::new(FailureKind::BadConfig, format!("buy.clients: {why}"));
+        let client = NamedClient::parse(entry).map_err(bad)?;
+        if let Some(token) = client.token.read()? {
+            clients.push((client.name, token));
+        }
+    }
+    Ok(clients)
 }
 
 async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo)> {
     let buy = &base.config.buy;
     let token = buy.token.read()?;
+    let clients = clients(&buy.clients)?;
     let loopback = matches!(buy.host.as_str(), "127.0.0.1" | "localhost" | "::1");
-    if !loopback && token.is_none() {
+    if !loopback && token.is_none() && clients.is_empty() {
         let message = format!("--host {} lets others spend your money", buy.host);
         let hint = "set [buy] token = \"env:NAME\" or \"file:PATH\", or use 127.0.0.1";
         return Err(Failure::new(FailureKind::BadConfig, message)
@@ -179,6 +230,7 @@ async fn bind(base: &Base, role: &str) -> anyhow::Result<(Server, Guard, RunInfo
         port,
         hosts: buy.hosts.clone(),
         token,
+        clients,
         sign_in: Some(sign_in(base)),
         control: Some(run_info.token()),
     });
@@ -202,6 +254,7 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
             deny: peers("buy.deny", &buy.deny)?,
             prefer: routing::prefer(buy.prefer),
             prepay_max: base.config.payment.prepay_max,
+            request_max: buy.budget.request,
         },
         names: Names {
             aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
@@ -271,7 +324,7 @@ fn delegation(base: &Base) -> anyhow::Result<Option<DelegationProof>> {
     }))
 }
 
-fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {
+pub(super) fn peers(key: &str, texts: &[String]) -> Result<Vec<PeerId>, Failure> {
     texts.iter().map(|text| peer(key, text)).collect()
 }
 

@@ -1,14 +1,12 @@
 //! `node demo`: a whole market on loopback in one process, paid on a local chain where anvil is
 //! installed. Nothing is written outside a temporary directory, and nothing listens beyond loopback.
 
-use std::path::{Path, PathBuf};
-
 use super::base::{Base, load_keys};
 use super::demo_chain::DemoChain;
+use super::demo_scratch::{self, Scratch};
 use super::{buy, sell};
 use crate::config::{ChainSection, Config};
 use crate::data_dir::DataDir;
-use crate::keys::{Replace, Seed, WordCount, render_key_file, write_key_file};
 use crate::launch::Launch;
 use crate::llm_api::Dialect;
 use crate::seller::demo_plan::{DemoPlan, DemoSeller};
@@ -24,44 +22,12 @@ const BUYER_MONEY: MicroUsd = MicroUsd::from_usd(20);
 /// Sellers of the demo settle from here on.
 const SETTLE_MIN: MicroUsd = MicroUsd(1_000);
 
-/// A directory that goes away with the demo.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> std::io::Result<Self> {
-        let name = format!("souk-demo-{}", hex::encode(rand::random::<[u8; 6]>()));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-    /// A data directory with fresh keys.
-    fn node(&self, name: &str) -> anyhow::Result<DataDir> {
-        let dir = DataDir::resolve(Some(&self.0.join(name)))?;
-        dir.create()?;
-        let seed = Seed::generate(WordCount::Twelve)?;
-        write_key_file(
-            &dir.key_file(),
-            &render_key_file(&seed, None)?,
-            Replace::Never,
-        )?;
-        Ok(dir)
-    }
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
 /// Runs the demo until it is stopped.
 ///
 /// # Errors
 /// When a port is taken or a part cannot start.
 pub async fn demo(launch: Launch) -> anyhow::Result<()> {
+    demo_scratch::sweep();
     let scratch = Scratch::new()?;
     let mut bases = Vec::new();
     let mut config = on_loopback(Config::default(), Vec::new());

@@ -10,11 +10,13 @@ mod buy;
 mod chain;
 mod demo;
 mod demo_chain;
+mod demo_scratch;
 pub mod deploy;
 pub mod purse;
 mod reclaim;
 mod routing;
 mod sell;
+mod stock;
 
 use base::Base;
 

@@ -5,23 +5,22 @@ use std::time::Duration;
 
 use super::agreement::Sold;
 use super::base::Base;
-use crate::config::{Config, SecretRef};
+use super::stock::{self, Stock, Withdrawal};
+use crate::config::SecretRef;
 use crate::data_dir::RunInfo;
 use crate::discovery::Announcer;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard};
 use crate::http::server::{self, Server};
-use crate::ledger::{Ledger, OfferRow, Row};
-use crate::llm_api::price_list;
 use crate::network::Incoming;
 use crate::payment::payee::{self, PayeeHub};
 use crate::protocol::{SignedTerms, Terms};
 use crate::seller::admission::{BuyerPolicy, Gate, Lives};
-use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
+use crate::seller::catalogue::{Catalogue, OfferFrame};
 use crate::seller::control::{Control, ControlParts};
 use crate::seller::demo_upstream::{self, DemoSettings};
+use crate::seller::limits::{DAY_MS, LimitSettings, Limits};
 use crate::seller::presets::{self, Source};
-use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
 use crate::seller::upstream::{Upstream, UpstreamSettings};
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
@@ -29,8 +28,8 @@ use crate::types::{MicroUsd, Secret};
 use crate::wallet::Wallet;
 use crate::wallet::relay::ask::Sellers;
 
-/// Prices follow the upstream's list this often; offers are renewed well before they end.
-const REFRESH_INTERVAL: Duration = Duration::from_secs(20 * 60);
+/// An ending seller waits this long until somebody has heard that it sells no more.
+const WITHDRAW_WAIT: Duration = Duration::from_secs(1);
 /// The ready line waits this long for the first offers to be published.
 const PUBLISH_WAIT: Duration = Duration::from_secs(3);
 /// Silence of the upstream that ends an answer.
@@ -47,13 +46,6 @@ pub(super) struct Selling {
     pub models: usize,
     pub run_info: RunInfo,
     pub credit: MicroUsd,
-}
-
-/// What is sold, and through whom.
-struct Stock {
-    rules: PriceRules,
-    upstream: Upstream,
-    frame: OfferFrame,
 }
 
 /// Starts the seller's parts; buyers are served when this returns.
@@ -97,7 +89,7 @@ pub(super) async fn start(
         addrs: base.network.offer_addresses().await,
     };
     let stock = Stock {
-        rules: rules(config),
+        rules: stock::rules(config),
         upstream: upstream.clone(),
         frame,
     };
@@ -107,7 +99,7 @@ pub(super) async fn start(
         &config.node.network,
         Arc::clone(&base.clock),
     );
-    let models = publish(base, &stock, &catalogue, &announcer).await?;
+    let models = stock::publish(base, &stock, &catalogue, &announcer).await?;
     let stop = base.base.cancelled();
     base.base
         .spawn("announcer", async move { runner.run(stop).await });
@@ -119,8 +111,19 @@ pub(super) async fn start(
     if let Some(wallet) = &wallet {
         super::reclaim::close_without_gas(wallet.clone(), payee.clone(), &base.base);
     }
-    let run_info = control(base, role, &seller, &payee, &catalogue, (wallet, metrics)).await?;
-    refresh(base, stock, catalogue, announcer.clone());
+    let withdraw = stock::withdrawal(base, &catalogue, &announcer);
+    drain(base, role, &seller, Arc::clone(&withdraw), &announcer);
+    let run_info = control(
+        base,
+        role,
+        &seller,
+        &payee,
+        &catalogue,
+        withdraw,
+        (wallet, metrics),
+    )
+    .await?;
+    stock::refresh(base, stock, catalogue, announcer.clone(), seller);
     let mut published = announcer.watch();
     let first = published.wait_for(|published| published.at_ms > 0);
     let _ = tokio::time::timeout(PUBLISH_WAIT, first).await;
@@ -183,136 +186,29 @@ fn api_key(base: &Base, usual: Option<&str>) -> anyhow::Result<Option<Secret<Str
     }
 }
 
-fn rules(config: &Config) -> PriceRules {
-    let sell = &config.sell;
-    let flags = |input: Option<MicroUsd>, output: Option<MicroUsd>, cached, cache_write| {
-        let micro = |price: Option<MicroUsd>| price.map(|price| price.0);
-        PriceFlags {
-            input: micro(input),
-            output: micro(output),
-            cached: micro(cached),
-            cache_write: micro(cache_write),
-        }
-    };
-    let models = sell.models.iter().map(|m| ModelRule {
-        id: m.id.clone(),
-        upstream_id: m.upstream_id.clone(),
-        price: flags(m.price_in, m.price_out, m.price_cached, m.price_cache_write),
-        context: m.context,
-        max_output: m.max_output,
+/// Off the market first when the node ends, so that buyers hear of it while what runs is finished;
+/// and the end of a node that only sells when it was told to drain and has nothing left to do.
+fn drain(base: &Base, role: &str, seller: &Seller, withdraw: Withdrawal, announcer: &Announcer) {
+    let (stop, mut published) = (base.front.cancelled(), announcer.watch());
+    base.front.spawn("withdraw", async move {
+        stop.cancelled().await;
+        let before = published.borrow().at_ms;
+        withdraw();
+        let heard = published.wait_for(|published| published.at_ms > before);
+        let _ = tokio::time::timeout(WITHDRAW_WAIT, heard).await;
     });
-    PriceRules {
-        models: models.collect(),
-        flags: flags(
-            sell.price_in,
-            sell.price_out,
-            sell.price_cached,
-            sell.price_cache_write,
-        ),
-        markup_bp: sell.markup,
-        free: sell.free,
-        context: sell.context,
-        max_output: sell.max_output,
+    if role != "sell" {
+        return;
     }
-}
-
-/// Reads the list, signs offers, makes them durable, hands them to the DHT.
-async fn publish(
-    base: &Base,
-    stock: &Stock,
-    catalogue: &Catalogue,
-    announcer: &Announcer,
-) -> anyhow::Result<usize> {
-    let (listed, complaint) = match stock.upstream.list_models().await {
-        Ok(body) => (price_list::parse(&body).ok(), None),
-        Err(error) => (None, Some(error.to_string())),
-    };
-    let failed = |error: PricingError| match (&error, complaint.clone()) {
-        (PricingError::NoPriceList | PricingError::NoModelList, Some(complaint)) => {
-            let hint = "check --base-url and the key, or name models and prices: \
-                        --model ID --price-in USD --price-out USD";
-            Failure::new(FailureKind::Upstream, complaint).hint(hint)
-        }
-        _ => Failure::new(FailureKind::BadConfig, error.to_string()),
-    };
-    let sale = pricing::models_for_sale(&stock.rules, listed.as_deref())
-        .and_then(pricing::Sale::strict)
-        .map_err(failed)?;
-    if let Some(warning) = sale.warning() {
-        tracing::warn!("{warning}");
-    }
-    let now_ms = base.clock.now_ms();
-    let kept = base.ledger.offers_since(now_ms).await?;
-    let kept = kept.into_iter().map(|row| row.bytes);
-    catalogue.restore(kept, &sale.models, &stock.frame, now_ms);
-    offer(
-        &base.ledger,
-        stock,
-        catalogue,
-        announcer,
-        &sale.models,
-        now_ms,
-    )
-    .await
-}
-
-async fn offer(
-    ledger: &Ledger,
-    stock: &Stock,
-    catalogue: &Catalogue,
-    announcer: &Announcer,
-    models: &[ModelForSale],
-    now_ms: u64,
-) -> anyhow::Result<usize> {
-    let offers = catalogue.publish(models, &stock.frame, now_ms);
-    let rows = offers.iter().map(|signed| {
-        Row::Offer(OfferRow {
-            at_ms: now_ms,
-            hash: signed.hash,
-            model: signed.offer.model.clone(),
-            not_after: signed.offer.not_after,
-            bytes: signed.bytes.to_vec(),
-        })
-    });
-    ledger.commit(rows.collect()).await?;
-    let count = offers.len();
-    announcer.set_offers(offers);
-    Ok(count)
-}
-
-/// Renews offers and prices until the node stops; a failed look keeps the last ones.
-fn refresh(base: &Base, stock: Stock, catalogue: Arc<Catalogue>, announcer: Announcer) {
+    let (seller, front) = (seller.clone(), base.front.clone());
     let stop = base.base.cancelled();
-    let (ledger, clock) = (base.ledger.clone(), Arc::clone(&base.clock));
-    base.base.spawn("offers", async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(REFRESH_INTERVAL) => {}
-                () = stop.cancelled() => return,
+    base.base.spawn("drained", async move {
+        tokio::select! {
+            () = seller.drained() => {
+                tracing::info!("nothing runs any more; ending");
+                front.cancel();
             }
-            let listed = match stock.upstream.list_models().await {
-                Ok(body) => price_list::parse(&body).ok(),
-                Err(_) => None,
-            };
-            let sale = match pricing::models_for_sale(&stock.rules, listed.as_deref()) {
-                Ok(sale) => sale,
-                Err(error) => {
-                    tracing::warn!(%error, "prices not renewed; the last offers stay");
-                    continue;
-                }
-            };
-            let now_ms = clock.now_ms();
-            let offered = offer(
-                &ledger,
-                &stock,
-                &catalogue,
-                &announcer,
-                &sale.models,
-                now_ms,
-            );
-            if let Err(error) = offered.await {
-                tracing::error!(%error, "offers not renewed");
-            }
+            () = stop.cancelled() => {}
         }
     });
 }
@@ -387,11 +283,16 @@ async fn open_seller(
         started_ms: base.clock.now_ms(),
         last_admission_ms: base.ledger.newest_admission().await?,
     };
+    let sell = &base.config.sell;
+    let policy = BuyerPolicy {
+        allow: super::buy::peers("sell.allow", &sell.allow)?,
+        deny: super::buy::peers("sell.deny", &sell.deny)?,
+    };
     let gate = Gate::new(
         base.keys.identity.peer_id(),
         base.config.node.network.clone(),
         lives,
-        BuyerPolicy::default(),
+        policy,
         catalogue,
     );
     let parts = Parts {
@@ -403,6 +304,7 @@ async fn open_seller(
         clock: Arc::clone(&base.clock),
         tasks: base.front.clone(),
         counter: base.counter.clone(),
+        limits: limits(base).await?,
     };
     let settings = Settings {
         max_concurrent: usize::try_from(base.config.sell.max_concurrent).unwrap_or(usize::MAX),
@@ -410,6 +312,26 @@ async fn open_seller(
         idle_timeout: UPSTREAM_IDLE,
     };
     Ok(Seller::new(parts, settings))
+}
+
+/// The limits, with what the ledger says was served today.
+async fn limits(base: &Base) -> anyhow::Result<Limits> {
+    let set = &base.config.sell.limits;
+    let settings = LimitSettings {
+        requests_per_minute: set.requests_per_minute,
+        tokens_per_minute: set.tokens_per_minute,
+        buyer_requests_per_minute: set.buyer_requests_per_minute,
+        buyer_tokens_per_minute: set.buyer_tokens_per_minute,
+        buyer_tokens_daily: set.buyer_tokens_daily,
+        buyer_daily: set.buyer_daily,
+    };
+    let now_ms = base.clock.now_ms();
+    let mut limits = Limits::new(settings, now_ms);
+    let since_ms = now_ms - now_ms % DAY_MS;
+    for (buyer, tokens, billed) in base.ledger.served_since(since_ms).await? {
+        limits.remember(buyer, tokens, billed, now_ms);
+    }
+    Ok(limits)
 }
 
 /// Takes infer and session streams.
@@ -421,8 +343,11 @@ fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
     } = incoming;
     super::chain::relay(base, relay);
     let seller = seller.clone();
-    base.front
-        .spawn("accept-infer", async move { seller.accept(infer).await });
+    let last = base.base.clone();
+    base.base.spawn(
+        "accept-infer",
+        async move { seller.accept(infer, last).await },
+    );
     let (tasks, stop) = (base.base.clone(), base.base.cancelled());
     base.base.spawn("accept-session", async move {
         loop {
@@ -445,6 +370,7 @@ async fn control(
     seller: &Seller,
     payee: &PayeeHub,
     catalogue: &Arc<Catalogue>,
+    withdraw: Withdrawal,
     (wallet, metrics): (Option<Wallet>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
     let port = base.config.sell.http_port;
@@ -460,6 +386,7 @@ async fn control(
         port,
         hosts: Vec::new(),
         token: None,
+        clients: Vec::new(),
         sign_in: None,
         control: Some(run_info.token()),
     });
@@ -475,6 +402,7 @@ async fn control(
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),
         guard: guard.clone(),
+        withdraw,
         metrics,
     });
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());

@@ -124,6 +124,10 @@ pub enum PeerErrorCode {
     Draining,
     /// A fault of the seller itself.
     Internal,
+    /// More requests or tokens in a minute than the seller serves; `retry_after_ms` says when.
+    RateLimited,
+    /// This buyer was served as much today as the seller serves it.
+    QuotaUsedUp,
 }
 
 impl PeerErrorCode {
@@ -152,6 +156,8 @@ impl PeerErrorCode {
             Self::UpstreamFailed => "upstream_failed",
             Self::Draining => "draining",
             Self::Internal => "internal",
+            Self::RateLimited => "rate_limited",
+            Self::QuotaUsedUp => "quota_used_up",
         }
     }
 }

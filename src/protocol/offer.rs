@@ -6,6 +6,29 @@
 //! Prices are integers. A tombstone (`not_after == seq`) withdraws an earlier offer and stays valid for an hour.
 //! Called by `network` (holder), `discovery` (announcer, offer book), buyer and seller.
 
+/// Gives a set of bits its operations.
+macro_rules! bits {
+    ($name:ident) => {
+        impl $name {
+            /// True when every bit of `other` is set here.
+            #[must_use]
+            pub const fn contains(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+            /// The bits of both.
+            #[must_use]
+            pub const fn union(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+            /// These bits without those of `other`.
+            #[must_use]
+            pub const fn without(self, other: Self) -> Self {
+                Self(self.0 & !other.0)
+            }
+        }
+    };
+}
+
 mod capabilities;
 mod keys;
 mod set;
@@ -61,18 +84,9 @@ impl Modes {
     pub const CHANNEL: Self = Self(1 << 1);
     /// Nothing is charged.
     pub const FREE: Self = Self(1 << 2);
-
-    /// True when every bit of `other` is set here.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-    /// The bits of both.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bits!(Modes);
 
 /// One seller's promise for one model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

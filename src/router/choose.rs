@@ -153,8 +153,16 @@ impl<'a> View<'a> {
         record.is_some_and(|record| record.is_proven(self.now_ms, settings))
     }
 
+    /// Has answered as often as a proven seller, if not for as long.
+    fn is_known(&self, seller: &PeerId) -> bool {
+        let record = self.sellers.get(seller);
+        let enough = self.inner.settings.proven_answers;
+        record.is_some_and(|record| record.good_answers >= enough)
+    }
+
     /// The positions of those that may be asked: lossy ways only when there is no other, newcomers
-    /// only as far as they may be explored.
+    /// only as far as they may be explored. On a retry those that have answered well come alone: a
+    /// client that waits already is not the one to try strangers on.
     fn eligible(&self, entries: &[Entry], tried: &[PeerId]) -> Vec<usize> {
         let fits = |(_, entry): &(usize, &Entry)| self.skip(entry, tried).is_none();
         let all: Vec<(usize, &Entry)> = entries.iter().enumerate().filter(fits).collect();
@@ -163,7 +171,11 @@ impl<'a> View<'a> {
             let proven = self.is_proven(&entry.seller);
             proven || self.may_try(entry, some_proven)
         });
-        let allowed: Vec<_> = allowed.collect();
+        let mut allowed: Vec<_> = allowed.collect();
+        let is_known = |(_, entry): &(usize, &Entry)| self.is_known(&entry.seller);
+        if !tried.is_empty() && allowed.iter().any(is_known) {
+            allowed.retain(is_known);
+        }
         let all_lossy = allowed.iter().all(|(_, entry)| entry.is_lossy);
         let allowed = allowed
             .into_iter()

@@ -16,6 +16,9 @@ pub(super) const SELLERS_MAX: usize = 10_000;
 const SMALL_MARKET: usize = 16;
 /// Time in which an answer's usual length and cost are forgotten, ms: a day's work is alike.
 const LENGTH_TAU_MS: u64 = 24 * 3_600_000;
+/// Weight of a newcomer's good answer among all newcomers, where a bad one has 1: rubbish passes the
+/// free checks about as often as not, so an answer that passed says less than one that did not.
+const NEWCOMER_GOOD: f64 = 0.25;
 /// Least weight of a new length.
 const LENGTH_STEP_MIN: f64 = 0.05;
 
@@ -59,6 +62,18 @@ impl Router {
         }
     }
 
+    /// A seller was asked what is known; `passed` when it knew, none when that cannot be told.
+    pub fn probed(&self, seller: &PeerId, model: &ModelId, passed: Option<bool>) {
+        let now_ms = self.now_ms();
+        let mut state = self.inner.state.lock();
+        if let Some(record) = state.sellers.get_mut(seller) {
+            record.probed_ms = now_ms;
+            if let Some(passed) = passed {
+                record.probe(passed, model, now_ms, &self.inner.settings);
+            }
+        }
+    }
+
     /// Computes the medians that stand in for what is not known. Called every few seconds, off the
     /// path of requests.
     pub fn refresh(&self) {
@@ -93,10 +108,17 @@ impl State {
                 record.succeed(answered.cost, now_ms, settings);
                 (true, answered.cost)
             }
-            Outcome::Doubtful { answered, reason } => {
+            Outcome::Doubtful {
+                answered,
+                reason,
+                is_grave,
+            } => {
                 tracing::warn!(seller = %seen.seller, reason, "an answer failed a check");
-                record.check(false, now_ms, settings);
-                if !was_proven {
+                record.remember(reason, now_ms);
+                if *is_grave {
+                    record.check(false, now_ms, settings);
+                }
+                if *is_grave && !was_proven {
                     // No record speaks for it.
                     record.quarantine(reason, now_ms, settings);
                 }
@@ -119,7 +141,8 @@ impl State {
         self.learn_of_model(inner, seen, good, cost, now_ms);
         // What newcomers are worth beside known sellers; in the first days everybody is new.
         if !was_proven && self.some_proven {
-            self.newcomers.observe(good, 1.0, now_ms, settings);
+            let weight = if good { NEWCOMER_GOOD } else { 1.0 };
+            self.newcomers.observe(good, weight, now_ms, settings);
         }
     }
 
@@ -143,16 +166,18 @@ impl State {
         };
         model_record.answer(answered, now_ms, settings);
         let over = over_billing(model_record, model.market.billing, answered, settings);
-        let cost = micro_usd(answered.cost).max(1.0);
-        model
-            .cost
-            .observe(cost, now_ms, LENGTH_TAU_MS, LENGTH_STEP_MIN);
+        if answered.cost > MicroUsd::ZERO {
+            let cost = micro_usd(answered.cost);
+            let (tau, step) = (LENGTH_TAU_MS, LENGTH_STEP_MIN);
+            model.cost.observe(cost, now_ms, tau, step);
+        }
         if model.records.len() <= SMALL_MARKET {
             model.market = Market::of(model);
         }
         if let (Some(factor), Some(record)) = (over, self.sellers.get_mut(&seen.seller)) {
             let reason = format!("billed {factor:.2} times its answers by our own count");
             tracing::warn!(seller = %seen.seller, reason, "seller set aside");
+            record.remember(&reason, now_ms);
             record.quarantine(&reason, now_ms, settings);
         }
         let output = real(answered.output_tokens).max(1.0);

@@ -104,6 +104,22 @@ pub struct Entry {
     pub is_translated: bool,
 }
 
+impl Entry {
+    /// A seller with an open channel that takes the request as it is, with nothing to prepay.
+    #[must_use]
+    pub const fn plain(seller: PeerId, price: PriceTable) -> Self {
+        Self {
+            seller,
+            price,
+            open_fee: MicroUsd::ZERO,
+            has_channel: true,
+            prefill: MicroUsd::ZERO,
+            is_lossy: false,
+            is_translated: false,
+        }
+    }
+}
+
 /// What is known of a model's sellers.
 #[derive(Default)]
 struct ModelState {

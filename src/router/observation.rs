@@ -31,6 +31,8 @@ pub enum Outcome {
         answered: Answered,
         /// Which check, for people.
         reason: String,
+        /// The answer contradicts itself: a newcomer is set aside for it.
+        is_grave: bool,
     },
     /// Without a (whole) answer, and it was the seller's fault.
     Failed {

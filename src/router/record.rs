@@ -9,7 +9,7 @@ use super::number::{micro_usd, real};
 use super::observation::Answered;
 use super::quality::Quality;
 use super::settings::Settings;
-use crate::types::{MicroUsd, UnixMs};
+use crate::types::{MicroUsd, ModelId, UnixMs};
 
 /// Upper ends of the input sizes between which latency is told apart, tokens.
 const SIZES: [u64; 3] = [4_000, 32_000, 128_000];
@@ -20,6 +20,25 @@ pub const SIZES_COUNT: usize = SIZES.len() + 1;
 #[must_use]
 pub fn size_of(input_tokens: u64) -> usize {
     SIZES.iter().take_while(|end| input_tokens >= **end).count()
+}
+
+/// Findings kept of a seller; what is older says little of it.
+const EVIDENCE_MAX: usize = 8;
+
+/// How often a model that is what it says answers a known question, …
+const PROBE_PASS_GOOD: f64 = 0.95;
+/// … and how often one that is not.
+const PROBE_PASS_BAD: f64 = 0.3;
+/// Doubt that sets a seller aside: once in a hundred tests of good ones at most.
+const PROBE_DOUBT_MAX: f64 = 100.0;
+
+/// Something that a seller was found doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// When.
+    pub at_ms: UnixMs,
+    /// What, with the attempt that shows it.
+    pub what: String,
 }
 
 /// One seller, all its models together.
@@ -43,6 +62,16 @@ pub struct SellerRecord {
     quarantine_until_ms: UnixMs,
     /// Why it is in quarantine, for people.
     pub quarantine_reason: String,
+    /// What it was found doing, oldest first, for people; of each the ledger keeps the receipt.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
+    /// When it was last asked what is known.
+    #[serde(default)]
+    pub probed_ms: UnixMs,
+    /// How many times likelier its answers to such questions are of a model that cannot answer them
+    /// than of one that can, since it was last as likely.
+    #[serde(default)]
+    pub doubt: f64,
     /// At stake in what is under way, micro-USD.
     #[serde(skip)]
     pub exposure: MicroUsd,
@@ -108,6 +137,37 @@ impl SellerRecord {
         if self.substituted(now_ms, settings) > settings.substituted_max {
             self.quarantine("its answers failed checks", now_ms, settings);
         }
+    }
+
+    /// It was asked what is known. A sequential test: one wrong answer is a mistake, two of a few are
+    /// none.
+    pub fn probe(&mut self, passed: bool, model: &ModelId, now_ms: UnixMs, settings: &Settings) {
+        let likelihood = if passed {
+            PROBE_PASS_BAD / PROBE_PASS_GOOD
+        } else {
+            (1.0 - PROBE_PASS_BAD) / (1.0 - PROBE_PASS_GOOD)
+        };
+        self.doubt = (self.doubt.max(1.0) * likelihood).max(1.0);
+        if !passed {
+            let what = format!("it gave a wrong answer to a known question as `{model}`");
+            self.remember(&what, now_ms);
+        }
+        self.check(passed, now_ms, settings);
+        if self.doubt >= PROBE_DOUBT_MAX {
+            let why = "it gave wrong answers to known questions";
+            self.quarantine(why, now_ms, settings);
+        }
+    }
+
+    /// Keeps what it was found doing.
+    pub fn remember(&mut self, what: &str, now_ms: UnixMs) {
+        if self.evidence.len() >= EVIDENCE_MAX {
+            self.evidence.remove(0);
+        }
+        self.evidence.push(Evidence {
+            at_ms: now_ms,
+            what: what.to_owned(),
+        });
     }
 
     /// Sets it aside for long, a newcomer for a seventh of that: it may have had a bad start. The
@@ -195,5 +255,38 @@ impl ModelRecord {
             .filter(|(_, mean)| mean.typical().is_some())
             .min_by_key(|(at, _)| at.abs_diff(size))
             .map(|(_, mean)| mean)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_wrong_answers_of_a_few_set_a_seller_aside_and_one_does_not() {
+        let (settings, model) = (Settings::default(), ModelId::new("m"));
+        let mut record = SellerRecord::new(0);
+        for passed in [true, true, false, true, true, true] {
+            record.probe(passed, &model, 1, &settings);
+            assert!(!record.is_quarantined(1));
+        }
+        record.probe(false, &model, 2, &settings);
+        record.probe(false, &model, 3, &settings);
+        assert!(record.is_quarantined(3));
+        assert_eq!(record.evidence.len(), 3);
+        let again: SellerRecord =
+            serde_json::from_value(serde_json::to_value(&record).unwrap()).unwrap();
+        assert_eq!(again.evidence, record.evidence);
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let mut kept = serde_json::to_value(SellerRecord::new(7)).unwrap();
+        let fields = kept.as_object_mut().unwrap();
+        for name in ["evidence", "probed_ms", "doubt"] {
+            fields.remove(name).unwrap();
+        }
+        let record: SellerRecord = serde_json::from_value(kept).unwrap();
+        assert_eq!(record, SellerRecord::new(7));
     }
 }

@@ -9,6 +9,9 @@ use super::settings::Settings;
 use super::{Ask, Entry};
 use crate::types::{PeerId, UnixMs};
 
+/// Least chance of a good answer that is divided by: a hopeless seller is dear, not infinite.
+const SUCCESS_MIN: f64 = 1e-3;
+
 /// The prices of a model's market that stand in for what a seller has not shown yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Market {
@@ -53,6 +56,29 @@ pub struct Score {
     pub in_flight: u32,
     /// Attempts known of this model.
     pub observed: u32,
+}
+
+/// What the formula adds up.
+pub struct Parts {
+    /// Billed cost, micro-USD.
+    pub money: f64,
+    /// Expected time to the whole answer, s.
+    pub latency_s: f64,
+    /// Time lost when the attempt fails, s.
+    pub fail_s: f64,
+    /// Chance of success.
+    pub success: f64,
+    /// Chance that it serves another model than it says.
+    pub substituted: f64,
+}
+
+impl Parts {
+    /// The formula: micro-USD for a good answer, when a second is worth `second` micro-USD.
+    #[must_use]
+    pub fn total(&self, second: f64) -> f64 {
+        let waiting = second * self.latency_s + (1.0 - self.success) * second * self.fail_s;
+        (self.money + waiting) / (self.success * (1.0 - self.substituted)).max(SUCCESS_MIN)
+    }
 }
 
 /// The list cost of a request, micro-USD: expected output, and `cached` tokens at the cache's price.
@@ -143,8 +169,13 @@ impl Known<'_> {
 impl Score {
     /// Computes the total from the parts.
     pub fn sum_up(&mut self, second: f64) {
-        let money = self.billing * self.cost;
-        let waiting = second * self.latency_s + (1.0 - self.success) * second * self.fail_s;
-        self.total = (money + waiting) / (self.success * (1.0 - self.substituted)).max(1e-3);
+        self.total = Parts {
+            money: self.billing * self.cost,
+            latency_s: self.latency_s,
+            fail_s: self.fail_s,
+            success: self.success,
+            substituted: self.substituted,
+        }
+        .total(second);
     }
 }

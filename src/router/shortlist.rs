@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 
 use super::number::real;
 use super::record::SIZES_COUNT;
-use super::score::{Known, list_cost};
+use super::score::{Known, Parts, list_cost};
 use super::{Ask, Entry, Router};
 
 /// Proven sellers scored for a request.
@@ -88,11 +88,14 @@ impl Router {
                 settings,
             );
             let (latency_s, fail_s) = known.seconds();
-            let second = settings.second(ask.prefer);
-            let waiting = second * latency_s + (1.0 - mean) * second * fail_s;
-            let total = (known.billing() * list_cost + waiting)
-                / (mean * (1.0 - known.substituted())).max(1e-3);
-            scored.push((total, at));
+            let parts = Parts {
+                money: known.billing() * list_cost,
+                latency_s,
+                fail_s,
+                success: mean,
+                substituted: known.substituted(),
+            };
+            scored.push((parts.total(settings.second(ask.prefer)), at));
         }
         scored.sort_unstable_by(|(a, _), (b, _)| a.total_cmp(b));
         list.proven = scored.into_iter().map(|(_, at)| at).collect();

@@ -25,19 +25,15 @@ fn world() -> World {
 }
 
 fn entry(seller: PeerId, price: u64) -> Entry {
+    let price = PriceTable {
+        input: price,
+        cache_read: price / 10,
+        cache_write: price,
+        output: price * 4,
+    };
     Entry {
-        seller,
-        price: PriceTable {
-            input: price,
-            cache_read: price / 10,
-            cache_write: price,
-            output: price * 4,
-        },
-        open_fee: MicroUsd::ZERO,
-        has_channel: true,
         prefill: MicroUsd(10),
-        is_lossy: false,
-        is_translated: false,
+        ..Entry::plain(seller, price)
     }
 }
 

@@ -91,6 +91,7 @@ pub(super) async fn close(
                 "credit_exhausted" => PeerErrorCode::CreditExhausted,
                 "voucher_missing" | "deposit_unconfirmed" => PeerErrorCode::VoucherLate,
                 "draining" => PeerErrorCode::Draining,
+                "above_max_cost" => PeerErrorCode::AboveMaxCost,
                 _ => PeerErrorCode::UpstreamFailed,
             },
             message: code.to_owned(),
@@ -104,6 +105,9 @@ pub(super) async fn close(
     // The buyer has its whole answer; the receipt follows when this node cannot forget it any more.
     let _ = wire.writer.flush().await;
     job.room = None;
+    let buyer = job.order.signed.head.buyer;
+    let tokens = usage.input_total().saturating_add(usage.output);
+    shared.count_served(buyer, job.counted, tokens, cost);
     book(shared, &job, &delivered, &receipt, finish, own).await;
     if delivered.committed {
         wire.writer.put(FrameKind::Usage, &receipt.bytes);

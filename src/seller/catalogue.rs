@@ -163,6 +163,18 @@ impl Catalogue {
         signed_offers
     }
 
+    /// Takes everything off the market: tombstones to announce, for what is on offer now. Offers that
+    /// buyers hold still bind.
+    pub fn withdraw(&self, now_ms: UnixMs) -> Vec<SignedOffer> {
+        let offered = std::mem::take(&mut *self.current.write());
+        let sign = |message: &[u8]| self.identity.sign(message);
+        let graves = offered.iter().map(|signed| {
+            let grave = signed.offer.tombstone(now_ms);
+            SignedOffer::sign(grave, sign)
+        });
+        graves.filter_map(Result::ok).collect()
+    }
+
     /// The offer of that hash, while it binds.
     #[must_use]
     pub fn by_offer(&self, hash: &Hash32, now_ms: UnixMs) -> Option<Arc<Sold>> {

@@ -1,7 +1,8 @@
 //! The seller's own loopback port: probes, `/metrics`, and `/api` for the command line.
 //!
 //! Invariants: reads never wait for a peer or the upstream; `POST /api/settle`, which raises what a
-//! buyer may order, needs the control token and is durable when it is answered. `node` makes it and
+//! buyer may order, needs the control token and is durable when it is answered; so does
+//! `POST /api/drain`, which takes the seller off the market. `node` makes it and
 //! serves it with [`crate::http::server`].
 
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub struct ControlParts {
     pub started_ms: UnixMs,
     /// Knows the control token.
     pub guard: Guard,
+    /// Takes the offers off the market.
+    pub withdraw: Arc<dyn Fn() + Send + Sync>,
     /// The process' metrics, if they are collected.
     pub metrics: Option<Metrics>,
 }
@@ -89,6 +92,7 @@ impl Control {
             .route("/api/ledger", get(sums))
             .route("/api/channels", get(channels))
             .route("/api/settle", post(settle))
+            .route("/api/drain", post(drain))
             .method_not_allowed_fallback(control::method_not_allowed)
             .fallback(control::owner_fallback)
             .with_state(Arc::new(parts))
@@ -143,6 +147,9 @@ async fn metrics(State(parts): Parts) -> RouterResponse {
     metrics::gauge!("souk_seller_owed_usd").set(control::gauge_usd(owed));
     metrics::counter!("souk_seller_served_total").absolute(stats.served.load(Ordering::Relaxed));
     metrics::counter!("souk_seller_refused_total").absolute(stats.refused.load(Ordering::Relaxed));
+    for (code, count) in stats.refused_by() {
+        metrics::counter!("souk_seller_refusals_total", "code" => code).absolute(count);
+    }
     metrics::counter!("souk_seller_cancelled_total")
         .absolute(stats.cancelled.load(Ordering::Relaxed));
     control::metrics_text(parts.metrics.as_ref())
@@ -160,6 +167,7 @@ async fn status(State(parts): Parts) -> ControlResult {
     let offers = parts.catalogue.current();
     let state = match parts.ledger.stop_reason() {
         Some(reason) => format!("stopped: {reason}"),
+        None if parts.seller.is_draining() => "draining".to_owned(),
         None if offers.is_empty() => "nothing on sale yet".to_owned(),
         None => "selling".to_owned(),
     };
@@ -178,6 +186,8 @@ async fn status(State(parts): Parts) -> ControlResult {
         "in_flight": parts.seller.in_flight(),
         "served": stats.served.load(Ordering::Relaxed),
         "refused": stats.refused.load(Ordering::Relaxed),
+        "refused_by": stats.refused_by(),
+        "draining": parts.seller.is_draining(),
         "cancelled": stats.cancelled.load(Ordering::Relaxed),
         "in_doubt": total(&accounts, |account| account.unaccepted),
         "money": {
@@ -230,6 +240,16 @@ async fn channels(State(parts): Parts) -> ControlResult {
     };
     let list: Vec<Value> = parts.accounts().into_iter().map(one).collect();
     Ok(Json(json!({ "channels": list })))
+}
+
+/// Takes nothing new from now on; a seller that does nothing else ends when what runs is finished.
+async fn drain(State(parts): Parts, headers: HeaderMap) -> ControlResult {
+    control::require_control(&parts.guard, &headers)?;
+    parts.seller.drain();
+    (parts.withdraw)();
+    let in_flight = parts.seller.in_flight();
+    tracing::info!(in_flight, "draining");
+    Ok(Json(json!({ "draining": true, "in_flight": in_flight })))
 }
 
 /// Books a payment that a buyer made outside.

@@ -3,7 +3,7 @@
 //! One stream, top to bottom (`Seller::serve`):
 //! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
 //!
-//! [`admission`] checks heads, [`catalogue`] knows the offers that bind us, [`upstream`] is the
+//! `intake` takes an order: [`admission`] checks its head, [`limits`] how much is served; [`catalogue`] knows the offers that bind us, [`upstream`] is the
 //! HTTP client, `reply` relays and meters (`stream` or `whole`), `account` turns what was delivered
 //! into a receipt, [`control`] answers the owner's own HTTP port.
 //! A buyer that cancels or vanishes stops the upstream at once.
@@ -18,6 +18,8 @@ pub mod control;
 mod demo_answer;
 pub mod demo_plan;
 pub mod demo_upstream;
+mod intake;
+pub mod limits;
 pub mod presets;
 pub mod pricing;
 pub mod replay;
@@ -27,35 +29,32 @@ pub mod upstream;
 mod whole;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use admission::{Gate, Order};
+use limits::Limits;
 use upstream::Upstream;
 use wire::{InferWire, NoOrder};
 
 use crate::keys::NodeKeys;
-use crate::ledger::{Ledger, LedgerError, OpenRow, Role, Row};
-use crate::llm_api::{self, Dialect, Endpoint, RequestView, TokenCounter};
+use crate::ledger::{Ledger, OpenRow, Role};
+use crate::llm_api::{Dialect, Endpoint, TokenCounter};
 use crate::network::Stream;
 use crate::payment::WindowSettings;
-use crate::payment::payee::{AdmitError, PayeeHub, PayeePair};
+use crate::payment::payee::{PayeeHub, PayeePair};
 use crate::protocol::limits::{STREAMS_PER_NODE_MAX, STREAMS_PER_PEER_MAX};
 use crate::protocol::{Ending, PeerErrorCode};
 use crate::tasks::Tasks;
 use crate::types::{AttemptId, Clock, MicroUsd, PeerId};
-
-/// How long a request waits for the voucher that pays its prefill.
-const VOUCHER_WAIT: Duration = Duration::from_secs(2);
 
 /// Streams that still run this long after a shutdown began are ended, with a receipt.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(6);
@@ -89,8 +88,11 @@ struct Shared {
     settings: Settings,
     slots: Arc<Semaphore>,
     per_buyer: Mutex<HashMap<PeerId, Arc<Semaphore>>>,
+    limits: Mutex<Limits>,
     stats: Stats,
     stop: CancellationToken,
+    /// Cancelled: nothing new is taken.
+    drain: CancellationToken,
     drain_at: OnceLock<Instant>,
 }
 
@@ -101,8 +103,18 @@ pub struct Stats {
     pub served: AtomicU64,
     /// Requests refused before it.
     pub refused: AtomicU64,
+    /// The same by code.
+    refused_by: Mutex<BTreeMap<&'static str, u64>>,
     /// Answers the buyer cut short.
     pub cancelled: AtomicU64,
+}
+
+impl Stats {
+    /// Requests refused before they reached the upstream, by code.
+    #[must_use]
+    pub fn refused_by(&self) -> BTreeMap<&'static str, u64> {
+        self.refused_by.lock().clone()
+    }
 }
 
 /// The parts a seller is made of.
@@ -123,9 +135,23 @@ pub struct Parts {
     pub tasks: Tasks,
     /// Counts tokens.
     pub counter: TokenCounter,
+    /// How much is served.
+    pub limits: Limits,
 }
 
 impl Shared {
+    /// A request that was counted with `counted` tokens is over.
+    fn count_served(&self, buyer: PeerId, counted: u64, tokens: u64, cost: MicroUsd) {
+        let now_ms = self.clock.now_ms();
+        let mut limits = self.limits.lock();
+        limits.served(buyer, counted, tokens, cost, now_ms);
+    }
+
+    /// True once nothing new is taken.
+    fn is_draining(&self) -> bool {
+        self.drain.is_cancelled() || self.stop.is_cancelled()
+    }
+
     /// Resolves when a shutdown has waited long enough for streams to end by themselves.
     async fn drained(&self) {
         self.stop.cancelled().await;
@@ -161,6 +187,8 @@ struct Job {
     endpoint: Endpoint,
     dialect: Dialect,
     prefill: MicroUsd,
+    /// Its input, as the limits counted it.
+    counted: u64,
     started: Instant,
 }
 
@@ -177,6 +205,7 @@ impl Seller {
             clock,
             tasks,
             counter,
+            limits,
         } = parts;
         let slots = Arc::new(Semaphore::new(
             settings.max_concurrent.min(STREAMS_PER_NODE_MAX),
@@ -195,7 +224,9 @@ impl Seller {
             settings,
             slots,
             per_buyer: Mutex::default(),
+            limits: Mutex::new(limits),
             stats,
+            drain: CancellationToken::new(),
             stop,
             drain_at: OnceLock::new(),
         };
@@ -216,18 +247,44 @@ impl Seller {
         self.shared.settings.max_concurrent.saturating_sub(free)
     }
 
-    /// Takes infer streams until the network or the node ends.
-    pub async fn accept(self, mut incoming: mpsc::Receiver<(PeerId, Stream)>) {
-        let cancelled = self.shared.stop.clone();
+    /// Takes nothing new from now on: requests are refused as `draining`, what runs is finished.
+    pub fn drain(&self) {
+        self.shared.drain.cancel();
+    }
+    /// True once nothing new is taken.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining()
+    }
+    /// Resolves when [`Self::drain`] was called and nothing runs any more.
+    pub async fn drained(&self) {
+        self.shared.drain.cancelled().await;
+        let all = self
+            .shared
+            .settings
+            .max_concurrent
+            .min(STREAMS_PER_NODE_MAX);
+        let all = u32::try_from(all).unwrap_or(u32::MAX);
+        // Closed semaphores have no more to wait for.
+        drop(self.shared.slots.acquire_many(all).await);
+    }
+
+    /// Takes infer streams until the network or the node ends. While the node ends, those that come
+    /// are refused with a word, on `last` tasks, so that buyers go elsewhere at once.
+    pub async fn accept(self, mut incoming: mpsc::Receiver<(PeerId, Stream)>, last: Tasks) {
+        let ended = last.cancelled();
         loop {
             let (buyer, stream) = tokio::select! {
                 next = incoming.recv() => match next { Some(next) => next, None => return },
-                () = cancelled.cancelled() => return,
+                () = ended.cancelled() => return,
+            };
+            let tasks = if self.shared.stop.is_cancelled() {
+                &last
+            } else {
+                &self.shared.tasks
             };
             let seller = self.clone();
-            self.shared
-                .tasks
-                .spawn("infer", async move { seller.serve(buyer, stream).await });
+            tasks.spawn("infer", async move { seller.serve(buyer, stream).await });
         }
     }
 
@@ -247,7 +304,10 @@ impl Seller {
                         return;
                     }
                 }
-                Err(NoOrder::Refuse(code)) => return self.refuse(&mut wire, buyer, code).await,
+                Err(NoOrder::Refuse(code)) => return self.refuse(&mut wire, buyer, code, 0).await,
+                Err(NoOrder::Wait(code, ms)) => {
+                    return self.refuse(&mut wire, buyer, code, ms).await;
+                }
                 Err(NoOrder::Gone) => {
                     return tracing::debug!(%buyer, "stream ended before its order");
                 }
@@ -259,128 +319,19 @@ impl Seller {
         }
     }
 
-    async fn refuse(&self, wire: &mut InferWire, buyer: PeerId, code: PeerErrorCode) {
-        self.shared.stats.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%buyer, code = code.as_str(), "request refused");
-        wire.refuse(code, code.as_str(), self.shared.clock.now_ms())
-            .await;
-    }
-
-    /// Head, slot, body, credit: everything before the upstream is called.
-    async fn take_order(
+    async fn refuse(
         &self,
         wire: &mut InferWire,
         buyer: PeerId,
-        payload: Bytes,
-    ) -> Result<Job, NoOrder> {
-        let shared = &*self.shared;
-        let overloaded = |_| NoOrder::Refuse(PeerErrorCode::Overloaded);
-        let place = shared
-            .place(buyer)
-            .try_acquire_owned()
-            .map_err(overloaded)?;
-        let order = shared
-            .gate
-            .check(&payload, &buyer, shared.clock.now_ms())
-            .map_err(NoOrder::Refuse)?;
-        self.refuse_earlier_life(&order).await?;
-        let slot = Arc::clone(&shared.slots)
-            .try_acquire_owned()
-            .map_err(overloaded)?;
-        let head = &order.signed.head;
-        let pair = shared
-            .payee
-            .pair(&buyer)
-            .filter(|pair| pair.channel() == head.channel)
-            .ok_or(NoOrder::Refuse(PeerErrorCode::UnknownChannel))?;
-        let endpoint = Endpoint::from_path(&head.path)
-            .filter(|endpoint| endpoint.dialect() == shared.upstream.dialect())
-            .filter(|endpoint| catalogue::serves(&order.sold.offer, *endpoint))
-            .ok_or(NoOrder::Refuse(PeerErrorCode::Malformed))?;
-        let dialect = endpoint.dialect();
-        let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
-        let body = wire.body(length).await?;
-        if Sha256::digest(&body).as_slice() != head.body_sha256.as_bytes() {
-            return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
-        }
-        let (body, prefill) = prepare(&order, &body, dialect)?;
-        if prefill > order.signed.head.max_cost {
-            return Err(NoOrder::Refuse(PeerErrorCode::AboveMaxCost));
-        }
-        let attempt = order.signed.attempt_id();
-        let started = Instant::now();
-        let room = Room {
-            _place: place,
-            _slot: slot,
-        };
-        let job = Job {
-            room: Some(room),
-            order,
-            attempt,
-            pair,
-            body,
-            endpoint,
-            dialect,
-            prefill,
-            started,
-        };
-        self.admit(&job).await?;
-        Ok(job)
-    }
-
-    /// Refuses what an earlier life has served: a restart forgets nonces, the ledger does not.
-    async fn refuse_earlier_life(&self, order: &Order) -> Result<(), NoOrder> {
-        let shared = &*self.shared;
-        if !shared.gate.may_be_of_an_earlier_life(&order.signed.head) {
-            return Ok(());
-        }
-        let attempt = order.signed.attempt_id();
-        match shared.ledger.has_attempt(&attempt).await {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(NoOrder::Refuse(PeerErrorCode::Replayed)),
-            Err(error) => Err(ledger_failed(&error)),
-        }
-    }
-
-    /// Waits for the voucher that pays the prefill, then books the open row.
-    async fn admit(&self, job: &Job) -> Result<(), NoOrder> {
-        let shared = &*self.shared;
-        let price = &job.order.sold.offer.price;
-        let window = if price.is_free() {
-            MicroUsd::ZERO
-        } else {
-            shared.settings.windows.stream(price)
-        };
-        job.pair
-            .admit(
-                job.attempt,
-                job.prefill,
-                window,
-                shared.clock.now_ms(),
-                VOUCHER_WAIT,
-            )
-            .await
-            .map_err(|error| {
-                NoOrder::Refuse(match error {
-                    AdmitError::UnknownChannel => PeerErrorCode::UnknownChannel,
-                    AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
-                    AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
-                    AdmitError::Unaccepted | AdmitError::Unconfirmed => PeerErrorCode::Overloaded,
-                    AdmitError::Ending => PeerErrorCode::UnknownChannel,
-                    AdmitError::WrittenOff => PeerErrorCode::CreditExhausted,
-                })
-            })?;
-        let row = job.open_row(shared.clock.now_ms());
-        let booked = async {
-            job.pair.book_channel(&shared.ledger).await?;
-            shared.ledger.submit(vec![Row::Open(row)]).await
-        };
-        if let Err(error) = booked.await {
-            job.pair.drop_attempt(&job.attempt);
-            return Err(ledger_failed(&error));
-        }
-        crate::failpoint::hit("seller_open_row");
-        Ok(())
+        code: PeerErrorCode,
+        retry_after_ms: u64,
+    ) {
+        let stats = &self.shared.stats;
+        stats.refused.fetch_add(1, Ordering::Relaxed);
+        *stats.refused_by.lock().entry(code.as_str()).or_insert(0) += 1;
+        tracing::info!(%buyer, code = code.as_str(), "request refused");
+        let now_ms = self.shared.clock.now_ms();
+        wire.refuse(code, retry_after_ms, now_ms).await;
     }
 }
 
@@ -409,27 +360,6 @@ impl Job {
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
-}
-
-/// Names the model as the upstream does, and works out the prefill from the bytes as signed.
-fn prepare(order: &Order, body: &Bytes, dialect: Dialect) -> Result<(Bytes, MicroUsd), NoOrder> {
-    let malformed = |_| NoOrder::Refuse(PeerErrorCode::Malformed);
-    let view = RequestView::parse(body, dialect).map_err(malformed)?;
-    let offer = &order.sold.offer;
-    let tokens =
-        llm_api::prefill_tokens(&view, body.len(), offer.tokens_per_kib, offer.image_tokens);
-    let prefill = offer.price.cost_in_out(tokens, 0);
-    let body = if view.model == order.sold.upstream_id {
-        body.clone()
-    } else {
-        llm_api::rewrite_model(body, &view, &order.sold.upstream_id)
-    };
-    Ok((body, prefill))
-}
-
-fn ledger_failed(error: &LedgerError) -> NoOrder {
-    tracing::error!(%error, "ledger failed; refusing");
-    NoOrder::Refuse(PeerErrorCode::Internal)
 }
 
 /// How an attempt ended, with what an error code says about it.

@@ -58,6 +58,8 @@ fn stop_of(frame: Result<Option<Frame>, WireError>) -> Stopped {
 pub(super) enum NoOrder {
     /// The stream ended or broke.
     Gone,
+    /// It is refused for so many ms.
+    Wait(PeerErrorCode, u64),
     /// The peer broke a rule.
     Refuse(PeerErrorCode),
 }
@@ -165,15 +167,11 @@ impl InferWire {
     }
 
     /// Refuses or gives up; the buyer may already be gone.
-    pub async fn refuse(&mut self, code: PeerErrorCode, message: &str, now_ms: UnixMs) {
-        let retry_after_ms = match code {
-            PeerErrorCode::Overloaded => 1_000,
-            _ => 0,
-        };
+    pub async fn refuse(&mut self, code: PeerErrorCode, retry_after_ms: u64, now_ms: UnixMs) {
         let error = PeerError {
             code,
-            message: message.to_owned(),
-            retry_after_ms,
+            message: code.as_str().to_owned(),
+            retry_after_ms: u32::try_from(retry_after_ms).unwrap_or(u32::MAX),
             now_ms,
         };
         self.writer.put(FrameKind::Error, &error.encode());

@@ -9,7 +9,8 @@ use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, MODEL, Market, Seller};
 use crate::harness::node::{Home, Node};
-use crate::harness::upstream::{Fault, Script};
+use crate::harness::upstream::script::Memory;
+use crate::harness::upstream::{Fault, Script, Upstream};
 
 /// Sellers are proven after a few answers instead of a day, and an open breaker closes soon.
 const QUICK: &str = "[buy.routing]\n\
@@ -117,9 +118,72 @@ async fn five_sellers_get_traffic_by_price_speed_and_success() {
     // The best in hindsight is the second; the first costs a little more.
     assert!(shares[1] > 250, "{shares:?}");
     assert!(shares[2] + shares[3] + shares[4] < 125, "{shares:?}");
-    let spent: usize = books::billed(&books::rows(market.buyer.home())) as usize;
-    let best = spent as f64 / 500.0;
-    println!("{best:.1} micro-USD a request");
+    let costs = Costs::of(&market);
+    println!("{costs}");
+    // Learning who is best costs something, and so does asking the others now and then.
+    assert!(costs.regret() < 0.5, "{costs}");
+}
+
+/// What a second is worth by default, micro-USD.
+const SECOND: f64 = 500.0;
+
+/// Money and waiting of a market's requests, by seller.
+struct Costs {
+    /// Good answers, and what all attempts cost together: micro-USD, waiting included.
+    by_seller: Vec<(u32, f64)>,
+}
+
+impl Costs {
+    fn of(market: &Sellers) -> Self {
+        let rows = market.buyer.home();
+        let rows = rows.ledger(&["requests", "--json", "--limit", "100000"]);
+        let mut by_seller = vec![(0, 0.0); market.sellers.len()];
+        for row in rows.as_array().unwrap() {
+            let mut sellers = market.sellers.iter();
+            let peer = row["seller"].as_str();
+            let Some(at) = sellers.position(|s| Some(s.node.peer_id()) == peer) else {
+                continue;
+            };
+            let billed = row["billed_micro_usd"].as_f64().unwrap_or(0.0);
+            let waited_ms = row["total_ms"].as_f64().unwrap_or(0.0);
+            by_seller[at].0 += u32::from(row["status"] == 200);
+            by_seller[at].1 += billed + SECOND * waited_ms / 1_000.0;
+        }
+        Self { by_seller }
+    }
+
+    /// What a good answer costs at each seller, all its attempts counted.
+    fn each(&self) -> impl Iterator<Item = f64> {
+        let sellers = self.by_seller.iter().filter(|(good, _)| *good >= 5);
+        sellers.map(|(good, cost)| cost / f64::from(*good))
+    }
+
+    /// What was spent above the best seller's price for the same answers, as a share of that.
+    fn regret(&self) -> f64 {
+        let (good, cost) = self
+            .by_seller
+            .iter()
+            .fold((0, 0.0), |(good, cost), (g, c)| (good + g, cost + c));
+        let best = self.each().min_by(f64::total_cmp).unwrap();
+        cost / (best * f64::from(good)) - 1.0
+    }
+}
+
+impl std::fmt::Display for Costs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (good, cost)) in self.by_seller.iter().enumerate() {
+            let each = cost / f64::from((*good).max(1));
+            writeln!(
+                f,
+                "seller {at}: {good} answers at {each:.1} micro-USD, waiting included"
+            )?;
+        }
+        write!(
+            f,
+            "regret against the best in hindsight: {:.1} %",
+            100.0 * self.regret()
+        )
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,9 +294,7 @@ async fn a_conversation_stays_with_the_seller_that_holds_its_cache() {
     let bootstrap = Node::start(&["bootstrap"]);
     let mut sellers = vec![];
     for _ in 0..3 {
-        let upstream =
-            crate::harness::upstream::Upstream::start(cached().key(market::UPSTREAM_KEY));
-        let upstream = upstream.await;
+        let upstream = Upstream::start(cached().key(market::UPSTREAM_KEY)).await;
         let more = ["--price-cached", "0.10"];
         let listen = bootstrap.listen();
         let node = Seller::node(listen, Dialect::Chat, prices, &upstream, &more);
@@ -254,6 +316,173 @@ async fn a_conversation_stays_with_the_seller_that_holds_its_cache() {
     println!("moved {moved} times in 12 turns");
     assert!(moved <= 1, "moved {moved} times");
     drop(hold);
+}
+
+/// Six conversations of eight turns, at the same time, at three like sellers whose upstreams remember;
+/// the cost and the share of input that came from a cache.
+async fn conversations(config: &str) -> (u64, f64) {
+    let hold = Hold::alone().await;
+    let bootstrap = Node::start(&["bootstrap"]);
+    let mut sellers = vec![];
+    for _ in 0..3 {
+        let script = Script {
+            memory: Some(Memory::default()),
+            ..Script::default()
+        };
+        let upstream = Upstream::start(script.key(market::UPSTREAM_KEY)).await;
+        let more = ["--price-cached", "0.10"];
+        let listen = bootstrap.listen();
+        let node = Seller::node(listen, Dialect::Chat, ("1.00", "4.00"), &upstream, &more);
+        sellers.push(Seller { node, upstream });
+    }
+    let buyer = buyer(bootstrap.listen(), config, &[]);
+    market::wait_for_sellers(&buyer, 3).await;
+    let talk = async |about: usize| {
+        for history in 0..8 {
+            let mut body = turn(history);
+            let first = format!("Conversation {about}. {}", "You are a clerk. ".repeat(400));
+            body["messages"][0]["content"] = json!(first);
+            let request = Request::post(Dialect::Chat.path(), &body);
+            let answer = http::send(buyer.http(), &request).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    };
+    futures::future::join_all((0..6).map(talk)).await;
+    let rows = buyer
+        .home()
+        .ledger(&["requests", "--json", "--limit", "1000"]);
+    let sum = |name: &str| -> u64 {
+        let rows = rows.as_array().unwrap().iter();
+        rows.filter_map(|row| row[name].as_u64()).sum()
+    };
+    let (cached, input) = (sum("cached_tokens"), sum("input_tokens"));
+    let share = cached as f64 / (input + cached) as f64;
+    drop(hold);
+    (sum("billed_micro_usd"), share)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conversations_that_stay_cost_less_than_those_that_wander() {
+    let (stay, hits) = conversations(QUICK).await;
+    let (wander, misses) = conversations(&format!("{QUICK}cache_life = \"0s\"\n")).await;
+    println!(
+        "48 turns: {stay} micro-USD with {:.0} % of the input cached; {wander} with {:.0} % where \
+         nobody is thought to hold a cache",
+        100.0 * hits,
+        100.0 * misses
+    );
+    // Both are runs of chance.
+    assert!(stay as f64 <= wander as f64 * 1.05, "{stay} and {wander}");
+    assert!(hits > 0.6, "{hits}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_goes_to_a_seller_that_is_connected_already() {
+    for warm in [true, false] {
+        let config = format!("{QUICK}warm_sellers = {}\n", if warm { 3 } else { 0 });
+        let mut market = Sellers::start(
+            &config,
+            &["--prefer", "cheap"],
+            vec![
+                (("0.10", "0.40"), Script::default()),
+                (("0.90", "3.60"), Script::default()),
+            ],
+        )
+        .await;
+        let first = market.burst(1, 1).await;
+        assert_eq!(market.of(&first[0]), 0);
+        let second = market.sellers[1].node.peer_id().to_owned();
+        let connected = async |market: &Sellers| {
+            let said = market.send(&Request::get("/api/sellers")).await.json();
+            let sellers = said["sellers"].as_array().unwrap().clone();
+            sellers
+                .iter()
+                .any(|s| s["peer"] == second && s["connected"] == true)
+        };
+        let end = tokio::time::Instant::now() + Duration::from_secs(8);
+        while !connected(&market).await && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let is_connected = connected(&market).await;
+        market.sellers[0]
+            .upstream
+            .set(Script::failing(Fault::Status(500)).key(market::UPSTREAM_KEY));
+        let begun = std::time::Instant::now();
+        let answer = market.burst(1, 1).await;
+        let took = begun.elapsed();
+        assert_eq!(answer[0].status, 200, "{}", answer[0].text());
+        println!("warm {warm}: connected before {is_connected}, failed over in {took:?}");
+        if warm {
+            assert!(is_connected, "its connection was not kept");
+        }
+        market.sellers[0].node.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_with_known_answers_find_the_seller_of_another_model() {
+    let config = format!("{QUICK}canaries = \"0.01\"\ncanary_interval = \"300ms\"\n");
+    let junk = Script {
+        adds: false,
+        ..Script::default()
+    };
+    let market = Sellers::start(
+        &config,
+        &["--prefer", "cheap"],
+        vec![
+            (("0.10", "0.40"), junk),
+            (("0.20", "0.80"), Script::default()),
+        ],
+    )
+    .await;
+    assert_eq!(market.burst(1, 1).await[0].status, 200);
+    let peers: Vec<&str> = market.sellers.iter().map(|s| s.node.peer_id()).collect();
+    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let sellers = loop {
+        let said = market.send(&Request::get("/api/sellers")).await.json();
+        let of = |peer: &str| {
+            let sellers = said["sellers"].as_array().unwrap().iter();
+            sellers.clone().find(|s| s["peer"] == peer).unwrap().clone()
+        };
+        let both = [of(peers[0]), of(peers[1])];
+        if both[0]["state"] == "quarantine" {
+            break both;
+        }
+        assert!(tokio::time::Instant::now() < end, "{said}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let evidence = sellers[0]["evidence"].as_array().unwrap();
+    assert_eq!(evidence.len(), 2, "{}", sellers[0]);
+    assert!(
+        evidence[0]["what"]
+            .as_str()
+            .unwrap()
+            .contains("known question")
+    );
+    assert_eq!(sellers[1]["evidence"], json!([]));
+    let path = format!("/api/explain?model={MODEL}");
+    let explained = market.send(&Request::get(&path)).await.json();
+    let sellers = explained["sellers"].as_array().unwrap();
+    let junk = sellers.iter().find(|s| s["peer"] == peers[0]).unwrap();
+    let why = junk["why_not"].as_str().unwrap();
+    assert!(
+        why.contains("quarantine") && junk["evidence"][0]["what"].is_string(),
+        "{junk}"
+    );
+    for answer in market.burst(4, 1).await {
+        assert_eq!(market.of(&answer), 1);
+    }
+    let rows = market.buyer.home().ledger(&["requests", "--json"]);
+    let rows = rows.as_array().unwrap();
+    let probes: Vec<&Value> = rows.iter().filter(|r| r["direction"] == "probe").collect();
+    assert!(probes.len() >= 2 && probes.iter().all(|r| r["client"] == "probe"));
+    let paid: u64 = probes
+        .iter()
+        .filter_map(|r| r["billed_micro_usd"].as_u64())
+        .sum();
+    println!("{} questions for {paid} micro-USD", probes.len());
+    assert!(paid <= 10_000);
+    assert_eq!(rows.iter().filter(|r| r["direction"] == "spent").count(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ mod harness;
 #[path = "../sim/mod.rs"]
 mod sim;
 
+mod budgets;
 mod chain;
 mod choosing;
 mod concurrency;
@@ -26,6 +27,7 @@ mod failover;
 mod forgery;
 mod guard;
 mod lifecycle;
+mod limits;
 mod market;
 mod money;
 mod offers;

@@ -95,13 +95,8 @@ impl Rule for Souk {
             .map(|seller| {
                 let price = seller.prices(request.at_ms);
                 Entry {
-                    seller: seller.peer,
-                    price,
-                    open_fee: MicroUsd::ZERO,
-                    has_channel: true,
                     prefill: price.cost_in_out(request.input, 0),
-                    is_lossy: false,
-                    is_translated: false,
+                    ..Entry::plain(seller.peer, price)
                 }
             })
             .collect();
@@ -132,7 +127,11 @@ impl Rule for Souk {
                 };
                 if answer.noticed {
                     let reason = "rubbish".to_owned();
-                    Outcome::Doubtful { answered, reason }
+                    Outcome::Doubtful {
+                        answered,
+                        reason,
+                        is_grave: true,
+                    }
                 } else {
                     Outcome::Good(answered)
                 }

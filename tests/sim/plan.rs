@@ -99,6 +99,7 @@ impl ChainPlan {
                 lifetime_s: rng.between(90, 200),
                 idle_close_ms: rng.between(15_000, 40_000),
                 settle_min: MicroUsd(rng.between(5_000, 80_000)),
+                ..Rules::default()
             },
             buyer_vault: MicroUsd(vault),
             buyer_wallet: MicroUsd(wallet),

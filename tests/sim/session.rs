@@ -96,7 +96,7 @@ impl World {
     fn buyer_judges(&mut self, attempt: AttemptId, shown: Shown) {
         let accept = shown != Shown::Unknown;
         match self.buyer.state.judge(&attempt, shown, None, self.now) {
-            Verdict::Settled { row, .. } => {
+            Verdict::Settled(row) => {
                 self.say(|| format!("Buyer settles {attempt} with {}", row.billed));
                 self.buyer.state.book(*row, accept);
                 self.wake();

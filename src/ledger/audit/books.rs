@@ -108,7 +108,10 @@ impl<'a> Books<'a> {
             Table::Final => self.finished(row, report),
             Table::Voucher => self.voucher(row, report),
             Table::Settlement => self.settlement(row),
-            Table::Budget => to_budget(&row.values).map(|_| ()).map_err(String::from),
+            Table::Budget | Table::ClientBudget => {
+                let read = to_budget(row.table, &row.values);
+                read.map(|_| ()).map_err(String::from)
+            }
             Table::TxIntent => self.onchain.intent(row, self.signatures, report),
             Table::TxSent => self.onchain.sent(row, self.signatures, report),
             Table::TxOutcome => self.onchain.outcome(row),

@@ -45,6 +45,14 @@ async fn full_ledger(path: &Path) {
         }),
         Row::BudgetSet(BudgetRow {
             at_ms: T0,
+            client: None,
+            model: None,
+            daily: Some(MicroUsd(5)),
+            monthly: None,
+        }),
+        Row::BudgetSet(BudgetRow {
+            at_ms: T0,
+            client: Some("c".to_owned()),
             model: Some(ModelId::new("m")),
             daily: Some(MicroUsd(5)),
             monthly: Some(MicroUsd(50)),

@@ -154,7 +154,7 @@ impl Beancount {
             return Ok(());
         };
         let model = account_part(&record.model);
-        let spent = record.direction == "spent";
+        let spent = record.direction != "earned";
         let peer = if spent { &record.seller } else { &record.buyer };
         let peer = account_part(peer.as_deref().unwrap_or("unknown"));
         let (what, whom) = if spent {

@@ -15,7 +15,7 @@ pub use requests::{RequestRecord, requests};
 pub use show::{ShownAttempt, ShownSignature, ShownVoucher, show};
 pub use summary::{GroupBy, Summary, SummaryRow, summary, summary_with};
 
-use super::rows::Role;
+use super::rows::{PROBE_CLIENT, Role};
 use crate::types::{ModelId, PeerId, UnixMs};
 
 /// Which rows a report is about.
@@ -38,6 +38,14 @@ pub(super) const fn direction(role: Role) -> &'static str {
     match role {
         Role::Buy => "spent",
         Role::Sell => "earned",
+    }
+}
+
+/// The same of one request: what this node asks to find out about a seller is a probe.
+pub(super) fn direction_of(role: Role, client: Option<&str>) -> &'static str {
+    match (role, client) {
+        (Role::Buy, Some(PROBE_CLIENT)) => "probe",
+        _ => direction(role),
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
-use super::{Filter, direction};
+use super::{Filter, direction_of};
 use crate::ledger::error::{Doing as _, LedgerError};
 use crate::ledger::reader::Reader;
 use crate::ledger::rows::Role;
@@ -251,7 +251,7 @@ impl<'a> Pages<'a> {
             time: Timestamp::from_millisecond(at_ms)
                 .unwrap_or_default()
                 .to_string(),
-            direction: direction(role),
+            direction: direction_of(role, client.as_deref()),
             request_id: request_id.unwrap_or_default(),
             attempt_id: attempt_id.unwrap_or_default(),
             attempt: attempt.unwrap_or_default(),

@@ -149,6 +149,11 @@ impl StreamTranslator {
         }
     }
 
+    /// The answer ends before its upstream ended it, as one that ran into its limit.
+    pub fn cut_short(&mut self) {
+        self.stop = Some(Stop::Length);
+    }
+
     /// Ends the stream well; a second call adds nothing.
     pub fn finish(&mut self, usage: &Usage, cost: MicroUsd, out: &mut Vec<u8>) {
         if std::mem::replace(&mut self.finished, true) {

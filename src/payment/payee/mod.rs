@@ -74,6 +74,8 @@ pub(super) struct Shared {
     pairs: Mutex<HashMap<PeerId, Arc<PayeePair>>>,
     /// Channels on a chain whose buyers have opened others since.
     leaving: Mutex<Vec<Arc<PayeePair>>>,
+    /// What buyers of an earlier life of this node did not accept; a new channel starts with it.
+    write_offs: Mutex<HashMap<PeerId, WriteOffs>>,
     /// Served on trust for openings that the chain refused.
     lost_on_trust: Mutex<WriteOffs>,
     /// What cannot be brought to the chain now.
@@ -159,6 +161,7 @@ impl PayeeHub {
         let mut pairs: HashMap<PeerId, Arc<PayeePair>> = HashMap::new();
         let mut leaving = Vec::new();
         let mut raised = Vec::new();
+        let write_offs = earlier_write_offs(&ledger, clock.now_ms()).await?;
         let onchain = settings.onchain.clone();
         // First the ear, then the memory: an event may come twice so, never not at all.
         let events = onchain.as_ref().map(|onchain| onchain.link.events());
@@ -197,6 +200,11 @@ impl PayeeHub {
         if !raised.is_empty() {
             ledger.submit(raised).await?;
         }
+        for (buyer, pair) in &pairs {
+            if let Some(offs) = write_offs.get(buyer) {
+                pair.state.lock().write_offs = *offs;
+            }
+        }
         let pairs = Mutex::new(pairs);
         let shared = Arc::new(Shared {
             ledger,
@@ -208,6 +216,7 @@ impl PayeeHub {
             pool,
             pairs,
             leaving: Mutex::new(leaving),
+            write_offs: Mutex::new(write_offs),
             lost_on_trust: Mutex::default(),
             waits: Mutex::default(),
             due: Notify::new(),
@@ -324,6 +333,19 @@ impl PayeeHub {
         session::tell_deposit(&pair).await;
         Ok(deposit)
     }
+}
+
+/// What each buyer did not accept, as far as it is not forgotten by now.
+async fn earlier_write_offs(
+    ledger: &Ledger,
+    now_ms: UnixMs,
+) -> Result<HashMap<PeerId, WriteOffs>, PaymentError> {
+    let since_ms = now_ms.saturating_sub(write_offs::REMEMBERED_MS);
+    let mut all: HashMap<PeerId, WriteOffs> = HashMap::new();
+    for (buyer, at_ms, refused) in ledger.refused_since(since_ms).await? {
+        all.entry(buyer).or_default().add(refused, at_ms);
+    }
+    Ok(all)
 }
 
 /// The row that a channel needs when more credit is given than its rows allow: it goes ahead of the

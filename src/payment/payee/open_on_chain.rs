@@ -42,10 +42,7 @@ pub(super) async fn open_pair(
         return Ok((Arc::clone(pair), false));
     }
     let known = shared.pairs.lock().get(&buyer).cloned();
-    if let Some(pair) = known
-        && !pair.is_over(now_ms)
-        && !pair.has_ended()
-        && pair.view().is_some()
+    if known.is_some_and(|pair| !pair.is_over(now_ms) && !pair.has_ended() && pair.view().is_some())
     {
         return Err(PaymentError::Refused(
             "another channel of this buyer is open".into(),

@@ -79,8 +79,6 @@ pub(super) struct Doubtful {
     pub counted: Option<DeliveredRow>,
     pub model: String,
     pub status: u16,
-    /// What spending limits count for it already.
-    pub charged: MicroUsd,
 }
 
 impl Doubtful {

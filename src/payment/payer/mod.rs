@@ -167,7 +167,7 @@ impl PayerHub {
             !is_over || !state.unfinished.is_empty() || state::is_recent(&state, now_ms);
         let has_another = !pair.state.lock().is_spent(now_ms);
         if !is_our_mode || !is_needed || (is_over && has_another) {
-            pair.state.lock().adopt_rest(state, on_chain.is_some());
+            pair.adopt_rest(state, on_chain.is_some());
             return Ok(());
         }
         if let (Some(funds), Some(on_chain)) = (&self.shared.funds, &on_chain) {
@@ -188,6 +188,32 @@ impl PayerHub {
             session::connect(&self.shared, &pair, Wish::Order).await?;
         }
         Ok(pair)
+    }
+
+    /// How many sellers this node keeps channels with before they are needed; 0 without a chain, and
+    /// while little is left.
+    #[must_use]
+    pub fn opens_ahead(&self) -> usize {
+        let Some(funds) = &self.shared.funds else {
+            return 0;
+        };
+        let free = funds.purse.lock().free().unwrap_or_default();
+        funds.onchain.rules.ahead(free)
+    }
+
+    /// Opens a channel with a seller that may be needed soon; never in a request's way. Says whether
+    /// one was opened: none where one stands, or where little is left.
+    ///
+    /// # Errors
+    /// When the seller cannot be reached or refuses.
+    pub async fn open_ahead(&self, seller: &PeerId) -> Result<bool, PaymentError> {
+        let now_ms = self.shared.clock.now_ms();
+        let known = self.known(seller);
+        let stands = known.is_some_and(|pair| !pair.state.lock().is_spent(now_ms));
+        if stands || self.opens_ahead() == 0 {
+            return Ok(false);
+        }
+        self.pair(seller).await.map(|_| true)
     }
 
     /// The pair with `seller` as far as it is known, without connecting.

@@ -19,10 +19,12 @@ use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId, UnixMs};
 /// Hears of every cost when it is booked or falls into doubt, so that spending limits hold over
 /// answers whose receipt is still missing.
 pub trait Spending: Send + Sync {
-    /// `amount` counts as spent from now on.
-    fn spent(&self, amount: MicroUsd);
-    /// `amount` of what was counted turned out not to be owed.
-    fn returned(&self, amount: MicroUsd);
+    /// An attempt of an earlier life may still cost `amount`.
+    fn inherited(&self, open: &OpenRow, amount: MicroUsd);
+    /// An attempt ended without a receipt: it may still cost `amount`.
+    fn parked(&self, attempt: &AttemptId, amount: MicroUsd);
+    /// An attempt cost `amount`, and no more will follow.
+    fn spent(&self, attempt: &AttemptId, amount: MicroUsd);
 }
 
 /// One seller and the money between us.
@@ -53,7 +55,22 @@ impl Pair {
 
     /// Takes up what an earlier life left in the ledger.
     pub(super) fn adopt(&self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
+        let left = opened(&channel);
         self.state.lock().adopt(channel, on_chain, now_ms);
+        self.inherit(&left);
+    }
+    /// Takes up the attempts of a channel that pays no more.
+    pub(super) fn adopt_rest(&self, channel: ChannelState, is_on_chain: bool) {
+        let left = opened(&channel);
+        self.state.lock().adopt_rest(channel, is_on_chain);
+        self.inherit(&left);
+    }
+    fn inherit(&self, left: &[OpenRow]) {
+        let state = self.state.lock();
+        for open in left {
+            let amount = state.may_cost(&open.attempt_id);
+            self.spending.inherited(open, amount);
+        }
     }
 
     /// The seller.
@@ -158,16 +175,18 @@ impl Pair {
         state.receive(attempt, running);
         self.wake_if_due(&mut state);
     }
-    /// The seller asked for a voucher: sign what is due at once.
+    /// The seller asked for a voucher: sign what is due at once, and show the highest one again, for
+    /// what was sent into a session that broke just then is lost.
     pub fn urge(&self) {
         let mut state = self.state.lock();
         state.urgent = true;
-        self.wake_if_due(&mut state);
+        state.show_again();
+        self.changed.notify_one();
     }
     /// Books the cost of an attempt. `accept` says that the seller waits for an ACCEPT: it showed a
     /// receipt above 0, even when 0 is what the buyer books.
     pub fn finish(&self, row: FinalRow, accept: bool) {
-        self.spending.spent(row.billed);
+        self.spending.spent(&row.attempt_id, row.billed);
         self.book(row, accept);
     }
     /// As [`Self::finish`], for an attempt whose cost is counted already.
@@ -178,7 +197,7 @@ impl Pair {
     /// The attempt ended without a receipt: SYNC or a repeated RECEIPT settles it later.
     pub fn park(&self, row: &DeliveredRow, model: &str) {
         if self.state.lock().park(row, model) {
-            self.spending.spent(row.cost);
+            self.spending.parked(&row.attempt_id, row.cost);
         }
     }
 
@@ -191,9 +210,8 @@ impl Pair {
         now_ms: UnixMs,
     ) -> Verdict {
         let verdict = self.state.lock().judge(attempt, shown, receipt, now_ms);
-        if let Verdict::Settled { row, charged } = &verdict {
-            self.spending.spent(row.billed.saturating_sub(*charged));
-            self.spending.returned(charged.saturating_sub(row.billed));
+        if let Verdict::Settled(row) = &verdict {
+            self.spending.spent(attempt, row.billed);
         }
         verdict
     }
@@ -210,6 +228,12 @@ impl Pair {
             self.changed.notify_one();
         }
     }
+}
+
+/// What began in a channel and has no end.
+fn opened(channel: &ChannelState) -> Vec<OpenRow> {
+    let unfinished = channel.unfinished.iter();
+    unfinished.map(|attempt| attempt.open.clone()).collect()
 }
 
 /// A pair for `status` and the dashboard.

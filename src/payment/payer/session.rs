@@ -56,6 +56,7 @@ pub(super) async fn connect(
         funding::check_money(shared, pair)?;
         hang_up(pair, PayerState::stand_down).await;
     }
+    retire_earlier(pair);
     let deadline = shared.settings.handshake_timeout;
     let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair, wish))
         .await
@@ -87,9 +88,12 @@ async fn find_channel(
                 tries += 1;
                 if let (Some(funds), Some(channel)) = (&shared.funds, pair.channel()) {
                     funding::check_over(funds, pair, &channel).await?;
-                    // It may be over because vault and wallet hold less than was counted.
+                    // It may be over because vault and wallet hold less than was counted, so the next
+                    // one is signed only by what they hold now.
+                    if !super::tend::read_purse(shared, funds).await {
+                        return Err(PaymentError::ChainUnknown);
+                    }
                     funds.purse.lock().forget(&channel);
-                    super::tend::read_purse(shared, funds).await;
                 }
                 pair.state.lock().leave_channel();
             }
@@ -330,7 +334,7 @@ async fn settle_doubt(
 ) -> Result<(), PaymentError> {
     let accept = shown != Shown::Unknown;
     match pair.judge(&attempt, shown, receipt, shared.clock.now_ms()) {
-        Verdict::Settled { row, .. } => pair.book(*row, accept),
+        Verdict::Settled(row) => pair.book(*row, accept),
         Verdict::UnderWay => {}
         Verdict::AskLedger => {
             let known = shared.ledger.attempt(&attempt).await?;
@@ -374,6 +378,12 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
             pair.state.lock().stand_down();
         }
     }
+}
+
+/// From here on the end of an earlier session ends nothing: its reader may notice late, when the next
+/// one is being agreed on.
+fn retire_earlier(pair: &Pair) {
+    pair.state.lock().generation += 1;
 }
 
 /// Leaves the session: the channel it is about is over. The seller hears of it, or its end would

@@ -92,13 +92,8 @@ pub struct PayerState {
 /// What follows from an attempt that the seller showed.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It was in doubt and is settled: [`PayerState::book`] this row.
-    Settled {
-        /// The final row.
-        row: Box<FinalRow>,
-        /// What spending limits count for it already.
-        charged: MicroUsd,
-    },
+    /// It was in doubt and is settled: [`PayerState::book`] this final row.
+    Settled(Box<FinalRow>),
     /// Not in doubt and not under way: the ledger knows what was booked ([`super::doubt::repeated_cost`]).
     AskLedger,
     /// It runs, or is being booked: its ACCEPT comes by itself.
@@ -293,7 +288,6 @@ impl PayerState {
             counted: Some(row.clone()),
             model: model.to_owned(),
             status: row.status,
-            charged: row.cost,
         };
         self.doubtful.insert(row.attempt_id, doubtful);
         true
@@ -318,12 +312,17 @@ impl PayerState {
         };
         let doubt = entry.remove();
         let billed = accepted_cost(doubt.known(signed), shown);
-        let charged = doubt.charged;
         let row = doubt.into_final(*attempt, billed, shown, receipt, now_ms);
-        Verdict::Settled {
-            row: Box::new(row),
-            charged,
-        }
+        Verdict::Settled(Box::new(row))
+    }
+
+    /// The most that an attempt in doubt can still cost.
+    #[must_use]
+    pub fn may_cost(&self, attempt: &AttemptId) -> MicroUsd {
+        let doubt = self.doubtful.get(attempt);
+        let counted = doubt.and_then(|doubt| doubt.counted.as_ref());
+        let begun = doubt.map_or(MicroUsd::ZERO, |doubt| doubt.began.max_cost);
+        counted.map_or(begun, |row| row.cost)
     }
 
     /// Queues an ACCEPT whose final row is durable.
@@ -381,20 +380,9 @@ impl PayerState {
             self.last_voucher = Some((cumulative, signature));
         }
     }
-    /// The seller showed a voucher with our own good signature; a higher one is taken up. One of an
-    /// earlier channel was paid there: counted here, it would be paid again.
-    pub fn learn_voucher(
-        &mut self,
-        channel: &ChannelId,
-        cumulative: MicroUsd,
-        signature: EvmSignature,
-        accepted: MicroUsd,
-    ) {
-        let is_ours = self.channel().as_ref() == Some(channel);
-        if is_ours && cumulative > self.machine.signed() {
-            self.machine.adopt(cumulative, accepted);
-            self.last_voucher = Some((cumulative, signature));
-        }
+    /// The highest voucher is sent once more; it changes nothing where it is known.
+    pub const fn show_again(&mut self) {
+        self.shown = MicroUsd::ZERO;
     }
     /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
     pub fn hear_deposit(&mut self, deposit: MicroUsd) {

@@ -30,6 +30,8 @@ const PARAMETERS: [(&str, Capabilities); 18] = [
     ("top_a", Capabilities(1 << 29)),
 ];
 
+bits!(Capabilities);
+
 impl Capabilities {
     /// OpenAI chat completions.
     pub const DIALECT_CHAT: Self = Self(1);
@@ -54,21 +56,6 @@ impl Capabilities {
     /// The bits of parameters are complete: what has none is not taken.
     pub const PARAMETERS_LISTED: Self = Self(1 << 31);
 
-    /// True when every bit of `other` is set here.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-    /// The bits of both.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-    /// These bits without those of `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
     /// The bits of a complete list of parameters; nothing is said by an empty one.
     #[must_use]
     pub fn of_parameters(listed: &[String]) -> Self {

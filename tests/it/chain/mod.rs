@@ -10,10 +10,11 @@ use std::time::Duration;
 use souk::chain::digest::{HubDomain, TokenDomain};
 use souk::chain::hub::{Authorization, Claim, OpenAuth, calls};
 use souk::chain::journal::{Outcome, Purpose, Step};
+use souk::chain::memory::MemoryJournal;
 use souk::chain::outbox::Request;
 use souk::chain::watcher::{self, Watcher};
 use souk::protocol::voucher::{ChannelDescriptor, Voucher};
-use souk::types::{ChannelId, Hash32, MicroUsd};
+use souk::types::{ChannelId, EvmAddress, Hash32, MicroUsd};
 
 pub(crate) use crate::harness::chain::Market;
 use crate::harness::chain::{CONFIRMATIONS, World, request, rpc_of};
@@ -25,17 +26,25 @@ const LATE_S: u64 = 4_102_444_800;
 
 impl World {
     fn watcher(&self, domain: HubDomain) -> Watcher {
+        self.watcher_of(domain, self.buyer.address(), self.journal.clone())
+    }
+
+    /// Whoever's watcher, with a memory of its own.
+    fn watcher_of(
+        &self,
+        domain: HubDomain,
+        account: EvmAddress,
+        journal: std::sync::Arc<MemoryJournal>,
+    ) -> Watcher {
         let settings = watcher::Settings {
             domain,
+            account,
             start_block: 0,
             confirmations: Some(CONFIRMATIONS),
             range_blocks_max: 2_000,
             poll_every: Duration::from_millis(100),
         };
-        let (journal, clock) = (
-            self.journal.clone(),
-            std::sync::Arc::new(self.clock.clone()),
-        );
+        let clock = std::sync::Arc::new(self.clock.clone());
         Watcher::new(self.chain.clone(), journal, clock, settings)
     }
 }

@@ -4,6 +4,7 @@
 //! Blocks come only when a test asks for them or lets them come, so that it can say what happened
 //! before the chain knew of anything.
 
+mod ahead;
 mod faults;
 mod gas;
 mod hostile;

@@ -6,7 +6,7 @@ use crate::payment::channel::Payer;
 use crate::payment::onchain::OnChannel;
 use crate::payment::payer::doubt::{Doubtful, Live};
 use crate::protocol::EvmSignature;
-use crate::types::{MicroUsd, UnixMs};
+use crate::types::{ChannelId, MicroUsd, UnixMs};
 
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
@@ -45,31 +45,56 @@ impl PayerState {
         self.row = Some(channel.row);
         self.settlements = channel.settlements_sum;
         for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
+            self.adopt_attempt(attempt, signed);
         }
     }
 
+    /// The seller showed a voucher with our own good signature; a higher one is taken up. One of an
+    /// earlier channel was paid there: counted here, it would be paid again.
+    pub fn learn_voucher(
+        &mut self,
+        channel: &ChannelId,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+        accepted: MicroUsd,
+    ) {
+        let is_ours = self.channel().as_ref() == Some(channel);
+        if is_ours && cumulative > self.machine.signed() {
+            self.machine.adopt(cumulative, accepted);
+            self.last_voucher = Some((cumulative, signature));
+        }
+    }
     /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
     pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
         if is_on_chain {
             let next = channel.row.epoch.saturating_add(1);
             self.next_counter = self.next_counter.max(next);
         }
+        let voucher = channel.voucher.as_ref();
+        let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
         for attempt in channel.unfinished {
-            self.adopt_attempt(attempt);
+            self.adopt_attempt(attempt, signed);
         }
     }
-    fn adopt_attempt(&mut self, attempt: AttemptState) {
+
+    /// `signed`: the highest voucher of its channel.
+    fn adopt_attempt(&mut self, attempt: AttemptState, signed: MicroUsd) {
         let counted = attempt
             .delivered
             .as_ref()
             .map_or(MicroUsd::ZERO, |d| d.cost);
         let id = attempt.open.attempt_id;
+        let (open, window) = (&attempt.open, self.windows.stream(&attempt.open.price));
+        let promised = signed.saturating_sub(open.voucher_before);
         let began = Live {
-            prefill: attempt.open.prefill,
-            max_cost: attempt.open.max_cost,
-            voucher_before: attempt.open.voucher_before,
-            window: self.windows.stream(&attempt.open.price),
+            prefill: open.prefill,
+            // Vouchers of this life are for others, so it is fixed now.
+            max_cost: promised
+                .max(open.prefill)
+                .saturating_add(window)
+                .min(open.max_cost),
+            voucher_before: open.voucher_before,
+            window,
         };
         if self
             .machine
@@ -83,7 +108,6 @@ impl PayerState {
             model: attempt.open.model.to_string(),
             status: attempt.delivered.as_ref().map_or(0, |d| d.status),
             counted: attempt.delivered,
-            charged: MicroUsd::ZERO,
         };
         self.doubtful.insert(id, doubtful);
     }

@@ -167,6 +167,18 @@ mod tests {
     }
 
     #[test]
+    fn a_seller_that_asks_is_shown_the_highest_voucher_again() {
+        let mut state = paying();
+        state.stand_up();
+        let id = state.channel().unwrap();
+        state.voucher_durable(&id, MicroUsd(20_000), EvmSignature([1; 65]));
+        assert!(state.take_unsaid().1.is_some());
+        assert!(state.take_unsaid().1.is_none(), "it was sent");
+        state.show_again();
+        assert!(state.take_unsaid().1.is_some(), "it may have been lost");
+    }
+
+    #[test]
     fn regression_a_seller_that_died_with_an_attempt_is_told_of_it_after_the_close() {
         let mut state = paying();
         state.stand_up();

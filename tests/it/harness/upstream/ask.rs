@@ -124,6 +124,11 @@ fn choose_reply(dialect: Dialect, request: &Value, messages: &[Value], script: &
         .map(|m| text_of(m.get("content")))
         .collect();
     let asked = asked.join("\n");
+    let sum = Regex::new(r"What is (\d+) plus (\d+)\?").unwrap();
+    if let Some(found) = sum.captures(&asked).filter(|_| script.adds) {
+        let number = |at: usize| found[at].parse::<u64>().unwrap();
+        return Reply::Text((number(1) + number(2)).to_string());
+    }
     let file = Regex::new(r"(?i)\bread\s+(?:the\s+file\s+)?[`']?([\w./-]+\.\w+)").unwrap();
     if let Some(found) = file.captures(&asked)
         && let Some((name, property)) = read_tool(dialect, request)
@@ -235,9 +240,20 @@ fn count(request: &Value, messages: &[Value], reply: &Reply, script: &Script) ->
     let thought = script.thinking.as_deref().map_or(0, tokens);
     let visible = visible + thought;
     let input = input * times;
+    let cached = match &script.memory {
+        None => input * script.cached_percent / 100,
+        Some(memory) => {
+            let mut text = String::new();
+            let beginning = |message: &Value| {
+                text.push_str(&message.to_string());
+                text.clone()
+            };
+            memory.read(&messages.iter().map(beginning).collect::<Vec<_>>(), input)
+        }
+    };
     Some(Counts {
         input,
-        cached: input * script.cached_percent / 100,
+        cached,
         output: (visible + script.reasoning_tokens) * times,
         reasoning: script.reasoning_tokens * times,
     })

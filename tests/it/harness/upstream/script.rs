@@ -1,5 +1,7 @@
 //! What one scripted upstream does: its models, its text, its pace, and its fault.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::models::{ListShape, ModelEntry};
@@ -29,6 +31,10 @@ pub struct Script {
     pub usage: UsageReport,
     /// Input tokens reported as read from a cache, in percent of the input.
     pub cached_percent: u64,
+    /// Remembers conversations: what it has read before is reported as cached, instead.
+    pub memory: Option<Memory>,
+    /// Knows what a sum is when it is asked for one.
+    pub adds: bool,
     /// Hidden reasoning tokens, reported as a part of the output.
     pub reasoning_tokens: u64,
     /// Thoughts shown before the answer.
@@ -43,6 +49,23 @@ pub struct Script {
     pub strict: bool,
     /// The only key that is accepted; none = any.
     pub key: Option<String>,
+}
+
+/// The conversations that one upstream has read: tokens by their text.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<HashMap<String, u64>>>);
+
+impl Memory {
+    /// Reads a conversation whose beginnings are `texts`, the whole last; gives how many of its
+    /// tokens were read before.
+    pub fn read(&self, texts: &[String], tokens: u64) -> u64 {
+        let mut known = self.0.lock().unwrap();
+        let before = texts.iter().rev().find_map(|text| known.get(text).copied());
+        if let Some(whole) = texts.last() {
+            known.insert(whole.clone(), tokens);
+        }
+        before.unwrap_or(0).min(tokens)
+    }
 }
 
 /// Why an answer ends.
@@ -104,6 +127,8 @@ impl Default for Script {
             fault: Fault::None,
             usage: UsageReport::Honest,
             cached_percent: 25,
+            memory: None,
+            adds: true,
             reasoning_tokens: 0,
             thinking: None,
             calls: 1,

@@ -2,6 +2,8 @@
 //! serve through all of it, no node changes its mode, both nodes are restarted in the middle, and
 //! afterwards everything is settled exactly once: the chain and all ledgers name the same sum.
 
+mod story;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use souk::chain::digest::HubDomain;
-use souk::chain::hub::{Hub, HubEvent, HubLog};
 use souk::chain::rpc::{Rpc, Settings};
-use souk::chain::{At, Chain as _, LogQuery};
 use souk::keys::{PaymentKey, parse_checksummed, to_checksum};
-use souk::types::{ChannelId, EvmAddress, MicroUsd, SystemClock};
+use souk::types::{EvmAddress, SystemClock};
+
+use story::Chain;
 
 use crate::harness::anvil::Anvil;
 use crate::harness::books;
@@ -23,7 +25,7 @@ use crate::harness::node::{Home, Node};
 use crate::harness::proxy::{Mode, Proxy};
 use crate::harness::upstream::{Script, Upstream};
 
-/// USD per million tokens: an answer costs a twentieth of a cent, an hour of them less than a deposit.
+/// USD per million tokens: an answer costs a fortieth of a cent, an hour of them less than a deposit.
 const PRICES: (&str, &str) = ("1", "4");
 /// Buyers, each with a channel and a client that asks once a second.
 const BUYERS: usize = 2;
@@ -393,86 +395,6 @@ impl Market {
             story.len(),
             counts.join("+"),
         ))
-    }
-}
-
-/// One channel by the hub's own logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Story {
-    channel: ChannelId,
-    fee: MicroUsd,
-    /// The fee and all that settlements and the close paid.
-    paid: MicroUsd,
-    settlements: u64,
-    is_closed: bool,
-}
-
-struct Chain {
-    rpc: Rpc,
-    hub: HubDomain,
-    token: EvmAddress,
-}
-
-impl Chain {
-    /// Every channel in the order of their openings; a sum that falls or is paid twice is an error.
-    async fn settled(&self) -> Result<Vec<Story>, String> {
-        let say = |error: souk::chain::ChainError| error.to_string();
-        let head = self.rpc.block(At::Latest).await.map_err(say)?;
-        let query = LogQuery {
-            address: self.hub.hub,
-            from: 0,
-            to: head.map_or(0, |block| block.at.number),
-        };
-        let logs = self.rpc.logs(query).await.map_err(say)?;
-        let mut all: Vec<Story> = vec![];
-        for event in logs
-            .into_iter()
-            .filter_map(HubLog::decode)
-            .map(|log| log.event)
-        {
-            if let HubEvent::Opened {
-                channel, open_fee, ..
-            } = event
-            {
-                all.push(Story {
-                    channel,
-                    fee: open_fee,
-                    paid: open_fee,
-                    settlements: 0,
-                    is_closed: false,
-                });
-                continue;
-            }
-            let story = event
-                .channel()
-                .and_then(|id| all.iter_mut().find(|one| one.channel == id));
-            let Some(story) = story else { continue };
-            match event {
-                HubEvent::Settled { settled, paid, .. } => {
-                    if story.is_closed || settled != story.paid.saturating_add(paid) {
-                        return Err(format!("paid twice: {event:?} after {story:?}"));
-                    }
-                    story.paid = settled;
-                    story.settlements += 1;
-                }
-                HubEvent::Closed { settled, .. } => {
-                    if settled < story.paid {
-                        return Err(format!("a sum falls: {event:?} after {story:?}"));
-                    }
-                    story.paid = settled;
-                    story.is_closed = true;
-                }
-                _ => {}
-            }
-        }
-        Ok(all)
-    }
-
-    async fn vault(&self, account: &str) -> Result<MicroUsd, String> {
-        let say = |error: souk::chain::ChainError| error.to_string();
-        let hub = Hub::check(&self.rpc, self.hub).await.map_err(say)?;
-        let account = parse_checksummed(account).ok_or("no address")?;
-        hub.vault(self.token, account).await.map_err(say)
     }
 }
 

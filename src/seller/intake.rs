@@ -1,0 +1,201 @@
+//! Takes one order: everything before the upstream is called, cheapest first.
+//!
+//! place of its buyer → head → served before? → slot → limits → channel → body → credit. A refused
+//! order leaves nothing behind but its nonce. Called by the flow of [`super`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use super::admission::Order;
+use super::limits::Refused;
+use super::wire::{InferWire, NoOrder};
+use super::{Job, Room, Seller, catalogue};
+use crate::ledger::{LedgerError, Row};
+use crate::llm_api::{self, Dialect, Endpoint, RequestView};
+use crate::payment::payee::AdmitError;
+use crate::protocol::PeerErrorCode;
+use crate::types::{MicroUsd, PeerId};
+
+/// When a seller that is full may be asked again, ms.
+const OVERLOADED_MS: u64 = 1_000;
+
+/// How long a request waits for the voucher that pays its prefill.
+const VOUCHER_WAIT: Duration = Duration::from_secs(2);
+
+impl Seller {
+    /// Head, slot, body, credit: everything before the upstream is called.
+    pub(super) async fn take_order(
+        &self,
+        wire: &mut InferWire,
+        buyer: PeerId,
+        payload: Bytes,
+    ) -> Result<Job, NoOrder> {
+        let shared = &*self.shared;
+        if shared.is_draining() {
+            return Err(NoOrder::Refuse(PeerErrorCode::Draining));
+        }
+        let overloaded = |_| NoOrder::Wait(PeerErrorCode::Overloaded, OVERLOADED_MS);
+        let place = shared
+            .place(buyer)
+            .try_acquire_owned()
+            .map_err(overloaded)?;
+        let order = shared
+            .gate
+            .check(&payload, &buyer, shared.clock.now_ms())
+            .map_err(NoOrder::Refuse)?;
+        self.refuse_earlier_life(&order).await?;
+        let slot = Arc::clone(&shared.slots)
+            .try_acquire_owned()
+            .map_err(overloaded)?;
+        let counted = self.count(&order)?;
+        let room = Room {
+            _place: place,
+            _slot: slot,
+        };
+        let filled = self.fill(wire, order, counted, room).await;
+        if filled.is_err() {
+            shared.count_served(buyer, counted, 0, MicroUsd::ZERO);
+        }
+        filled
+    }
+
+    /// Counts the order's input towards the limits; by its length, for its body is not here yet.
+    fn count(&self, order: &Order) -> Result<u64, NoOrder> {
+        let shared = &*self.shared;
+        let (head, offer) = (&order.signed.head, &order.sold.offer);
+        let tokens = head.body_len.saturating_mul(offer.tokens_per_kib.into());
+        let tokens = tokens.div_ceil(1_024);
+        let now_ms = shared.clock.now_ms();
+        let taken = shared.limits.lock().take(head.buyer, tokens, now_ms);
+        taken.map(|()| tokens).map_err(|refused| match refused {
+            Refused::Rate(wait_ms) => NoOrder::Wait(PeerErrorCode::RateLimited, wait_ms),
+            Refused::Quota(wait_ms) => NoOrder::Wait(PeerErrorCode::QuotaUsedUp, wait_ms),
+        })
+    }
+
+    /// Body and credit of an order whose head passed.
+    async fn fill(
+        &self,
+        wire: &mut InferWire,
+        order: Order,
+        counted: u64,
+        room: Room,
+    ) -> Result<Job, NoOrder> {
+        let shared = &*self.shared;
+        let head = &order.signed.head;
+        let pair = shared
+            .payee
+            .pair(&head.buyer)
+            .filter(|pair| pair.channel() == head.channel)
+            .ok_or(NoOrder::Refuse(PeerErrorCode::UnknownChannel))?;
+        let endpoint = Endpoint::from_path(&head.path)
+            .filter(|endpoint| endpoint.dialect() == shared.upstream.dialect())
+            .filter(|endpoint| catalogue::serves(&order.sold.offer, *endpoint))
+            .ok_or(NoOrder::Refuse(PeerErrorCode::Malformed))?;
+        let dialect = endpoint.dialect();
+        let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
+        let body = wire.body(length).await?;
+        if Sha256::digest(&body).as_slice() != head.body_sha256.as_bytes() {
+            return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
+        }
+        let (body, prefill) = prepare(&order, &body, dialect)?;
+        if prefill > order.signed.head.max_cost {
+            return Err(NoOrder::Refuse(PeerErrorCode::AboveMaxCost));
+        }
+        let attempt = order.signed.attempt_id();
+        let job = Job {
+            room: Some(room),
+            order,
+            attempt,
+            pair,
+            body,
+            endpoint,
+            dialect,
+            prefill,
+            counted,
+            started: Instant::now(),
+        };
+        self.admit(&job).await?;
+        Ok(job)
+    }
+
+    /// Refuses what an earlier life has served: a restart forgets nonces, the ledger does not.
+    async fn refuse_earlier_life(&self, order: &Order) -> Result<(), NoOrder> {
+        let shared = &*self.shared;
+        if !shared.gate.may_be_of_an_earlier_life(&order.signed.head) {
+            return Ok(());
+        }
+        let attempt = order.signed.attempt_id();
+        match shared.ledger.has_attempt(&attempt).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(NoOrder::Refuse(PeerErrorCode::Replayed)),
+            Err(error) => Err(ledger_failed(&error)),
+        }
+    }
+
+    /// Waits for the voucher that pays the prefill, then books the open row.
+    async fn admit(&self, job: &Job) -> Result<(), NoOrder> {
+        let shared = &*self.shared;
+        let price = &job.order.sold.offer.price;
+        let window = if price.is_free() {
+            MicroUsd::ZERO
+        } else {
+            shared.settings.windows.stream(price)
+        };
+        job.pair
+            .admit(
+                job.attempt,
+                job.prefill,
+                window,
+                shared.clock.now_ms(),
+                VOUCHER_WAIT,
+            )
+            .await
+            .map_err(|error| {
+                NoOrder::Refuse(match error {
+                    AdmitError::UnknownChannel => PeerErrorCode::UnknownChannel,
+                    AdmitError::CreditExhausted => PeerErrorCode::CreditExhausted,
+                    AdmitError::VoucherLate => PeerErrorCode::VoucherLate,
+                    AdmitError::Unaccepted | AdmitError::Unconfirmed => PeerErrorCode::Overloaded,
+                    AdmitError::Ending => PeerErrorCode::UnknownChannel,
+                    AdmitError::WrittenOff => PeerErrorCode::CreditExhausted,
+                })
+            })?;
+        let row = job.open_row(shared.clock.now_ms());
+        let booked = async {
+            job.pair.book_channel(&shared.ledger).await?;
+            shared.ledger.submit(vec![Row::Open(row)]).await
+        };
+        if let Err(error) = booked.await {
+            job.pair.drop_attempt(&job.attempt);
+            return Err(ledger_failed(&error));
+        }
+        crate::failpoint::hit("seller_open_row");
+        Ok(())
+    }
+}
+
+/// Names the model as the upstream does, and works out the prefill from the bytes as signed.
+fn prepare(order: &Order, body: &Bytes, dialect: Dialect) -> Result<(Bytes, MicroUsd), NoOrder> {
+    let malformed = |_| NoOrder::Refuse(PeerErrorCode::Malformed);
+    let view = RequestView::parse(body, dialect).map_err(malformed)?;
+    let offer = &order.sold.offer;
+    let tokens =
+        llm_api::prefill_tokens(&view, body.len(), offer.tokens_per_kib, offer.image_tokens);
+    let prefill = offer.price.cost_in_out(tokens, 0);
+    let body = if view.model == order.sold.upstream_id {
+        body.clone()
+    } else {
+        llm_api::rewrite_model(body, &view, &order.sold.upstream_id)
+    };
+    Ok((body, prefill))
+}
+
+fn ledger_failed(error: &LedgerError) -> NoOrder {
+    tracing::error!(%error, "ledger failed; refusing");
+    NoOrder::Refuse(PeerErrorCode::Internal)
+}
