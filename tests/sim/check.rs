@@ -68,7 +68,11 @@ impl World {
             let text = format!("V is {signed}, durable is {durable}");
             return Err(Breach::new("I2", text));
         }
-        let ahead = signed.saturating_sub(machine.book().total());
+        let agreed = machine
+            .book()
+            .base()
+            .saturating_add(machine.book().settled());
+        let ahead = signed.saturating_sub(agreed);
         let most = self.exposed.entry(id).or_default();
         *most = ahead.max(*most);
         Ok(())

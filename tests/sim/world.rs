@@ -108,7 +108,8 @@ pub struct World {
     pub chain: Option<ModelChain>,
     /// The most that was ever signed for a channel, durable or not, whoever lost what.
     pub signed: BTreeMap<ChannelId, MicroUsd>,
-    /// The most that a buyer had signed for a channel beyond what it had received.
+    /// The most that a buyer had signed for a channel beyond what was agreed: prepayment, and answers
+    /// in flight.
     pub exposed: BTreeMap<ChannelId, MicroUsd>,
     /// Channels of which a seller had no row any more when their buyer showed a voucher.
     pub adopted: BTreeSet<ChannelId>,
