@@ -135,7 +135,8 @@ impl<'a> Choosing<'a> {
 
 /// The request as the router needs it.
 pub(super) fn ask<'a>(shared: &Shared, asked: &'a Asked, candidates: &[Candidate]) -> Ask<'a> {
-    let policy = &shared.settings.policy;
+    let wishes = shared.wishes.get();
+    let policy = &wishes.policy;
     let most = |value: &dyn Fn(&Candidate) -> u64| candidates.iter().map(value).max();
     let margin = shared.counter.count_text(asked.model.as_str(), "").margin;
     Ask {

@@ -28,6 +28,7 @@ mod count_tokens;
 mod ending;
 mod explain;
 mod market;
+mod measures;
 pub mod names;
 mod nonces;
 mod refusal;
@@ -42,6 +43,7 @@ mod upstream_error;
 mod warm;
 mod whole;
 mod wire;
+mod wishes;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,9 +116,9 @@ pub struct Settings {
     pub network: String,
     /// Windows and limits.
     pub windows: WindowSettings,
-    /// What the user accepts.
+    /// What the user accepts at first; [`Buyer::change`] replaces it.
     pub policy: Policy,
-    /// The user's own names for models.
+    /// The user's own names for models, at first.
     pub names: Names,
     /// How long to wait for what.
     pub timeouts: Timeouts,
@@ -173,6 +175,7 @@ struct Shared {
     streams: KeptStreams,
     shelves: Shelves,
     ahead: Ahead,
+    wishes: wishes::Current,
     used: Used,
     in_flight: AtomicU64,
 }
@@ -197,6 +200,7 @@ impl Buyer {
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
         let streams = KeptStreams::default();
         let shelves = Shelves::new(router.clone(), book.clone(), Arc::clone(&clock));
+        let wishes = wishes::Current::new(settings.policy.clone(), settings.names.clone());
         let shared = Shared {
             book,
             payer,
@@ -214,6 +218,7 @@ impl Buyer {
             streams,
             shelves,
             ahead: Ahead::default(),
+            wishes,
             used: Used::default(),
             in_flight,
         };
@@ -226,6 +231,11 @@ impl Buyer {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what the user wants now; requests that run keep what they began with.
+    pub fn change(&self, policy: Policy, names: Names) {
+        self.shared.wishes.set(policy, names);
     }
 
     /// Reads the body, then answers in a task that outlives a client that hangs up.
@@ -244,13 +254,14 @@ impl Buyer {
         let buyer = self.clone();
         self.shared.tasks.spawn("request", async move {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+            let _measured = measures::InFlight::begin();
             let now_ms = buyer.shared.clock.now_ms();
             match Asked::parse(endpoint, &parts.headers, body, now_ms) {
                 Ok(asked) => {
                     let shared = &buyer.shared;
                     let asked = asked
                         .of_client(parts.extensions.get())
-                        .meaning(&shared.settings.names, &shared.book);
+                        .meaning(&shared.wishes.get().names, &shared.book);
                     buyer.serve(Arc::new(asked), &mut sink).await;
                 }
                 Err(error) => {
@@ -399,6 +410,7 @@ impl Buyer {
                         reason = failure.reason,
                         "attempt failed"
                     );
+                    measures::failed_over(failure.kind);
                     trial.failed_as(failure.kind);
                     choosing.failed(failure);
                 }
@@ -426,7 +438,8 @@ impl Shared {
     }
     /// The sellers that may serve a request.
     fn route(&self, asked: &Asked) -> Route {
-        let policy = &self.settings.policy;
+        let wishes = self.wishes.get();
+        let policy = &wishes.policy;
         let tokens = asked.prefill_tokens(TOKENS_PER_KIB, 0);
         let prefer = asked.prefer.unwrap_or(policy.prefer);
         let shelf = self.shelves.get(&asked.model, tokens, prefer, &self.tasks);

@@ -143,6 +143,7 @@ struct FilterArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum By {
+    Hour,
     Day,
     Month,
     Model,
@@ -386,6 +387,7 @@ async fn book(write: LedgerWrite, env: &Env) -> anyhow::Result<()> {
 
 const fn group(by: By) -> GroupBy {
     match by {
+        By::Hour => GroupBy::Hour,
         By::Day => GroupBy::Day,
         By::Month => GroupBy::Month,
         By::Model => GroupBy::Model,

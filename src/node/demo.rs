@@ -12,6 +12,7 @@ use crate::llm_api::Dialect;
 use crate::seller::demo_plan::{DemoPlan, DemoSeller};
 use crate::seller::demo_upstream;
 use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
 use crate::types::{EvmAddress, MicroUsd};
 
 /// The demo's own network, so that it never meets a real one.
@@ -30,6 +31,8 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
     demo_scratch::sweep();
     let scratch = Scratch::new()?;
     let mut bases = Vec::new();
+    // One process has one set of metrics: all its nodes count into it, each port shows it.
+    let metrics = Metrics::install();
     let mut config = on_loopback(Config::default(), Vec::new());
     config.node.dht_server = crate::config::Switch::On;
     let (bootstrap, _incoming) =
@@ -54,13 +57,14 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
         "credit(unsecured)"
     };
     for (seller_plan, dir) in &sellers {
-        bases.push(seller(dir, &entry, seller_plan, &section).await?);
+        let seller = seller(dir, &entry, seller_plan, &section, metrics.clone());
+        bases.push(seller.await?);
     }
     let mut config = on_loopback(launch.config.clone(), entry);
     config.buy.host = "127.0.0.1".to_owned();
     config.chain = section;
     let (base, _incoming) = Base::start(config, &dir, "buy").await?;
-    let buying = buy::start(&base, "buy", None).await?;
+    let buying = buy::start(&base, "buy", metrics).await?;
     base.lock.publish(&buying.run_info)?;
     wait_for_models(&buying, &plan).await;
     launch.ready(&format!(
@@ -111,6 +115,7 @@ async fn seller(
     entry: &[String],
     plan: &DemoSeller,
     chain: &ChainSection,
+    metrics: Option<Metrics>,
 ) -> anyhow::Result<Base> {
     let mut config = on_loopback(Config::default(), entry.to_vec());
     config.chain = chain.clone();
@@ -135,7 +140,7 @@ async fn seller(
         stop.cancelled().await;
         drop(tasks.shutdown(std::time::Duration::from_secs(1)).await);
     });
-    let selling = sell::start(&base, incoming, "sell", None).await?;
+    let selling = sell::start(&base, incoming, "sell", metrics).await?;
     base.lock.publish(&selling.run_info)?;
     Ok(base)
 }

@@ -262,6 +262,9 @@ pub struct PairSnapshot {
 }
 
 impl PairSnapshot {
+    /// Every word of [`Self::state`].
+    pub const STATES: [&str; 5] = ["open", "disconnected", "opening", "closing", "closed"];
+
     /// One word for people: what the chain shows, or whether the session stands.
     #[must_use]
     pub fn state(&self) -> &'static str {

@@ -127,6 +127,8 @@ pub struct Node {
     starts: u32,
     /// Where the next process is to die: `FAILPOINT_SOUK`.
     failpoint: Option<String>,
+    /// More of its environment.
+    env: Vec<(String, String)>,
 }
 
 impl Node {
@@ -137,6 +139,11 @@ impl Node {
 
     /// Starts `node ARGS` on a home and waits until it is ready.
     pub fn start_at(home: Home, args: &[&str]) -> Self {
+        Self::start_with(home, args, &[])
+    }
+
+    /// The same with more environment.
+    pub fn start_with(home: Home, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         args.extend(["--listen".into(), LISTEN.into()]);
         let stderr = home.path().join("stderr.txt");
@@ -149,6 +156,10 @@ impl Node {
             stderr,
             starts: 0,
             failpoint: None,
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         node.spawn();
         node
@@ -158,6 +169,7 @@ impl Node {
         self.starts += 1;
         self.stderr = self.home.path().join(format!("stderr-{}.txt", self.starts));
         let mut command = command(self.home.path());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(failpoint) = &self.failpoint {
             command.env(FAILPOINT, failpoint);
         }
