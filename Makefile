@@ -31,10 +31,12 @@ test: setup ## Format, lints, all tests (with the layering), documentation, cont
 contracts: ## The hub contract alone: tests, gas, vectors, proofs (downloads its tools once)
 	contracts/check
 
-soak: build ## Long experiments on money: 100 000 seeds, 1 000 kills, 100 power cuts (the last as root)
+soak: build ## Long experiments on money: 100 000 seeds, 2 000 kills, 100 power cuts (the last as root)
+	contracts/tools
 	$(CARGO) build --locked --release --example soak
 	"$$(tests/target-dir)/release/examples/soak" sim --seeds 100000
 	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
+	"$$(tests/target-dir)/release/examples/soak" kill --chain --rounds 1000
 	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
 
 fuzz: ## Fuzz what reads strangers' bytes, SECONDS each target (default 60)

@@ -79,12 +79,17 @@ enum Experiment {
     Inspect { dir: PathBuf },
 }
 
+/// All histories by credit, then all on a chain; one line each.
+fn simulate(seeds: std::ops::Range<u64>) -> Result<String, String> {
+    let credit = sim::run_many(sim::Mode::Credit, seeds.clone(), None)?;
+    let channel = sim::run_many(sim::Mode::Channel, seeds, None)?;
+    Ok(format!("credit  {credit}\nchannel {channel}"))
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Args::parse().experiment {
-        Experiment::Sim { seeds, from } => {
-            sim::run_many(from..from + seeds, None).map(|figures| figures.to_string())
-        }
+        Experiment::Sim { seeds, from } => simulate(from..from + seeds),
         Experiment::Kill {
             rounds,
             seed,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::state::PayeeState;
 use crate::chain::watcher::ChainEvent;
-use crate::payment::onchain::{Level, OnChannel, Rules, SellFacts};
+use crate::payment::onchain::{ChannelView, Level, OnChannel, Rules, SellFacts};
 use crate::protocol::EvmSignature;
 use crate::protocol::voucher::{HubChannel, TopUp};
 use crate::types::{MicroUsd, UnixMs};
@@ -135,6 +135,16 @@ impl PayeeState {
             self.machine.set_ceiling(MicroUsd::ZERO);
         }
     }
+    /// The channel; none in credit mode.
+    #[must_use]
+    pub fn channel(&self) -> Option<&HubChannel> {
+        self.on_chain.as_ref().map(|one| &one.on.channel)
+    }
+    /// What the chain shows of it.
+    #[must_use]
+    pub fn view(&self) -> Option<ChannelView> {
+        self.on_chain.as_ref().map(|one| one.on.view)
+    }
     /// True when the channel can pay no more.
     #[must_use]
     pub fn is_over(&self, now_ms: UnixMs) -> bool {
@@ -151,6 +161,14 @@ impl PayeeState {
     pub fn has_ended(&self) -> bool {
         let on_chain = self.on_chain.as_ref();
         on_chain.is_some_and(|one| one.ending) && self.running.is_empty()
+    }
+    /// True while an earlier channel is to be remembered: the chain has not ended it for good, or
+    /// something runs on it or waits for its ACCEPT.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        let view = self.on_chain.as_ref().map(|one| one.on.view);
+        let stands = view.is_some_and(|view| view.closed < Level::Final) && !self.is_void();
+        stands || !self.running.is_empty() || !self.ended.is_empty()
     }
     /// The channel, while its opening is still to be brought to the chain.
     #[must_use]
@@ -352,6 +370,19 @@ mod tests {
         state.on_chain.as_mut().unwrap().ending = true;
         let admitted = state.admit(AttemptId([1; 16]), MicroUsd::ZERO, MicroUsd(500), 1);
         assert_eq!(admitted, Err(super::super::state::NotAdmitted::Ending));
+    }
+
+    #[test]
+    fn regression_a_void_channel_is_remembered_while_something_runs_on_it() {
+        let mut state = state(100_000);
+        let attempt = AttemptId([1; 16]);
+        state
+            .admit(attempt, MicroUsd::ZERO, MicroUsd(500), 1)
+            .unwrap();
+        state.give_up();
+        assert!(state.is_needed(), "its receipt needs an ACCEPT");
+        state.drop_attempt(&attempt);
+        assert!(!state.is_needed());
     }
 
     proptest! {

@@ -198,10 +198,6 @@ impl PayeePair {
     pub(super) fn is_over(&self, now_ms: UnixMs) -> bool {
         self.state.lock().is_over(now_ms)
     }
-    /// True when the chain refused to open it.
-    pub(super) fn is_void(&self) -> bool {
-        self.state.lock().is_void()
-    }
     /// True while the buyer's session stands.
     pub(super) async fn is_connected(&self) -> bool {
         self.session.lock().await.is_some()

@@ -20,7 +20,7 @@ use crate::chain::outbox::{Request, SubmitError};
 use crate::chain::watcher::ChainEvent;
 use crate::chain::{At, ChainError};
 use crate::payment::PaymentError;
-use crate::payment::onchain::{Due, Level, Onchain, paper};
+use crate::payment::onchain::{Due, Onchain, paper};
 use crate::protocol::SessionMessage;
 use crate::types::{ChannelId, MicroUsd, Purpose, UnixMs};
 
@@ -148,11 +148,7 @@ impl Treasurer {
         }
         self.shared.forget_waits();
         let mut leaving = self.shared.leaving.lock();
-        leaving.retain(|pair| {
-            let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
-            let stands = !closed && pair.view().is_some() && !pair.is_void();
-            stands || pair.state.lock().ended_count() > 0
-        });
+        leaving.retain(|pair| pair.state.lock().is_needed());
         // Who never accepts is forgotten at last; the ledger keeps what it owed.
         let surplus = leaving.len().saturating_sub(LEAVING_MAX);
         leaving.drain(..surplus);

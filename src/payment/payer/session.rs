@@ -158,12 +158,10 @@ async fn handshake(
     {
         // Together: who sees terms may trust the deposit.
         let mut state = pair.state.lock();
-        let is_over = state.on_chain.is_some() && deposit == MicroUsd::ZERO;
-        if is_over && wish == Wish::Order {
+        let now_ms = shared.clock.now_ms();
+        if !state.opened_session(deposit, wish == Wish::Order, now_ms) {
             return Err(PaymentError::ChannelOver);
         }
-        state.settles = is_over || state.is_spent(shared.clock.now_ms());
-        state.hear_deposit(deposit);
         state.terms = Some(terms.terms);
     }
     let ours = pair.state.lock().sync(channel);
@@ -276,6 +274,9 @@ async fn listen(
 
 /// SYNC: take the seller's deposit, its highest voucher and its attempts in doubt.
 async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), PaymentError> {
+    if pair.channel() != Some(sync.channel) {
+        return Err(PaymentError::Refused("SYNC names another channel".into()));
+    }
     book_deposit(shared, pair, &sync).await?;
     if let Some((cumulative, signature)) = sync.voucher {
         let voucher = crate::protocol::Voucher {
@@ -290,7 +291,7 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
             let accepted = sync.accepted;
             pair.state
                 .lock()
-                .learn_voucher(cumulative, signature, accepted);
+                .learn_voucher(&sync.channel, cumulative, signature, accepted);
         }
     }
     for attempt in sync.unknown {

@@ -1,5 +1,4 @@
 //! What the payer knows of one seller, as a pure state: no lock, no socket, no clock.
-//!
 //! The channel machine, the attempts that run or are in doubt, and what waits to be booked or sent.
 //! [`super::Pair`] puts it behind a lock, `book` makes its rows durable, `session` carries its
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
@@ -65,6 +64,8 @@ pub struct PayerState {
     pub(super) generation: u64,
     /// The seller may wait for something since the last session: a SYNC is due.
     pub(super) unsynced: bool,
+    /// An attempt ended since the last SYNC without an ACCEPT: the seller may not have heard of it.
+    pub(super) unheard: bool,
     /// Seller's clock minus ours, ms.
     pub(super) clock_offset_ms: i64,
     last_voucher: Option<(MicroUsd, EvmSignature)>,
@@ -124,6 +125,7 @@ impl PayerState {
             up: false,
             generation: 0,
             unsynced: false,
+            unheard: false,
             clock_offset_ms: 0,
             last_voucher: None,
             shown: zero,
@@ -272,6 +274,7 @@ impl PayerState {
         self.live.remove(&row.attempt_id);
         self.doubtful.remove(&row.attempt_id);
         self.machine.settle(&row.attempt_id, row.billed);
+        self.unheard |= !accept;
         self.finals.push((row, accept));
     }
     /// The attempt ended without a receipt. Says whether it ran here.
@@ -365,26 +368,21 @@ impl PayerState {
         let channel = self.channel().filter(|_| !self.settles)?;
         Some((channel, self.machine.wanted()?, self.newest))
     }
-    /// A voucher is durable: from now on it may be shown.
-    pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
-        self.machine.signed_up_to(cumulative);
-        self.last_voucher = Some((cumulative, signature));
+    /// A voucher is durable: from now on it may be shown. One of an earlier channel changes nothing.
+    pub fn voucher_durable(
+        &mut self,
+        channel: &ChannelId,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+    ) {
+        if self.channel().as_ref() == Some(channel) {
+            self.machine.signed_up_to(cumulative);
+            self.last_voucher = Some((cumulative, signature));
+        }
     }
     /// The highest voucher is sent once more; it changes nothing where it is known.
     pub const fn show_again(&mut self) {
         self.shown = MicroUsd::ZERO;
-    }
-    /// The seller showed a voucher with our own good signature; a higher one is taken up.
-    pub fn learn_voucher(
-        &mut self,
-        cumulative: MicroUsd,
-        signature: EvmSignature,
-        accepted: MicroUsd,
-    ) {
-        if cumulative > self.machine.signed() {
-            self.machine.adopt(cumulative, accepted);
-            self.last_voucher = Some((cumulative, signature));
-        }
     }
     /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
     pub fn hear_deposit(&mut self, deposit: MicroUsd) {
@@ -457,6 +455,7 @@ impl PayerState {
     pub fn stand_up(&mut self) -> u64 {
         self.up = true;
         self.unsynced = false;
+        self.unheard = false;
         self.generation += 1;
         self.to_accept = self.unacked.iter().map(|(a, cost)| (*a, *cost)).collect();
         self.generation

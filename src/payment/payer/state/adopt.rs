@@ -6,16 +6,18 @@ use crate::payment::channel::Payer;
 use crate::payment::onchain::OnChannel;
 use crate::payment::payer::doubt::{Doubtful, Live};
 use crate::protocol::EvmSignature;
-use crate::types::{MicroUsd, UnixMs};
+use crate::types::{ChannelId, MicroUsd, UnixMs};
 
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
-/// True when the channel paid lately, so that its seller may wait for an ACCEPT of an earlier life.
+/// True when the channel was opened or paid lately, so that its seller may wait for an ACCEPT of an
+/// earlier life: also for an order whose row a crash took before there was a voucher.
 #[must_use]
 pub fn is_recent(channel: &ChannelState, now_ms: UnixMs) -> bool {
     let voucher = channel.voucher.as_ref();
-    voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS)
+    let last_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
+    now_ms.saturating_sub(last_ms) < RECENT_MS
 }
 
 impl PayerState {
@@ -47,6 +49,21 @@ impl PayerState {
         }
     }
 
+    /// The seller showed a voucher with our own good signature; a higher one is taken up. One of an
+    /// earlier channel was paid there: counted here, it would be paid again.
+    pub fn learn_voucher(
+        &mut self,
+        channel: &ChannelId,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+        accepted: MicroUsd,
+    ) {
+        let is_ours = self.channel().as_ref() == Some(channel);
+        if is_ours && cumulative > self.machine.signed() {
+            self.machine.adopt(cumulative, accepted);
+            self.last_voucher = Some((cumulative, signature));
+        }
+    }
     /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
     pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
         if is_on_chain {

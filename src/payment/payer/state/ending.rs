@@ -4,7 +4,7 @@
 
 use super::PayerState;
 use crate::payment::onchain::OnChannel;
-use crate::types::{ChannelId, UnixMs};
+use crate::types::{ChannelId, MicroUsd, UnixMs};
 
 impl PayerState {
     /// The seller ends this channel.
@@ -29,6 +29,22 @@ impl PayerState {
         self.settles |= is_over;
         is_over && self.is_at_rest()
     }
+    /// OPEN_ACK names `deposit`; 0 says of a channel on a chain that it is over. False when the session
+    /// is no use then, because orders were wanted.
+    pub fn opened_session(
+        &mut self,
+        deposit: MicroUsd,
+        wants_orders: bool,
+        now_ms: UnixMs,
+    ) -> bool {
+        let is_over = self.on_chain.is_some() && deposit == MicroUsd::ZERO;
+        if is_over && wants_orders {
+            return false;
+        }
+        self.settles = is_over || self.is_spent(now_ms);
+        self.hear_deposit(deposit);
+        true
+    }
     /// True while orders may go over the session that stands.
     #[must_use]
     pub const fn takes_orders(&self) -> bool {
@@ -39,10 +55,11 @@ impl PayerState {
     pub fn is_at_rest(&self) -> bool {
         self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
     }
-    /// The session over a channel that is over has no more to say; nobody waits for the next one.
+    /// The session over a channel that is over has no more to say. Nobody waits for the next one,
+    /// unless an attempt ended on it of which the seller may not have heard: it may have died since.
     pub const fn part(&mut self) {
         self.up = false;
-        self.unsynced = false;
+        self.unsynced = self.unheard;
     }
 }
 
@@ -52,12 +69,12 @@ mod tests {
     use crate::chain::hub::{HubEvent, HubLog};
     use crate::chain::watcher::ChainEvent;
     use crate::chain::{BlockRef, RawLog};
-    use crate::ledger::{ChannelRow, Role};
+    use crate::ledger::{ChannelRow, FinalRow, Outcome, Role};
     use crate::payment::WindowSettings;
     use crate::payment::onchain::MODE_ON_CHAIN;
     use crate::protocol::voucher::{HubChannel, HubDomain, Opening};
     use crate::protocol::{ChannelDescriptor, EvmSignature};
-    use crate::types::{EvmAddress, Hash32, MicroUsd, PeerId};
+    use crate::types::{AttemptId, EvmAddress, Hash32, PeerId};
 
     const NOW: UnixMs = 1_000_000;
 
@@ -153,11 +170,67 @@ mod tests {
     fn a_seller_that_asks_is_shown_the_highest_voucher_again() {
         let mut state = paying();
         state.stand_up();
-        state.voucher_durable(MicroUsd(20_000), EvmSignature([1; 65]));
+        let id = state.channel().unwrap();
+        state.voucher_durable(&id, MicroUsd(20_000), EvmSignature([1; 65]));
         assert!(state.take_unsaid().1.is_some());
         assert!(state.take_unsaid().1.is_none(), "it was sent");
         state.show_again();
         assert!(state.take_unsaid().1.is_some(), "it may have been lost");
+    }
+
+    #[test]
+    fn regression_a_seller_that_died_with_an_attempt_is_told_of_it_after_the_close() {
+        let mut state = paying();
+        state.stand_up();
+        state.book(failed(), false);
+        closed(&mut state);
+        state.part();
+        assert!(state.in_doubt(), "it may still wait for that attempt");
+        state.stand_up();
+        state.part();
+        assert!(!state.in_doubt(), "SYNC told it");
+    }
+
+    #[test]
+    fn regression_a_voucher_of_an_earlier_channel_does_not_count_on_the_next_one() {
+        let mut state = paying();
+        let first = state.channel().unwrap();
+        closed(&mut state);
+        let mut next = channel(u64::MAX / 2_000);
+        next.descriptor.salt = Hash32([6; 32]);
+        let row = ChannelRow {
+            channel: next.id(),
+            descriptor: next.to_bytes(),
+            ..state.row().unwrap().clone()
+        };
+        state.pay_by(row, Some(OnChannel::new(next)));
+        let (paid, signature) = (MicroUsd(400_000), EvmSignature([0; 65]));
+        let before = state.machine().signed();
+        // Durable late, or shown again by a seller that would be paid twice.
+        state.voucher_durable(&first, paid, signature);
+        state.learn_voucher(&first, paid, signature, paid);
+        assert_eq!(state.machine().signed(), before);
+        assert_eq!(state.machine().book().settled(), MicroUsd::ZERO);
+        assert_eq!(state.due_voucher(), None, "nothing is owed here");
+    }
+
+    fn failed() -> FinalRow {
+        FinalRow {
+            at_ms: NOW,
+            attempt_id: AttemptId([1; 16]),
+            outcome: Outcome::Failed,
+            status: 502,
+            billed: MicroUsd::ZERO,
+            model_served: String::new(),
+            usage: None,
+            own_input: None,
+            own_output: None,
+            ttft_ms: None,
+            total_ms: 0,
+            disputed: false,
+            receipt: None,
+            error: None,
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::PayerState;
 use crate::chain::watcher::ChainEvent;
 use crate::ledger::ChannelRow;
-use crate::payment::onchain::{Level, Rules};
+use crate::payment::onchain::{ChannelView, Level, Rules};
 use crate::protocol::voucher::HubChannel;
 use crate::types::{MicroUsd, UnixMs};
 
@@ -38,10 +38,26 @@ pub struct Tended {
 }
 
 impl PayerState {
+    /// What the chain shows of the channel that pays; none in credit mode.
+    #[must_use]
+    pub fn view(&self) -> Option<ChannelView> {
+        self.on_chain.as_ref().map(|on| on.view)
+    }
+    /// The number of the next opening on a chain.
+    #[must_use]
+    pub const fn next_counter(&self) -> u64 {
+        self.next_counter
+    }
     /// The channel that an OPEN names again, unless it is over.
     #[must_use]
     pub fn standing(&self, now_ms: UnixMs) -> Option<(ChannelRow, HubChannel)> {
         let on = self.on_chain.as_ref().filter(|_| !self.is_spent(now_ms))?;
+        Some((self.row.clone()?, on.channel.clone()))
+    }
+    /// The channel that there is, over or not: to settle what is in doubt on it costs nothing.
+    #[must_use]
+    pub fn named(&self) -> Option<(ChannelRow, HubChannel)> {
+        let on = self.on_chain.as_ref()?;
         Some((self.row.clone()?, on.channel.clone()))
     }
     /// An event of the chain about this channel. Says whether the picture changed.
