@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test contracts soak fuzz fmt lint clients bench bench-parts install clean
+.PHONY: help setup build demo test contracts soak fuzz fmt lint clients port bench bench-parts install deb clean
 
 CARGO ?= cargo
 
@@ -31,10 +31,12 @@ test: setup ## Format, lints, all tests (with the layering), documentation, cont
 contracts: ## The hub contract alone: tests, gas, vectors, proofs (downloads its tools once)
 	contracts/check
 
-soak: build ## Long experiments on money: 100 000 seeds, 1 000 kills, 100 power cuts (the last as root)
+soak: build ## Long experiments on money: 100 000 seeds, 2 000 kills, 100 power cuts (the last as root)
+	contracts/tools
 	$(CARGO) build --locked --release --example soak
 	"$$(tests/target-dir)/release/examples/soak" sim --seeds 100000
 	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
+	"$$(tests/target-dir)/release/examples/soak" kill --chain --rounds 1000
 	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
 
 fuzz: ## Fuzz what reads strangers' bytes, SECONDS each target (default 60)
@@ -49,6 +51,9 @@ lint: ## Lints alone
 clients: setup ## Drive a market with the real SDKs, OpenClaw, Claude Code, Codex (downloads them once)
 	tests/clients/run
 
+port: setup ## Look at a role's port with Chromium, Prometheus' parser and schemathesis
+	tests/port/run
+
 bench: build ## What a request costs over calling the upstream directly, one table
 	$(CARGO) bench --locked --bench market -- --node "$$(tests/target-dir)/release/node"
 
@@ -60,7 +65,11 @@ install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most
 	install -m 755 "$$(tests/target-dir)/release/node" "$$HOME/.local/bin/souk"
 	@echo "Installed $$HOME/.local/bin/souk"
 
+deb: build ## A Debian package and a tarball with checksums, in target/package
+	src/cli/service/package/build "$$(tests/target-dir)"
+
 clean: ## Remove build outputs and downloaded clients
 	$(CARGO) clean
+	rm -rf tests/port/.venv tests/port/.shots
 	rm -rf tests/clients/.venv tests/clients/.lab tests/clients/node_modules
 	rm -rf contracts/node_modules contracts/.venv contracts/.out contracts/.cache

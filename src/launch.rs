@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use sd_notify::NotifyState;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -31,11 +32,19 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Prints the ready line, the only thing that a role writes to stdout.
+    /// Prints the ready line, the only thing that a role writes to stdout, and tells systemd.
     ///
     /// A closed stdout is no reason to stop serving.
     pub fn ready(&self, line: &str) {
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status(line)]);
         let mut out = std::io::stdout().lock();
         drop(writeln!(out, "{line}").and_then(|()| out.flush()));
+    }
+}
+
+/// Says to systemd how this service is (`Type=notify`); without systemd it does nothing.
+pub fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
     }
 }

@@ -20,6 +20,7 @@
 //! - [`router`]: which seller for a request, learned from what became of earlier ones.
 //! - [`wallet`]: the node's money on its chain: balances, deposits, withdrawals, channels, relaying.
 //! - [`http`]: the local front: guard, limits, bodies, server. Knows neither money nor peers.
+//! - [`dashboard`]: the page that a role shows in a browser, drawn from what its `/api` answers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
 //! - [`seller`]: a buyer's stream in, the upstream's answer out, and what it earns.
 //! - [`pipeline`]: one model's layers on several peers; so far the engine that computes them.
@@ -100,6 +101,8 @@ pub mod router;
 pub mod wallet;
 
 pub mod http;
+
+pub mod dashboard;
 
 pub mod buyer;
 pub mod pipeline;

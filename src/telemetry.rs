@@ -152,6 +152,44 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// One thing that is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Measure {
+    kind: Kind,
+    /// Its name in `/metrics`; units are suffixes.
+    pub name: &'static str,
+    /// What it means.
+    pub text: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Measure {
+    /// What only grows.
+    #[must_use]
+    pub const fn counter(name: &'static str, text: &'static str) -> Self {
+        let kind = Kind::Counter;
+        Self { kind, name, text }
+    }
+    /// What goes up and down.
+    #[must_use]
+    pub const fn gauge(name: &'static str, text: &'static str) -> Self {
+        let kind = Kind::Gauge;
+        Self { kind, name, text }
+    }
+    /// What is spread over buckets.
+    #[must_use]
+    pub const fn histogram(name: &'static str, text: &'static str) -> Self {
+        let kind = Kind::Histogram;
+        Self { kind, name, text }
+    }
+}
+
 /// The metrics of this process, in Prometheus' text form.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
@@ -164,6 +202,17 @@ impl Metrics {
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS_BUCKETS)
             .ok()?;
         builder.install_recorder().ok().map(Self)
+    }
+    /// Says what each of `measures` means, for the `HELP` lines.
+    pub fn describe(measures: &[Measure]) {
+        for measure in measures {
+            let Measure { kind, name, text } = *measure;
+            match kind {
+                Kind::Counter => metrics::describe_counter!(name, text),
+                Kind::Gauge => metrics::describe_gauge!(name, text),
+                Kind::Histogram => metrics::describe_histogram!(name, text),
+            }
+        }
     }
     /// The text that `/metrics` answers.
     #[must_use]

@@ -4,12 +4,13 @@ import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { bugs } from "./bugs.mjs";
 
 const root = new URL("..", import.meta.url).pathname;
+// In the order of the sources; `from` must occur exactly once in `file`, however it is spaced.
+const bugs = JSON.parse(readFileSync(new URL("bugs.json", import.meta.url), "utf8"));
 
 const words = process.argv.slice(2);
-const chosen = bugs.filter(([name]) => !words.length || words.some((word) => name.includes(word)));
+const chosen = bugs.filter(({ name }) => !words.length || words.some((word) => name.includes(word)));
 const copy = mkdtempSync(join(tmpdir(), "souk-mutate-"));
 process.on("exit", () => rmSync(copy, { recursive: true }));
 for (const path of ["src", "test", "scripts", "bin", "foundry.toml"]) {
@@ -37,13 +38,13 @@ function failure() {
   return reason[0].replace(/\s+/g, " ").slice(0, 100);
 }
 
-for (const [name, path, from] of bugs) {
+for (const { name, file: path, from } of bugs) {
   const places = readFileSync(join(copy, path), "utf8").match(spaced(from)) ?? [];
   if (places.length !== 1) throw new Error(`${name}: ${places.length} places in ${path}`);
 }
 if (failure()) throw new Error("the tests fail without any bug");
 let survivors = 0;
-for (const [name, path, from, to] of chosen) {
+for (const { name, file: path, from, to } of chosen) {
   const file = join(copy, path);
   const good = readFileSync(file, "utf8");
   writeFileSync(file, good.replace(spaced(from), () => to));

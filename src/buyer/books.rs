@@ -15,7 +15,7 @@ use super::asked::Asked;
 use super::route::Candidate;
 use super::trial::Trial;
 use super::wire::OrderWire;
-use super::{Shared, check};
+use super::{Shared, check, measures};
 use crate::ledger::{DeliveredRow, FinalRow, OpenRow, Outcome, Row};
 use crate::llm_api::bounds::{OwnCount, bounded_cost};
 use crate::llm_api::{AnswerMeter, Margin, TokenCount};
@@ -385,7 +385,9 @@ impl Books {
             .finish(row, claim.is_some_and(|claim| claim > MicroUsd::ZERO));
     }
 
+    /// Counts and logs an end; `billed` is none while it is in doubt.
     fn log(&self, tally: &Tally, billed: Option<MicroUsd>) {
+        measures::attempt_ended(tally, billed, self.ttft_ms, elapsed_ms(self.started));
         tracing::info!(
             request = %self.asked.id,
             seller = %self.seller,

@@ -3,6 +3,8 @@
 //! What was tried is left out; when all were tried, those that may do better a second time are asked
 //! once more. Called by the buyer's flow.
 
+use std::sync::Arc;
+
 use super::asked::Asked;
 use super::refusal::{AttemptFailure, FailureKind, Refusal};
 use super::route::{Candidate, Route};
@@ -62,6 +64,11 @@ impl<'a> Choosing<'a> {
     /// True when another attempt may follow attempt `number`.
     pub fn has_more(&self, number: u32) -> bool {
         number < ATTEMPTS_MAX && self.tried.len() < self.entries.len()
+    }
+
+    /// After an answer: channels with those who may be asked next.
+    pub fn open_ahead(&self, shared: &Arc<Shared>) {
+        super::ahead::open(shared, &self.ask, &self.entries);
     }
 
     pub fn failed(&mut self, failure: AttemptFailure) {
@@ -128,7 +135,8 @@ impl<'a> Choosing<'a> {
 
 /// The request as the router needs it.
 pub(super) fn ask<'a>(shared: &Shared, asked: &'a Asked, candidates: &[Candidate]) -> Ask<'a> {
-    let policy = &shared.settings.policy;
+    let wishes = shared.wishes.get();
+    let policy = &wishes.policy;
     let most = |value: &dyn Fn(&Candidate) -> u64| candidates.iter().map(value).max();
     let margin = shared.counter.count_text(asked.model.as_str(), "").margin;
     Ask {

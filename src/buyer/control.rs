@@ -5,20 +5,24 @@
 //! `POST /api/budget`, which changes something, needs the control token and is durable when it is
 //! answered. The JSON names are part of the interface. `node` makes it and gives it to the buyer.
 
+mod page;
+
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{Html, Response as RouterResponse};
+use axum::response::Response as RouterResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
+use metrics::gauge;
 use serde_json::{Map, Value, json};
 
 use super::budget::{Budget, Limits, Scope, Standing};
+use super::measures::MEASURES;
 use super::sellers::{self, Sources};
 use crate::discovery::OfferBook;
 use crate::http::body::Body;
@@ -81,12 +85,22 @@ impl Control {
     /// Puts the API together.
     #[must_use]
     pub fn new(parts: ControlParts) -> Self {
+        if parts.metrics.is_some() {
+            Metrics::describe(&MEASURES);
+            Metrics::describe(&crate::network::MEASURES);
+        }
         let wallet = control::wallet::routes(parts.wallet.clone(), parts.guard.clone());
+        let look = Arc::new(control::wallet::Look::default());
         let router = Router::new()
-            .route("/", get(index))
+            .route(
+                "/",
+                get(move |state: Parts| page::index(state, look.clone())),
+            )
+            .route("/assets/{name}", get(crate::dashboard::asset))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
+            .route("/api/openapi.json", get(async || control::openapi("buy")))
             .route("/api/status", get(status))
             .route("/api/sellers", get(list_sellers))
             .route("/api/requests", get(requests))
@@ -107,24 +121,6 @@ impl server::Handler for Control {
     }
 }
 
-async fn index(State(parts): Parts) -> Html<String> {
-    let paths = [
-        "/v1/models",
-        "/api/status",
-        "/api/sellers",
-        "/api/requests?limit=50",
-        "/api/ledger?by=model",
-        "/api/channels",
-        "/api/wallet",
-        "/api/wallet/channels",
-        "/api/budget",
-        "/metrics",
-        "/healthz",
-        "/readyz",
-    ];
-    control::index_page("souk: buyer", &parts.peer.to_base58(), &paths)
-}
-
 async fn healthz(State(parts): Parts) -> RouterResponse {
     let runs = parts.ledger.stop_reason().is_none();
     control::probe(runs, "ok", "the ledger has stopped")
@@ -135,16 +131,7 @@ async fn readyz(State(parts): Parts) -> RouterResponse {
 }
 
 async fn metrics(State(parts): Parts) -> RouterResponse {
-    let all = parts.snapshots();
-    let (spent, reserved) = parts.budget.totals();
-    let peers = parts.network.connected_peers().len();
-    metrics::gauge!("souk_peers").set(control::gauge_of(peers));
-    metrics::gauge!("souk_offers").set(control::gauge_of(parts.book.len()));
-    metrics::gauge!("souk_buyer_attempts_in_flight").set(control::gauge_of(live(&all)));
-    metrics::gauge!("souk_buyer_attempts_in_doubt").set(control::gauge_of(in_doubt(&all)));
-    metrics::gauge!("souk_buyer_spent_today_usd").set(control::gauge_usd(spent));
-    metrics::gauge!("souk_buyer_reserved_usd").set(control::gauge_usd(reserved));
-    metrics::gauge!("souk_buyer_owed_usd").set(control::gauge_usd(owed(&all)));
+    parts.measure();
     control::metrics_text(parts.metrics.as_ref())
 }
 
@@ -205,12 +192,13 @@ async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {
 async fn sums(State(parts): Parts, uri: Uri) -> ControlResult {
     let by = match control::query(&uri, "by") {
         None | Some("model") => GroupBy::Model,
+        Some("hour") => GroupBy::Hour,
         Some("day") => GroupBy::Day,
         Some("month") => GroupBy::Month,
         Some("seller") => GroupBy::Seller,
         Some("client") => GroupBy::Client,
         Some(_) => {
-            let message = "`by` is one of model, day, month, seller, client";
+            let message = "`by` is one of model, hour, day, month, seller, client";
             return Err(ControlError::BadRequest(message.to_owned()));
         }
     };
@@ -345,6 +333,30 @@ impl ControlParts {
         let reader = self.ledger.reader();
         let records = report::requests(reader, &bought(), Some(self.peer), limit).await;
         records.map_err(ledger_failed)
+    }
+    /// Sets what is read at each look.
+    fn measure(&self) {
+        let pairs = self.payer.pairs();
+        let all: Vec<PairSnapshot> = pairs.iter().map(|pair| pair.snapshot()).collect();
+        let (spent, reserved) = self.budget.totals();
+        self.network.measure();
+        gauge!("souk_offers").set(control::gauge_of(self.book.len()));
+        gauge!("souk_buyer_attempts_in_flight").set(control::gauge_of(live(&all)));
+        gauge!("souk_buyer_attempts_in_doubt").set(control::gauge_of(in_doubt(&all)));
+        gauge!("souk_buyer_spent_today_usd").set(control::gauge_usd(spent));
+        gauge!("souk_buyer_reserved_usd").set(control::gauge_usd(reserved));
+        gauge!("souk_buyer_owed_usd").set(control::gauge_usd(owed(&all)));
+        let credit = pairs.iter().filter_map(|pair| pair.headroom()).sum();
+        gauge!("souk_buyer_credit_usd").set(control::gauge_usd(credit));
+        let on_chain = all.iter().filter(|pair| pair.on_chain.is_some());
+        let deposits = on_chain.map(|pair| pair.deposit).sum();
+        gauge!("souk_buyer_deposits_usd").set(control::gauge_usd(deposits));
+        for state in PairSnapshot::STATES {
+            let count = all.iter().filter(|pair| pair.state() == state).count();
+            gauge!("souk_buyer_channels", "state" => state).set(control::gauge_of(count));
+        }
+        let up = all.iter().filter(|pair| pair.up).count();
+        gauge!("souk_buyer_sellers_up").set(control::gauge_of(up));
     }
     fn snapshots(&self) -> Vec<PairSnapshot> {
         let pairs = self.payer.pairs();

@@ -7,13 +7,14 @@
 //! [`crate::http`] stands at the door, `asked` is the parsed request, [`budget`] what may be spent
 //! and `allowance` one attempt's share of it, [`route`] gates
 //! the sellers, `choosing` asks the router for the next one, `attempt` tries it and `trial` tells the
-//! router how that ended, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
+//! router how that ended, `ahead` opens channels for the next one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `warm` keeps connections to likely sellers, `canary` asks them what it knows, `market` answers the model list, `count_tokens` what a request would
 //! measure, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
+mod ahead;
 mod allowance;
 mod asked;
 mod attempt;
@@ -27,6 +28,7 @@ mod count_tokens;
 mod ending;
 mod explain;
 mod market;
+mod measures;
 pub mod names;
 mod nonces;
 mod refusal;
@@ -41,6 +43,7 @@ mod upstream_error;
 mod warm;
 mod whole;
 mod wire;
+mod wishes;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,6 +55,7 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use ahead::Ahead;
 use asked::{Asked, endpoint_of};
 use attempt::{Attempted, attempt_deadline};
 use budget::{Budget, Exceeded};
@@ -112,9 +116,9 @@ pub struct Settings {
     pub network: String,
     /// Windows and limits.
     pub windows: WindowSettings,
-    /// What the user accepts.
+    /// What the user accepts at first; [`Buyer::change`] replaces it.
     pub policy: Policy,
-    /// The user's own names for models.
+    /// The user's own names for models, at first.
     pub names: Names,
     /// How long to wait for what.
     pub timeouts: Timeouts,
@@ -170,6 +174,8 @@ struct Shared {
     nonces: Nonces,
     streams: KeptStreams,
     shelves: Shelves,
+    ahead: Ahead,
+    wishes: wishes::Current,
     used: Used,
     in_flight: AtomicU64,
 }
@@ -194,6 +200,7 @@ impl Buyer {
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
         let streams = KeptStreams::default();
         let shelves = Shelves::new(router.clone(), book.clone(), Arc::clone(&clock));
+        let wishes = wishes::Current::new(settings.policy.clone(), settings.names.clone());
         let shared = Shared {
             book,
             payer,
@@ -210,6 +217,8 @@ impl Buyer {
             nonces,
             streams,
             shelves,
+            ahead: Ahead::default(),
+            wishes,
             used: Used::default(),
             in_flight,
         };
@@ -222,6 +231,11 @@ impl Buyer {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what the user wants now; requests that run keep what they began with.
+    pub fn change(&self, policy: Policy, names: Names) {
+        self.shared.wishes.set(policy, names);
     }
 
     /// Reads the body, then answers in a task that outlives a client that hangs up.
@@ -240,13 +254,14 @@ impl Buyer {
         let buyer = self.clone();
         self.shared.tasks.spawn("request", async move {
             buyer.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+            let _measured = measures::InFlight::begin();
             let now_ms = buyer.shared.clock.now_ms();
             match Asked::parse(endpoint, &parts.headers, body, now_ms) {
                 Ok(asked) => {
                     let shared = &buyer.shared;
                     let asked = asked
                         .of_client(parts.extensions.get())
-                        .meaning(&shared.settings.names, &shared.book);
+                        .meaning(&shared.wishes.get().names, &shared.book);
                     buyer.serve(Arc::new(asked), &mut sink).await;
                 }
                 Err(error) => {
@@ -383,7 +398,7 @@ impl Buyer {
             let trial = Trial::begin(&shared.router, &asked, candidate);
             let deadline = attempt_deadline(all, choosing.has_more(number));
             match attempt::run(shared, order, candidate, number, &trial, deadline, sink).await {
-                Attempted::Done => return,
+                Attempted::Done => return choosing.open_ahead(shared),
                 Attempted::TooDear(exceeded) => {
                     let refusal = Refusal::too_dear(exceeded.as_ref());
                     return refusal.send(sink, asked.dialect).await;
@@ -395,6 +410,7 @@ impl Buyer {
                         reason = failure.reason,
                         "attempt failed"
                     );
+                    measures::failed_over(failure.kind);
                     trial.failed_as(failure.kind);
                     choosing.failed(failure);
                 }
@@ -422,7 +438,8 @@ impl Shared {
     }
     /// The sellers that may serve a request.
     fn route(&self, asked: &Asked) -> Route {
-        let policy = &self.settings.policy;
+        let wishes = self.wishes.get();
+        let policy = &wishes.policy;
         let tokens = asked.prefill_tokens(TOKENS_PER_KIB, 0);
         let prefer = asked.prefer.unwrap_or(policy.prefer);
         let shelf = self.shelves.get(&asked.model, tokens, prefer, &self.tasks);

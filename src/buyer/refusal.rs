@@ -167,6 +167,7 @@ impl Refusal {
 
     /// Sends it: as a response, or as the dialect's error event when the stream has begun.
     pub async fn send(self, sink: &mut ClientSink, dialect: Dialect) {
+        super::measures::refused(self.code);
         if sink.committed() {
             let _ = sink
                 .send(llm_api::error::error_event(

@@ -16,6 +16,8 @@ use crate::keys::PaymentKey;
 use crate::types::{ChannelId, EvmAddress, Hash32, ManualClock, MicroUsd};
 
 const HUB: EvmAddress = EvmAddress([5; 20]);
+/// Whose deposits the scripted contract tells of.
+const OWNER: EvmAddress = EvmAddress([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
 
 struct World {
     chain: Arc<FakeChain>,
@@ -53,6 +55,7 @@ impl World {
                 chain_id: 7,
                 hub: HUB,
             },
+            account: OWNER,
             start_block: 0,
             confirmations: None,
             range_blocks_max: 10,

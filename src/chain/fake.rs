@@ -314,7 +314,14 @@ impl Chain for FakeChain {
             let range = query.from..=query.to;
             let blocks = blocks.filter(|block| range.contains(&block.header.at.number));
             let logs = blocks.flat_map(|block| &block.logs);
-            let ours = logs.filter(|(address, _)| *address == query.address);
+            let fits = |log: &RawLog| {
+                let mut places = query.topics.iter().enumerate();
+                places.all(|(place, wanted)| {
+                    let found = log.topics.get(place);
+                    wanted.is_empty() || found.is_some_and(|found| wanted.contains(found))
+                })
+            };
+            let ours = logs.filter(|(address, log)| *address == query.address && fits(log));
             Ok(ours.map(|(_, log)| log.clone()).collect())
         })
     }
@@ -323,7 +330,7 @@ impl Chain for FakeChain {
         self.answer(move |state| Ok(state.code.get(&address).cloned().unwrap_or_default()))
     }
 
-    fn call(&self, _call: Call) -> Answer<'_, Vec<u8>> {
+    fn call_at(&self, _call: Call, _at: At) -> Answer<'_, Vec<u8>> {
         self.answer(|_| {
             Err(ChainError::Refused(
                 "this chain runs no contract".to_owned(),

@@ -135,6 +135,8 @@ pub struct WatchState {
     pub base: Option<BlockRef>,
     /// Logs above it that were seen and not removed.
     pub seen: Vec<Kept>,
+    /// Every channel that had an event, ever.
+    pub channels: Vec<ChannelId>,
 }
 
 /// Why something could not be remembered or recalled.

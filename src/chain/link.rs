@@ -22,8 +22,7 @@ use super::journal::{Journal, Outcome};
 use super::outbox::{self, OUTCOMES_QUEUED_MAX, Sender};
 use super::watcher::{self, ChainEvent, EVENTS_QUEUED_MAX, Watcher};
 use super::{Chain, ChainError};
-use crate::keys::PaymentKey;
-use crate::types::{Clock, EvmAddress};
+use crate::types::EvmAddress;
 
 /// Decimals of every token that is paid with: a micro-USD is its smallest unit.
 const TOKEN_DECIMALS: u8 = 6;
@@ -35,8 +34,6 @@ pub struct Settings {
     pub token: EvmAddress,
     /// How logs are read; names the hub.
     pub watch: watcher::Settings,
-    /// How transactions are sent.
-    pub send: outbox::Settings,
 }
 
 /// How the chain is.
@@ -84,9 +81,6 @@ impl<T: Clone> Fan<T> {
 }
 
 struct Parts {
-    chain: Arc<dyn Chain>,
-    journal: Arc<dyn Journal>,
-    clock: Arc<dyn Clock>,
     sender: Sender,
     settings: Settings,
     token: OnceLock<TokenDomain>,
@@ -106,26 +100,10 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Asks nothing yet.
+    /// Watches where `sender` sends; asks nothing yet.
     #[must_use]
-    pub fn new(
-        chain: Arc<dyn Chain>,
-        journal: Arc<dyn Journal>,
-        clock: Arc<dyn Clock>,
-        key: PaymentKey,
-        settings: Settings,
-    ) -> Self {
-        let sender = Sender::new(
-            Arc::clone(&chain),
-            Arc::clone(&journal),
-            Arc::clone(&clock),
-            key,
-            settings.send,
-        );
+    pub fn new(sender: Sender, settings: Settings) -> Self {
         Self(Arc::new(Parts {
-            chain,
-            journal,
-            clock,
             sender,
             settings,
             token: OnceLock::new(),
@@ -138,7 +116,7 @@ impl Link {
     /// The chain itself, for questions.
     #[must_use]
     pub fn chain(&self) -> &Arc<dyn Chain> {
-        &self.0.chain
+        self.0.sender.chain()
     }
     /// Chain and hub.
     #[must_use]
@@ -163,12 +141,12 @@ impl Link {
     /// What remembers for watcher and outbox.
     #[must_use]
     pub fn journal(&self) -> &Arc<dyn Journal> {
-        &self.0.journal
+        self.0.sender.journal()
     }
     /// How transactions are sent, what gas may cost.
     #[must_use]
     pub fn send_settings(&self) -> outbox::Settings {
-        self.0.settings.send
+        self.0.sender.settings()
     }
     /// Which hub is watched, from where, and how.
     #[must_use]
@@ -198,13 +176,10 @@ impl Link {
     /// A watcher of the hub over the same journal, for a process that catches up once.
     #[must_use]
     pub fn watcher(&self) -> Watcher {
-        let parts = &self.0;
-        Watcher::new(
-            Arc::clone(&parts.chain),
-            Arc::clone(&parts.journal),
-            Arc::clone(&parts.clock),
-            parts.settings.watch,
-        )
+        let (chain, journal) = (self.chain(), self.journal());
+        let clock = Arc::clone(self.0.sender.clock());
+        let watch = self.0.settings.watch;
+        Watcher::new(Arc::clone(chain), Arc::clone(journal), clock, watch)
     }
 
     /// Compares chain, hub and token with what is configured and compiled in.
@@ -221,7 +196,7 @@ impl Link {
     }
 
     async fn compare(&self) -> Result<(), ChainError> {
-        let (chain, address) = (&*self.0.chain, self.token());
+        let (chain, address) = (&**self.chain(), self.token());
         Hub::check(chain, self.domain()).await?;
         let bad = |reason: String| ChainError::BadToken { address, reason };
         if chain.code(address).await?.is_empty() {

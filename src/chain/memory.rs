@@ -86,10 +86,12 @@ impl Journal for MemoryJournal {
     ) -> BoxFuture<'_, Result<WatchState, JournalError>> {
         let mut base = None;
         let mut seen: Vec<Kept> = vec![];
+        let mut channels = vec![];
         for record in self.records() {
             match record {
                 Record::Event(event) if event.chain_id == chain_id && event.hub == hub => {
                     let log = event.log;
+                    channels.extend(log.event.channel());
                     match event.stage {
                         Stage::Seen => seen.push(Kept {
                             log,
@@ -113,6 +115,11 @@ impl Journal for MemoryJournal {
         if let Some(base) = base {
             seen.retain(|kept| kept.log.raw.block.number > base.number);
         }
-        Box::pin(std::future::ready(Ok(WatchState { base, seen })))
+        let state = WatchState {
+            base,
+            seen,
+            channels,
+        };
+        Box::pin(std::future::ready(Ok(state)))
     }
 }

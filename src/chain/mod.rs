@@ -39,7 +39,9 @@ mod driver_tests;
 use futures::future::BoxFuture;
 
 pub use error::{ChainError, Retry, SendRefusal};
-pub use view::{At, Block, BlockRef, Call, Fees, LogQuery, NonceAt, RawLog, Receipt, coins};
+pub use view::{
+    At, Block, BlockRef, Call, Fees, LogQuery, NonceAt, RawLog, Receipt, Topics, coins,
+};
 
 use crate::types::{EvmAddress, Hash32};
 
@@ -56,8 +58,12 @@ pub trait Chain: Send + Sync + 'static {
     fn logs(&self, query: LogQuery) -> Answer<'_, Vec<RawLog>>;
     /// The code at an address; empty when there is none.
     fn code(&self, address: EvmAddress) -> Answer<'_, Vec<u8>>;
-    /// What a call would return.
-    fn call(&self, call: Call) -> Answer<'_, Vec<u8>>;
+    /// What a call would return in a block.
+    fn call_at(&self, call: Call, at: At) -> Answer<'_, Vec<u8>>;
+    /// What a call would return now.
+    fn call(&self, call: Call) -> Answer<'_, Vec<u8>> {
+        self.call_at(call, At::Latest)
+    }
     /// The gas it would take.
     fn estimate_gas(&self, call: Call) -> Answer<'_, u64>;
     /// What a transaction must offer now.

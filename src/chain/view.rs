@@ -52,7 +52,7 @@ pub struct RawLog {
 }
 
 /// Logs of one contract in a range of blocks, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogQuery {
     /// The contract.
     pub address: EvmAddress,
@@ -60,7 +60,12 @@ pub struct LogQuery {
     pub from: u64,
     /// Last block.
     pub to: u64,
+    /// Which of them; the default is all.
+    pub topics: Topics,
 }
+
+/// What a log must have in each of its four places: one of these; nothing is anything.
+pub type Topics = [Vec<Hash32>; 4];
 
 /// What became of a transaction in a block.
 #[derive(Clone, Debug, PartialEq, Eq)]

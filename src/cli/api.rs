@@ -81,6 +81,35 @@ impl Api {
         self.send(request.body(body.to_string()), &url).await
     }
 
+    /// Posts a JSON value; the answer's head is here when this returns, its body is to be read.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post_streamed(
+        &self,
+        path: &str,
+        body: &Value,
+        timeout: Duration,
+    ) -> anyhow::Result<reqwest::Response> {
+        let url = self.url(path);
+        let request = self.client.post(&url).timeout(timeout);
+        let request = request
+            .header("content-type", "application/json")
+            .bearer_auth(self.info.token().expose())
+            .body(body.to_string());
+        let answer = request.send().await.map_err(|error| {
+            let reason = anyhow::Error::new(error.without_url());
+            let message = format!("{url} does not answer: {reason:#}");
+            CliError::new(FailureKind::Network, message).retryable()
+        })?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status().as_u16();
+        let value = serde_json::from_slice(&answer.bytes().await?).ok();
+        Err(refused(&url, status, value.as_ref()).into())
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.info.url.trim_end_matches('/'))
     }

@@ -92,11 +92,16 @@ async fn list(global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
         "WITH",
         "STATE",
         "DEPOSIT $",
-        "SIGNED $",
         "SETTLED $",
+        "PENDING $",
+        "REST $",
         "UNTIL",
     ];
-    output::text(&output::table(&header, &[4, 5, 6], rows));
+    output::text(&output::table(&header, &[4, 5, 6, 7], rows));
+    output::message(
+        "settled is in the seller's vault; pending is signed and not paid out; the rest goes back to \
+         the buyer's vault with the end",
+    );
     Ok(())
 }
 
@@ -122,8 +127,9 @@ fn row(channel: &Value) -> Vec<String> {
         text("other"),
         format!("{}{note}", text("state")),
         usd("deposit_micro_usd"),
-        usd("signed_micro_usd"),
         usd("settled_micro_usd"),
+        usd("pending_micro_usd"),
+        usd("rest_micro_usd"),
         until.map_or_else(|| "-".to_owned(), |at| at.to_string()),
     ]
 }

@@ -21,6 +21,7 @@ use super::{CliError, FailureKind};
 use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
 use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
 use crate::ledger::{Ledger, LedgerWrite, Reader, Role, Settings, apply};
+use crate::payment::onchain::MODE_ON_CREDIT;
 use crate::types::{Clock, MicroUsd, ModelId, PeerId, SystemClock, UnixMs};
 use crate::wallet::channels::settlements;
 use crate::wallet::verify::Compared;
@@ -84,6 +85,9 @@ enum LedgerCommand {
         /// A note for yourself
         #[arg(long, default_value = "")]
         note: String,
+        /// Only show what would be booked
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Set spending limits
     #[command(subcommand)]
@@ -139,6 +143,7 @@ struct FilterArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum By {
+    Hour,
     Day,
     Month,
     Model,
@@ -227,7 +232,15 @@ async fn output(args: LedgerArgs, env: &Env) -> anyhow::Result<String> {
         Some(LedgerCommand::Show { id }) => show(&id, env).await,
         Some(LedgerCommand::Verify) => check(env).await,
         Some(LedgerCommand::Export { format, filter }) => export(format, &filter, env).await,
-        Some(LedgerCommand::Settle { peer, amount, note }) => {
+        Some(LedgerCommand::Settle {
+            peer,
+            amount,
+            dry_run: true,
+            ..
+        }) => would_settle(&peer, amount, env).await,
+        Some(LedgerCommand::Settle {
+            peer, amount, note, ..
+        }) => {
             let write = LedgerWrite::Settle {
                 peer,
                 amount_micro_usd: amount,
@@ -339,6 +352,20 @@ async fn export(format: Format, args: &FilterArgs, env: &Env) -> anyhow::Result<
 }
 
 /// Writes through the running node, else into the file itself.
+/// What a payment would pay off; nothing is booked.
+async fn would_settle(peer: &PeerId, amount: MicroUsd, env: &Env) -> anyhow::Result<String> {
+    let reader = Reader::open(&env.path()).await?;
+    let channels = reader.load(Role::Sell).await?;
+    let mut theirs = channels.iter().rev().filter(|one| one.row.peer == *peer);
+    let channel = theirs.find(|one| one.row.mode == MODE_ON_CREDIT);
+    let Some(channel) = channel else {
+        let message = format!("there is no credit channel with {peer}");
+        return Err(CliError::new(FailureKind::Failure, message).into());
+    };
+    let owed = channel.accepted_sum.saturating_sub(channel.settlements_sum);
+    view::would_settle(env.json, peer, amount, owed)
+}
+
 async fn book(write: LedgerWrite, env: &Env) -> anyhow::Result<()> {
     if let Some(running) = &env.running {
         return running(write).await;
@@ -360,6 +387,7 @@ async fn book(write: LedgerWrite, env: &Env) -> anyhow::Result<()> {
 
 const fn group(by: By) -> GroupBy {
     match by {
+        By::Hour => GroupBy::Hour,
         By::Day => GroupBy::Day,
         By::Month => GroupBy::Month,
         By::Model => GroupBy::Model,
@@ -613,6 +641,13 @@ mod tests {
         filled(dir.path()).await;
         let env = env(dir.path(), true);
         let settle = format!("settle --peer {} --amount 0.0012", buyer());
+        let dry = ledger(&env, &format!("{settle} --dry-run")).await.unwrap();
+        let dry: serde_json::Value = serde_json::from_str(&dry).unwrap();
+        assert_eq!(dry["owed_micro_usd"], 1200);
+        assert_eq!(dry["owed_afterwards_micro_usd"], 0);
+        let before: serde_json::Value =
+            serde_json::from_str(&ledger(&env, "requests").await.unwrap()).unwrap();
+        assert_eq!(before[0]["settled"], false, "nothing is booked");
         ledger(&env, &settle).await.unwrap();
         let other = PeerId::random();
         let unknown = ledger(&env, &format!("settle --peer {other} --amount 1")).await;

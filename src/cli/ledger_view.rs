@@ -10,7 +10,7 @@ use crate::chain::coins;
 use crate::ledger::BudgetRow;
 use crate::ledger::audit::AuditReport;
 use crate::ledger::report::{RequestRecord, ShownAttempt, Summary, SummaryRow, safe_text};
-use crate::types::MicroUsd;
+use crate::types::{MicroUsd, PeerId};
 use crate::wallet::verify::Compared;
 
 /// What is not reported or does not apply.
@@ -28,6 +28,29 @@ pub(super) fn done(as_json: bool, what: &str) -> anyhow::Result<String> {
         return json(&serde_json::json!({ "ok": true }));
     }
     Ok(format!("{what}\n"))
+}
+
+/// A payment that is not booked.
+pub(super) fn would_settle(
+    as_json: bool,
+    peer: &PeerId,
+    amount: MicroUsd,
+    owed: MicroUsd,
+) -> anyhow::Result<String> {
+    let left = owed.saturating_sub(amount);
+    if as_json {
+        return json(&serde_json::json!({
+            "dry_run": true,
+            "peer": peer.to_base58(),
+            "amount_micro_usd": amount,
+            "owed_micro_usd": owed,
+            "owed_afterwards_micro_usd": left,
+        }));
+    }
+    Ok(format!(
+        "would book {amount} USD from {peer}, which owes {owed} USD and {left} USD afterwards\n\
+         nothing was booked\n"
+    ))
 }
 
 /// Sums.

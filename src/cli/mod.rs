@@ -7,14 +7,19 @@ mod api;
 mod args;
 mod chain;
 mod channel;
+mod chat;
 mod config;
+mod doctor;
 pub mod keygen;
 pub mod ledger;
 mod ledger_env;
 mod ledger_view;
 mod models;
+mod openclaw;
 mod output;
 mod roles;
+mod service;
+mod shell;
 mod status;
 mod till;
 mod wallet;
@@ -100,6 +105,8 @@ enum Command {
     Models(ModelsArgs),
     /// Show the running node on one screen
     Status(status::StatusArgs),
+    /// Ask a model from the terminal
+    Chat(chat::ChatArgs),
     /// Report what was earned and spent
     Ledger(Box<ledger::LedgerArgs>),
     /// Show and move the money on the chain
@@ -115,6 +122,17 @@ enum Command {
     Bootstrap,
     /// Check or show the configuration
     Config(config::ConfigArgs),
+    /// Look for what is wrong, and say what to do
+    Doctor,
+    /// Offer the network's models to OpenClaw
+    #[command(name = "openclaw")]
+    OpenClaw(openclaw::OpenClawArgs),
+    /// Run a role as a systemd service
+    Service(service::ServiceArgs),
+    /// Print a completion script for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page
+    Man,
 }
 
 impl Cli {
@@ -136,6 +154,17 @@ impl Cli {
             drop(error.print());
             u8::try_from(error.exit_code()).unwrap_or(1)
         })
+    }
+
+    /// The config keys that the role's own flags set.
+    fn settings(&self) -> Vec<Setting> {
+        match &self.command {
+            Command::Sell(args) => args.settings(),
+            Command::Buy(args) => args.settings(),
+            Command::Run(args) => args.settings(),
+            Command::Demo(args) => args.settings(),
+            _ => Vec::new(),
+        }
     }
 
     /// Starts logging, runs the command and prints its failure. Returns the exit code.
@@ -197,6 +226,15 @@ impl Cli {
             Command::Channel(command) => channel::run(&global, out, command).await,
             Command::Chain(command) => chain::run(&global, out, command).await,
             Command::Config(args) => config::run(&global, out, &args),
+            Command::Chat(args) => chat::run(&global, out, &args).await,
+            Command::Doctor => doctor::run(&global, out).await,
+            Command::OpenClaw(args) => openclaw::run(&global, out, &args).await,
+            Command::Service(args) => service::run(&global, out, &args),
+            Command::Completions(args) => {
+                shell::completions(&args);
+                Ok(())
+            }
+            Command::Man => shell::man(),
         }
     }
 }
@@ -250,6 +288,14 @@ impl GlobalArgs {
     /// The configuration with these flags on top.
     fn load(&self, flags: Vec<Setting>) -> Result<Loaded, ConfigError> {
         crate::config::load(&self.sources(flags))
+    }
+    /// The defaults with what the flags and the environment say of the data directory: for a look
+    /// at a node whose configuration is wrong.
+    fn defaults(&self) -> crate::config::Config {
+        let mut config = crate::config::Config::default();
+        let from_env = || env("SOUK_DATA_DIR").map(PathBuf::from);
+        config.node.data_dir = self.data_dir.clone().or_else(from_env);
+        config
     }
     /// The data directory that the configuration names.
     ///

@@ -29,6 +29,11 @@ impl Output {
             color_err: color.enabled(std::io::stderr().is_terminal(), no_color),
         }
     }
+    /// Text in a colour (an SGR code), where colour is on.
+    #[must_use]
+    pub fn paint(&self, text: &str, code: &str) -> String {
+        paint(text, code, self.color)
+    }
     /// Text in bold, where colour is on.
     #[must_use]
     pub fn bold(&self, text: &str) -> String {
@@ -40,6 +45,12 @@ impl Output {
 pub fn text(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// Writes a piece of a line to stdout, at once.
+pub fn piece(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(write!(out, "{text}").and_then(|()| out.flush()));
 }
 
 /// Writes one JSON value to stdout.

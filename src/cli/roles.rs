@@ -74,6 +74,7 @@ async fn serve(
             stopping if stopped_by.is_some() => std::process::exit(stopping.exit_code()),
             stopping => {
                 tracing::info!("draining; a second signal exits at once");
+                crate::launch::tell_systemd(&[sd_notify::NotifyState::Stopping]);
                 stopped_by = Some(stopping);
                 stop.cancel();
             }

@@ -62,6 +62,7 @@ fn screen(out: &Output, head: &str, status: &Value, sellers: &Value) -> String {
         ("peer", "peer"),
         ("evm", "evm_address"),
         ("payment", "mode"),
+        ("waits", "chain_waits"),
         ("state", "state"),
     ] {
         if let Some(text) = text_of(status, key) {

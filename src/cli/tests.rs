@@ -12,14 +12,7 @@ fn parse(line: &str) -> Result<Cli, u8> {
 
 fn settings(line: &str) -> Result<Config, ConfigError> {
     let cli = parse(line).unwrap();
-    let flags = match &cli.command {
-        Command::Sell(args) => args.settings(),
-        Command::Buy(args) => args.settings(),
-        Command::Run(args) => args.settings(),
-        Command::Demo(args) => args.settings(),
-        _ => Vec::new(),
-    };
-    let mut sources = cli.global.sources(flags);
+    let mut sources = cli.global.sources(cli.settings());
     sources.file = None;
     sources.env.clear();
     crate::config::load(&sources).map(|loaded| loaded.config)

@@ -184,6 +184,18 @@ impl Loaded {
 }
 
 impl Config {
+    /// The keys whose values differ, by path.
+    #[must_use]
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let leaves = |config| -> BTreeMap<String, Value> {
+            check::leaves(&to_table(config)).into_iter().collect()
+        };
+        let (ours, theirs) = (leaves(self), leaves(other));
+        let all: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        let differ = |key: &&String| ours.get(*key) != theirs.get(*key);
+        all.into_iter().filter(differ).cloned().collect()
+    }
+
     /// The configuration as TOML text.
     #[must_use]
     pub fn to_toml(&self) -> String {

@@ -371,6 +371,8 @@ pub struct PaymentSection {
     /// A seller settles when vouchers of this worth are not settled, in USD.
     #[serde(with = "usd")]
     pub settle_min: MicroUsd,
+    /// Sellers of a model with which a buyer has channels before it needs them; 0 = none.
+    pub open_ahead: u32,
     /// What a relayer may take for sending this node's signed calls, in USD.
     #[serde(with = "usd")]
     pub relay_fee_max: MicroUsd,
@@ -397,6 +399,7 @@ impl Default for PaymentSection {
             lifetime: Duration::from_secs(30 * 24 * 3_600),
             idle_close: Duration::from_secs(7 * 24 * 3_600),
             settle_min: MicroUsd::from_usd(1),
+            open_ahead: 2,
             relay_fee_max: MicroUsd(50_000),
         }
     }

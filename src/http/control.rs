@@ -4,6 +4,7 @@
 //! Invariants: a request's body is read (bounded, timed) before the router sees it, so that a
 //! client that leaves is noticed; an answer is bounded; nothing changes without the control token.
 
+mod openapi;
 pub mod wallet;
 
 use axum::extract::Request as RouterRequest;
@@ -21,6 +22,8 @@ use super::guard::{Guard, json_error};
 use super::request_body::read_body;
 use crate::telemetry::Metrics;
 use crate::types::MicroUsd;
+
+pub use openapi::openapi;
 
 /// Longest answer of a control API: ten thousand sellers or requests of 1 KiB each.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -223,19 +226,6 @@ pub fn probe(is_well: bool, well: &'static str, unwell: &'static str) -> RouterR
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, unwell).into_response()
     }
-}
-
-/// A page that names the endpoints.
-pub fn index_page(title: &str, peer: &str, paths: &[&str]) -> axum::response::Html<String> {
-    let line = |path: &&str| {
-        let link = path.split([' ', '?']).next().unwrap_or(path);
-        format!("<li><a href=\"{link}\">{path}</a></li>")
-    };
-    let list: String = paths.iter().map(line).collect();
-    axum::response::Html(format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
-         <h1>{title}</h1><p>peer {peer}</p><ul>{list}</ul></html>"
-    ))
 }
 
 /// What is at `path` when nothing else is: the right method, or where to go instead.

@@ -40,6 +40,7 @@ mod manual;
 mod onchain;
 mod onchain_reader;
 mod reader;
+mod refused;
 pub mod report;
 mod rows;
 mod schema;

@@ -122,6 +122,28 @@ impl Reader {
         self.events_above(chain_id, hub, 0).await
     }
 
+    /// The channels that have events of a hub here.
+    ///
+    /// # Errors
+    /// As [`Self::open_intents`].
+    pub async fn channels_of_hub(
+        &self,
+        chain_id: u64,
+        hub: &EvmAddress,
+    ) -> Result<Vec<ChannelId>, LedgerError> {
+        let found: Vec<Vec<u8>> = sqlx::query_scalar(
+            "select distinct channel from chain_event
+             where hub = ?1 and chain_id = ?2 and channel is not null",
+        )
+        .bind(hub.as_bytes().as_slice())
+        .bind(i64::try_from(chain_id).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .doing(WHAT)?;
+        let ids = found.iter().filter_map(|id| ChannelId::from_slice(id));
+        Ok(ids.collect())
+    }
+
     /// The hubs that have events here, with their chains.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::address::{is_loopback, is_private, split_peer};
 use super::address_book::AddressBook;
 use super::limits::PEERS_REMEMBERED_MAX;
+use super::measures;
 use super::request_stream::{Control, Protocol, Stream, StreamError};
 use crate::protocol::offer::{ADDRESSES_MAX, OfferKey, OfferSet};
 
@@ -305,18 +306,20 @@ impl Handle {
     /// mean that it kept them: read them back).
     pub async fn put_offers(&self, key: OfferKey, set: Vec<u8>) -> bool {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Put(key, set, reply)).await.is_ok() && answer.await.unwrap_or(false)
+        let sent = self.send(Command::Put(key, set, reply)).await;
+        measures::put(sent.is_ok() && answer.await.unwrap_or(false))
     }
     /// Puts a set of offers at one holder, if it is among those closest to the key.
     pub async fn put_offers_to(&self, peer: &PeerId, key: OfferKey, set: Vec<u8>) -> bool {
         let (reply, answer) = oneshot::channel();
         let sent = self.send(Command::PutTo(*peer, key, set, reply)).await;
-        sent.is_ok() && answer.await.unwrap_or(false)
+        measures::put(sent.is_ok() && answer.await.unwrap_or(false))
     }
     /// Starts a walk for the offers under a key; replies come as holders answer, until the walk is over (the channel
     /// closes) or the receiver is dropped. Offers are raw and unchecked, so only the reader knows when it has enough.
     pub async fn walk_offers(&self, key: OfferKey) -> mpsc::Receiver<WalkReply> {
         let (sink, replies) = mpsc::channel(REPLIES_MAX);
+        measures::walked();
         let _ = self.send(Command::Get(key, sink)).await;
         replies
     }
@@ -336,7 +339,9 @@ impl Handle {
     pub async fn pull_catalogue(&self, peer: &PeerId) -> Option<Vec<Bytes>> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Catalogue(*peer, reply)).await.ok()?;
-        answer.await.ok().flatten().map(|set| set.offers)
+        let set = answer.await.ok().flatten();
+        measures::pulled(set.is_some());
+        set.map(|set| set.offers)
     }
     /// What this node answers to catalogue pulls about itself.
     pub fn set_local_offers(&self, offers: Vec<Bytes>) {

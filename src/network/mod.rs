@@ -14,6 +14,7 @@ mod events;
 pub mod framed;
 mod handle;
 pub mod limits;
+mod measures;
 pub mod offer_store;
 mod rate;
 mod request_stream;
@@ -30,6 +31,7 @@ use crate::types::{Clock, Secret};
 
 pub use address::Group;
 pub use handle::{Handle, NetworkEvent, OpenError, WalkReply};
+pub use measures::MEASURES;
 pub use offer_store::StoreLimits;
 pub use request_stream::{Protocol, Stream};
 pub use runner::Runner;

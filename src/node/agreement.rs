@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::chain::hub::Claim;
 use crate::payment::payee::PayeeHub;
 use crate::payment::payer::{Pair, PayerHub};
 use crate::types::{ChannelId, PeerId};
@@ -27,6 +28,9 @@ impl Agreement for Bought {
         let seller = self.seller_of(channel);
         seller.is_some_and(|seller| self.0.close(&seller))
     }
+    fn last_claim(&self, _channel: &ChannelId) -> Option<Claim> {
+        None
+    }
 }
 
 /// A seller ends a channel alone: it brings the last voucher once nothing runs any more.
@@ -47,5 +51,8 @@ impl Agreement for Sold {
     fn end(&self, channel: &ChannelId) -> bool {
         let buyer = self.buyer_of(channel);
         buyer.is_some_and(|buyer| self.0.close(&buyer))
+    }
+    fn last_claim(&self, channel: &ChannelId) -> Option<Claim> {
+        self.0.last_claim(channel)
     }
 }

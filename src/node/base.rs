@@ -162,6 +162,7 @@ impl Base {
             lifetime_s: pay.lifetime.as_secs(),
             idle_close_ms: u64::try_from(pay.idle_close.as_millis()).unwrap_or(u64::MAX),
             settle_min: pay.settle_min,
+            open_ahead: pay.open_ahead,
         };
         Some(Onchain { link, rules })
     }

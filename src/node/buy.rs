@@ -11,13 +11,13 @@ use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
 use crate::buyer::{Buyer, Parts, Settings, Timeouts};
-use crate::config::NamedClient;
+use crate::config::{Config, NamedClient};
 use crate::data_dir::RunInfo;
 use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
-use crate::ledger::{PROBE_CLIENT, Role};
+use crate::ledger::{Ledger, PROBE_CLIENT, Role};
 use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
@@ -30,6 +30,8 @@ pub(super) struct Buying {
     pub url: String,
     pub run_info: RunInfo,
     pub book: OfferBook,
+    pub buyer: Arc<Buyer>,
+    pub budget: Budget,
 }
 
 /// Starts the buyer's parts; requests are answered when this returns.
@@ -104,7 +106,7 @@ pub(super) async fn start(
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),
         tasks: base.front.clone(),
-        budget,
+        budget: budget.clone(),
         router,
         counter: base.counter.clone(),
         control: Arc::new(control),
@@ -126,13 +128,16 @@ pub(super) async fn start(
     }
     let url = run_info.url.clone();
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    let handler = Arc::clone(&buyer);
     base.front.spawn("http", async move {
-        server.run(guard, buyer, &tasks, stop).await;
+        server.run(guard, handler, &tasks, stop).await;
     });
     Ok(Buying {
         url,
         run_info,
         book,
+        buyer,
+        budget,
     })
 }
 
@@ -168,12 +173,7 @@ async fn open_budget(base: &Base) -> anyhow::Result<Budget> {
             budget.limit(&scope, limits);
         }
     }
-    let set = &base.config.buy.budget;
-    let general = Limits {
-        daily: set.daily.or(general.daily),
-        monthly: set.monthly.or(general.monthly),
-    };
-    budget.limit(&Scope::ALL, general);
+    budget.limit(&Scope::ALL, over(&base.config, general));
     let probes = Scope {
         model: None,
         client: Some(PROBE_CLIENT.to_owned()),
@@ -184,6 +184,27 @@ async fn open_budget(base: &Base) -> anyhow::Result<Budget> {
     };
     budget.limit(&probes, most);
     Ok(budget)
+}
+
+/// The limits of everything together: the config's, where it has some, over those set by command.
+fn over(config: &Config, set: Limits) -> Limits {
+    let budget = &config.buy.budget;
+    Limits {
+        daily: budget.daily.or(set.daily),
+        monthly: budget.monthly.or(set.monthly),
+    }
+}
+
+/// The limits of everything together, as a changed config makes them.
+pub(super) async fn limits(ledger: &Ledger, config: &Config) -> anyhow::Result<Limits> {
+    let rows = ledger.budgets().await?;
+    let all = |row: &&crate::ledger::BudgetRow| row.model.is_none() && row.client.is_none();
+    // Rows come in the order they were set; the last one holds.
+    let set = rows.iter().rfind(all).map(|row| Limits {
+        daily: row.daily,
+        monthly: row.monthly,
+    });
+    Ok(over(config, set.unwrap_or_default()))
 }
 
 /// The named clients with their tokens.
@@ -242,24 +263,8 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
     Ok(Settings {
         network: base.config.node.network.clone(),
         windows: base.windows(),
-        policy: Policy {
-            max_price_in: buy.max_price_in.map(|price| price.0),
-            max_price_out: buy.max_price_out.map(|price| price.0),
-            seller: buy
-                .seller
-                .as_deref()
-                .map(|text| peer("buy.seller", text))
-                .transpose()?,
-            allow: peers("buy.allow", &buy.allow)?,
-            deny: peers("buy.deny", &buy.deny)?,
-            prefer: routing::prefer(buy.prefer),
-            prepay_max: base.config.payment.prepay_max,
-            request_max: buy.budget.request,
-        },
-        names: Names {
-            aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
-            auto: buy.auto.iter().map(|id| ModelId::new(id)).collect(),
-        },
+        policy: policy(&base.config)?,
+        names: names(&base.config),
         timeouts: Timeouts {
             open: buy.timeouts.open,
             all_attempts: buy.timeouts.all_attempts.max(buy.timeouts.first_token),
@@ -268,6 +273,34 @@ fn settings_of(base: &Base) -> anyhow::Result<Settings> {
         },
         delegation: delegation(base)?,
     })
+}
+
+/// What the user accepts.
+pub(super) fn policy(config: &Config) -> anyhow::Result<Policy> {
+    let buy = &config.buy;
+    Ok(Policy {
+        max_price_in: buy.max_price_in.map(|price| price.0),
+        max_price_out: buy.max_price_out.map(|price| price.0),
+        seller: buy
+            .seller
+            .as_deref()
+            .map(|text| peer("buy.seller", text))
+            .transpose()?,
+        allow: peers("buy.allow", &buy.allow)?,
+        deny: peers("buy.deny", &buy.deny)?,
+        prefer: routing::prefer(buy.prefer),
+        prepay_max: config.payment.prepay_max,
+        request_max: buy.budget.request,
+    })
+}
+
+/// The user's own names for models.
+pub(super) fn names(config: &Config) -> Names {
+    let buy = &config.buy;
+    Names {
+        aliases: buy.aliases.iter().filter_map(|text| alias(text)).collect(),
+        auto: buy.auto.iter().map(|id| ModelId::new(id)).collect(),
+    }
 }
 
 /// `name=model`; the config has been checked.

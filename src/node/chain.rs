@@ -13,6 +13,7 @@ use super::base::Base;
 use crate::chain::digest::HubDomain;
 use crate::chain::journal::Journal;
 use crate::chain::link::{self, Link, is_wrong};
+use crate::chain::outbox::Sender;
 use crate::chain::rpc::{self, Rpc};
 use crate::chain::{ChainError, outbox, watcher};
 use crate::config::{ChainSection, Config};
@@ -67,18 +68,15 @@ pub(super) fn open_with(
             chain_id: config.chain_id,
             hub,
         },
+        account: key.address(),
         start_block: config.start_block,
         confirmations: config.confirmations,
         range_blocks_max: config.log_range,
         poll_every: config.poll,
     };
-    let settings = link::Settings {
-        token,
-        watch,
-        send: send_settings(config),
-    };
-    let link = Link::new(chain, journal, Arc::clone(clock), key.clone(), settings);
-    Ok(Some(link))
+    let (clock, send) = (Arc::clone(clock), send_settings(config));
+    let sender = Sender::new(chain, journal, clock, key.clone(), send);
+    Ok(Some(Link::new(sender, link::Settings { token, watch })))
 }
 
 /// The RPC nodes of the configured chain.

@@ -1,19 +1,18 @@
 //! `node demo`: a whole market on loopback in one process, paid on a local chain where anvil is
 //! installed. Nothing is written outside a temporary directory, and nothing listens beyond loopback.
 
-use std::path::{Path, PathBuf};
-
 use super::base::{Base, load_keys};
 use super::demo_chain::DemoChain;
+use super::demo_scratch::{self, Scratch};
 use super::{buy, sell};
 use crate::config::{ChainSection, Config};
 use crate::data_dir::DataDir;
-use crate::keys::{Replace, Seed, WordCount, render_key_file, write_key_file};
 use crate::launch::Launch;
 use crate::llm_api::Dialect;
 use crate::seller::demo_plan::{DemoPlan, DemoSeller};
 use crate::seller::demo_upstream;
 use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
 use crate::types::{EvmAddress, MicroUsd};
 
 /// The demo's own network, so that it never meets a real one.
@@ -24,46 +23,16 @@ const BUYER_MONEY: MicroUsd = MicroUsd::from_usd(20);
 /// Sellers of the demo settle from here on.
 const SETTLE_MIN: MicroUsd = MicroUsd(1_000);
 
-/// A directory that goes away with the demo.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> std::io::Result<Self> {
-        let name = format!("souk-demo-{}", hex::encode(rand::random::<[u8; 6]>()));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-    /// A data directory with fresh keys.
-    fn node(&self, name: &str) -> anyhow::Result<DataDir> {
-        let dir = DataDir::resolve(Some(&self.0.join(name)))?;
-        dir.create()?;
-        let seed = Seed::generate(WordCount::Twelve)?;
-        write_key_file(
-            &dir.key_file(),
-            &render_key_file(&seed, None)?,
-            Replace::Never,
-        )?;
-        Ok(dir)
-    }
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
 /// Runs the demo until it is stopped.
 ///
 /// # Errors
 /// When a port is taken or a part cannot start.
 pub async fn demo(launch: Launch) -> anyhow::Result<()> {
+    demo_scratch::sweep();
     let scratch = Scratch::new()?;
     let mut bases = Vec::new();
+    // One process has one set of metrics: all its nodes count into it, each port shows it.
+    let metrics = Metrics::install();
     let mut config = on_loopback(Config::default(), Vec::new());
     config.node.dht_server = crate::config::Switch::On;
     let (bootstrap, _incoming) =
@@ -88,13 +57,14 @@ pub async fn demo(launch: Launch) -> anyhow::Result<()> {
         "credit(unsecured)"
     };
     for (seller_plan, dir) in &sellers {
-        bases.push(seller(dir, &entry, seller_plan, &section).await?);
+        let seller = seller(dir, &entry, seller_plan, &section, metrics.clone());
+        bases.push(seller.await?);
     }
     let mut config = on_loopback(launch.config.clone(), entry);
     config.buy.host = "127.0.0.1".to_owned();
     config.chain = section;
     let (base, _incoming) = Base::start(config, &dir, "buy").await?;
-    let buying = buy::start(&base, "buy", None).await?;
+    let buying = buy::start(&base, "buy", metrics).await?;
     base.lock.publish(&buying.run_info)?;
     wait_for_models(&buying, &plan).await;
     launch.ready(&format!(
@@ -145,6 +115,7 @@ async fn seller(
     entry: &[String],
     plan: &DemoSeller,
     chain: &ChainSection,
+    metrics: Option<Metrics>,
 ) -> anyhow::Result<Base> {
     let mut config = on_loopback(Config::default(), entry.to_vec());
     config.chain = chain.clone();
@@ -169,7 +140,7 @@ async fn seller(
         stop.cancelled().await;
         drop(tasks.shutdown(std::time::Duration::from_secs(1)).await);
     });
-    let selling = sell::start(&base, incoming, "sell", None).await?;
+    let selling = sell::start(&base, incoming, "sell", metrics).await?;
     base.lock.publish(&selling.run_info)?;
     Ok(base)
 }

@@ -10,14 +10,21 @@ mod buy;
 mod chain;
 mod demo;
 mod demo_chain;
+mod demo_scratch;
 pub mod deploy;
+pub mod probe;
 pub mod purse;
 mod reclaim;
+mod reload;
 mod routing;
 mod sell;
 mod stock;
+mod upstream;
+
+use std::sync::Arc;
 
 use base::Base;
+use reload::Targets;
 
 use crate::data_dir::RunInfo;
 use crate::failure::{Failure, FailureKind};
@@ -55,6 +62,11 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
     let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
     base.lock.publish(&selling.run_info)?;
     say_credit(&base, &selling);
+    let targets = Targets {
+        seller: Some(selling.rules.clone()),
+        ..Targets::default()
+    };
+    reload::follow(&launch, &base, targets);
     launch.ready(&sell_line(&base, &selling).await);
     base.run_until(launch.stop).await
 }
@@ -67,6 +79,11 @@ pub async fn buy(launch: Launch) -> anyhow::Result<()> {
     let (base, _incoming) = Base::start(launch.config.clone(), &launch.dir, "buy").await?;
     let buying = buy::start(&base, "buy", Metrics::install()).await?;
     base.lock.publish(&buying.run_info)?;
+    let targets = Targets {
+        buyer: Some((Arc::clone(&buying.buyer), buying.budget.clone())),
+        ..Targets::default()
+    };
+    reload::follow(&launch, &base, targets);
     launch.ready(&buy_line(&base, &buying));
     base.run_until(launch.stop).await
 }
@@ -97,6 +114,13 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
     } else {
         None
     };
+    let targets = Targets {
+        buyer: buying
+            .as_ref()
+            .map(|b| (Arc::clone(&b.buyer), b.budget.clone())),
+        seller: selling.as_ref().map(|s| s.rules.clone()),
+    };
+    reload::follow(&launch, &base, targets);
     let mut line = format!("ready role=run peer={}", base.network.local_peer());
     if let Some(selling) = &selling {
         say_credit(&base, selling);

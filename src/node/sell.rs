@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::agreement::Sold;
 use super::base::Base;
 use super::stock::{self, Stock, Withdrawal};
-use crate::config::SecretRef;
+use super::upstream;
 use crate::data_dir::RunInfo;
 use crate::discovery::Announcer;
-use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard};
 use crate::http::server::{self, Server};
 use crate::network::Incoming;
@@ -18,13 +19,13 @@ use crate::protocol::{SignedTerms, Terms};
 use crate::seller::admission::{BuyerPolicy, Gate, Lives};
 use crate::seller::catalogue::{Catalogue, OfferFrame};
 use crate::seller::control::{Control, ControlParts};
-use crate::seller::demo_upstream::{self, DemoSettings};
 use crate::seller::limits::{DAY_MS, LimitSettings, Limits};
-use crate::seller::presets::{self, Source};
-use crate::seller::upstream::{Upstream, UpstreamSettings};
+use crate::seller::pricing::PriceRules;
+use crate::seller::upstream::Upstream;
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
-use crate::types::{MicroUsd, Secret};
+use crate::types::MicroUsd;
+use crate::wallet::Wallet;
 use crate::wallet::relay::ask::Sellers;
 
 /// An ending seller waits this long until somebody has heard that it sells no more.
@@ -45,6 +46,8 @@ pub(super) struct Selling {
     pub models: usize,
     pub run_info: RunInfo,
     pub credit: MicroUsd,
+    /// Takes new prices and models.
+    pub rules: watch::Sender<PriceRules>,
 }
 
 /// Starts the seller's parts; buyers are served when this returns.
@@ -59,7 +62,7 @@ pub(super) async fn start(
 ) -> anyhow::Result<Selling> {
     base.warm_counter();
     let config = &base.config;
-    let upstream = open_upstream(base).await?;
+    let upstream = upstream::open(base).await?;
     let (limit, total) = credit(base).await;
     let onchain = base.onchain();
     let address = base.keys.payment.address();
@@ -105,10 +108,24 @@ pub(super) async fn start(
     let payee = open_payee(base, terms, limit, total).await?;
     let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
     accept(base, incoming, &seller, payee.clone());
+    // A seller without gas asks whoever is connected; other sellers answer.
+    let wallet = super::chain::wallet(base, connected(base), Sold(payee.clone()));
+    if let Some(wallet) = &wallet {
+        super::reclaim::close_without_gas(wallet.clone(), payee.clone(), &base.base);
+    }
     let withdraw = stock::withdrawal(base, &catalogue, &announcer);
     drain(base, role, &seller, Arc::clone(&withdraw), &announcer);
-    let run_info = control(base, role, &seller, &payee, &catalogue, withdraw, metrics).await?;
-    stock::refresh(base, stock, catalogue, announcer.clone(), seller);
+    let run_info = control(
+        base,
+        role,
+        &seller,
+        &payee,
+        &catalogue,
+        withdraw,
+        (wallet, metrics),
+    )
+    .await?;
+    let rules = stock::refresh(base, stock, catalogue, announcer.clone(), seller);
     let mut published = announcer.watch();
     let first = published.wait_for(|published| published.at_ms > 0);
     let _ = tokio::time::timeout(PUBLISH_WAIT, first).await;
@@ -116,59 +133,8 @@ pub(super) async fn start(
         models,
         run_info,
         credit: limit,
+        rules,
     })
-}
-
-/// The upstream by preset or URL, with its key.
-async fn open_upstream(base: &Base) -> anyhow::Result<Upstream> {
-    let sell = &base.config.sell;
-    let named = sell.upstream.as_deref().ok_or_else(|| {
-        Failure::new(FailureKind::BadConfig, "no upstream to sell from").hint(
-            "node sell --upstream openrouter (or anthropic, openai, ollama, llamacpp, vllm, demo, a URL)",
-        )
-    })?;
-    let bad = |message: String| Failure::new(FailureKind::BadConfig, message);
-    let source = presets::resolve(named, sell.base_url.as_deref(), sell.api.as_deref())
-        .map_err(|e| bad(e.to_string()))?;
-    let (base_url, dialect, completions, key) = match source {
-        Source::Demo { dialect } => {
-            let address = demo_upstream::start(DemoSettings::default(), &base.front).await?;
-            (format!("http://{address}/v1"), dialect, false, None)
-        }
-        Source::Http {
-            base_url,
-            dialect,
-            key_env,
-            completions,
-        } => {
-            let key = api_key(base, key_env)?;
-            (base_url, dialect, completions, key)
-        }
-    };
-    Upstream::new(UpstreamSettings {
-        base_url,
-        dialect,
-        completions,
-        key,
-    })
-    .map_err(|e| Failure::new(FailureKind::BadConfig, e.to_string()).into())
-}
-
-/// The upstream's key: by file, by variable, or by the preset's usual variable.
-fn api_key(base: &Base, usual: Option<&str>) -> anyhow::Result<Option<Secret<String>>> {
-    let sell = &base.config.sell;
-    if let Some(path) = &sell.api_key_file {
-        return Ok(SecretRef::File(path.clone()).read()?);
-    }
-    if let Some(name) = &sell.api_key_env {
-        return Ok(SecretRef::Env(name.clone()).read()?);
-    }
-    let Some(name) = usual else { return Ok(None) };
-    match SecretRef::Env(name.to_owned()).read() {
-        // A preset behind another address (a proxy of one's own) may need no key.
-        Err(_) if sell.base_url.is_some() => Ok(None),
-        key => Ok(key?),
-    }
 }
 
 /// Off the market first when the node ends, so that buyers hear of it while what runs is finished;
@@ -356,7 +322,7 @@ async fn control(
     payee: &PayeeHub,
     catalogue: &Arc<Catalogue>,
     withdraw: Withdrawal,
-    metrics: Option<Metrics>,
+    (wallet, metrics): (Option<Wallet>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
     let port = base.config.sell.http_port;
     let settings = server::Settings {
@@ -382,8 +348,7 @@ async fn control(
         seller: seller.clone(),
         payee: payee.clone(),
         catalogue: Arc::clone(catalogue),
-        // A seller without gas asks whoever is connected; other sellers answer.
-        wallet: super::chain::wallet(base, connected(base), Sold(payee.clone())),
+        wallet,
         ledger: base.ledger.clone(),
         clock: Arc::clone(&base.clock),
         started_ms: base.clock.now_ms(),

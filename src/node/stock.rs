@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::base::Base;
 use crate::config::Config;
 use crate::discovery::Announcer;
@@ -119,14 +121,16 @@ async fn offer(
     Ok(count)
 }
 
-/// Renews offers and prices until the node stops; a failed look keeps the last ones.
+/// Renews offers and prices until the node stops, and when the rules change; a failed look keeps
+/// the last ones.
 pub(super) fn refresh(
     base: &Base,
-    stock: Stock,
+    mut stock: Stock,
     catalogue: Arc<Catalogue>,
     announcer: Announcer,
     seller: Seller,
-) {
+) -> watch::Sender<PriceRules> {
+    let (rules, mut changed) = watch::channel(stock.rules.clone());
     let stop = base.base.cancelled();
     let every = base.config.sell.price_refresh;
     let (ledger, clock) = (base.ledger.clone(), Arc::clone(&base.clock));
@@ -134,6 +138,7 @@ pub(super) fn refresh(
         loop {
             tokio::select! {
                 () = tokio::time::sleep(every) => {}
+                Ok(()) = changed.changed() => stock.rules.clone_from(&changed.borrow_and_update()),
                 () = stop.cancelled() => return,
             }
             let listed = match stock.upstream.list_models().await {
@@ -164,6 +169,7 @@ pub(super) fn refresh(
             }
         }
     });
+    rules
 }
 
 /// Takes all offers off the market; a second call has nothing left to take.

@@ -59,7 +59,11 @@ impl Journal for LedgerJournal {
                 None => self.0.events_above(chain_id, &hub, 0).await?,
             };
             let seen: Result<Vec<Kept>, JournalError> = rows.into_iter().map(kept_event).collect();
-            Ok(WatchState { base, seen: seen? })
+            Ok(WatchState {
+                base,
+                seen: seen?,
+                channels: self.0.channels_of_hub(chain_id, &hub).await?,
+            })
         })
     }
 }

@@ -19,10 +19,6 @@ pub const MODE_CREDIT: u32 = 1;
 /// Channel mode's bit in [`Hello::modes`]: channels on the chain that the terms name.
 pub const MODE_CHANNEL: u32 = 2;
 
-/// The code of [`SessionMessage::Error`] when the channel in OPEN is closed for good: the buyer may
-/// open the next one.
-pub const CHANNEL_OVER: &str = "channel_over";
-
 /// One message of the session stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionMessage {
@@ -36,7 +32,8 @@ pub enum SessionMessage {
     OpenAck {
         /// The channel.
         channel: ChannelId,
-        /// Credit limit plus settlements, over all epochs.
+        /// Credit limit plus settlements, over all epochs; on a chain 0 when the channel is over: then
+        /// the session is for ACCEPTs of what is in doubt, and carries no orders.
         deposit: MicroUsd,
     },
     /// B→S: what the buyer has signed and what it holds open.

@@ -117,6 +117,7 @@ pub(super) async fn close(
     if !stays_open {
         wire.close().await;
     }
+    super::measures::answered(&receipt.receipt, delivered.ttft_ms, job.elapsed_ms());
     tracing::info!(
         request = %receipt.receipt.request_id,
         buyer = %receipt.receipt.buyer,

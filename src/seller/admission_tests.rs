@@ -57,6 +57,7 @@ fn model(id: &str) -> ModelForSale {
             cache_write: 1,
             output: 1,
         },
+        list: None,
         context: 0,
         max_output: 0,
         can: crate::protocol::offer::Capabilities::TOOLS,

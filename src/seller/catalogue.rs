@@ -29,6 +29,8 @@ pub struct ModelForSale {
     pub upstream_id: String,
     /// What it costs here.
     pub price: PriceTable,
+    /// What the upstream's own list asks for it, if it has one.
+    pub list: Option<PriceTable>,
     /// Context length in tokens; 0 = unknown.
     pub context: u32,
     /// Longest output in tokens; 0 = unknown.
@@ -72,17 +74,19 @@ pub struct Catalogue {
     identity: Identity,
     by_hash: RwLock<HashMap<Hash32, Arc<Sold>>>,
     current: RwLock<Vec<SignedOffer>>,
+    /// The upstream's list prices, by the network's names.
+    lists: RwLock<HashMap<ModelId, PriceTable>>,
 }
 
 impl Catalogue {
     /// An empty catalogue of the node `identity`.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        let (by_hash, current) = (RwLock::default(), RwLock::default());
         Self {
             identity,
-            by_hash,
-            current,
+            by_hash: RwLock::default(),
+            current: RwLock::default(),
+            lists: RwLock::default(),
         }
     }
 
@@ -159,6 +163,8 @@ impl Catalogue {
             signed_offers.push(signed);
         }
         drop(by_hash);
+        let lists = models.iter().filter_map(|m| Some((m.id.clone(), m.list?)));
+        *self.lists.write() = lists.collect();
         self.current.write().clone_from(&signed_offers);
         signed_offers
     }
@@ -183,6 +189,12 @@ impl Catalogue {
             .get(hash)
             .filter(|s| s.offer.not_after >= now_ms)
             .cloned()
+    }
+
+    /// What the upstream's own list asks for a model on sale, if it has one.
+    #[must_use]
+    pub fn list_price(&self, model: &str) -> Option<PriceTable> {
+        self.lists.read().get(&ModelId::new(model)).copied()
     }
 
     /// The offers announced now.
@@ -255,6 +267,7 @@ mod tests {
             id: ModelId::new(id),
             upstream_id: format!("up/{id}"),
             price: PriceTable::default(),
+            list: None,
             context: 0,
             max_output: 0,
             can: Capabilities::TOOLS,

@@ -5,18 +5,21 @@
 //! `POST /api/drain`, which takes the seller off the market. `node` makes it and
 //! serves it with [`crate::http::server`].
 
+mod page;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{Html, Response as RouterResponse};
+use axum::response::Response as RouterResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
+use metrics::{counter, gauge};
 use serde_json::{Value, json};
 
 use super::Seller;
@@ -29,6 +32,7 @@ use crate::ledger::report::{self, Filter, GroupBy, RequestRecord};
 use crate::ledger::{Ledger, LedgerError, Role};
 use crate::network::Handle;
 use crate::payment::PaymentError;
+use crate::payment::onchain::Level;
 use crate::payment::payee::{PayeeHub, PayeePair};
 use crate::telemetry::Metrics;
 use crate::types::day::midnight_before;
@@ -80,12 +84,22 @@ impl Control {
     /// Puts the API together.
     #[must_use]
     pub fn new(parts: ControlParts) -> Self {
+        if parts.metrics.is_some() {
+            Metrics::describe(&super::measures::MEASURES);
+            Metrics::describe(&crate::network::MEASURES);
+        }
         let wallet = control::wallet::routes(parts.wallet.clone(), parts.guard.clone());
+        let look = Arc::new(control::wallet::Look::default());
         let router = Router::new()
-            .route("/", get(index))
+            .route(
+                "/",
+                get(move |state: Parts| page::index(state, look.clone())),
+            )
+            .route("/assets/{name}", get(crate::dashboard::asset))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
+            .route("/api/openapi.json", get(async || control::openapi("sell")))
             .route("/api/status", get(status))
             .route("/api/requests", get(requests))
             .route("/api/ledger", get(sums))
@@ -106,21 +120,6 @@ impl server::Handler for Control {
     }
 }
 
-async fn index(State(parts): Parts) -> Html<String> {
-    let paths = [
-        "/api/status",
-        "/api/requests?limit=50",
-        "/api/ledger?by=model",
-        "/api/channels",
-        "/api/wallet",
-        "/api/wallet/channels",
-        "/metrics",
-        "/healthz",
-        "/readyz",
-    ];
-    control::index_page("souk: seller", &parts.peer.to_base58(), &paths)
-}
-
 async fn healthz(State(parts): Parts) -> RouterResponse {
     let runs = parts.ledger.stop_reason().is_none();
     control::probe(runs, "ok", "the ledger has stopped")
@@ -132,25 +131,7 @@ async fn readyz(State(parts): Parts) -> RouterResponse {
 }
 
 async fn metrics(State(parts): Parts) -> RouterResponse {
-    let stats = parts.seller.stats();
-    let accounts = parts.accounts();
-    let peers = parts.network.connected_peers().len();
-    let offers = parts.catalogue.current().len();
-    metrics::gauge!("souk_peers").set(control::gauge_of(peers));
-    metrics::gauge!("souk_seller_offers").set(control::gauge_of(offers));
-    let in_flight = parts.seller.in_flight();
-    metrics::gauge!("souk_seller_requests_in_flight").set(control::gauge_of(in_flight));
-    let unaccepted = total(&accounts, |a| a.unaccepted);
-    metrics::gauge!("souk_seller_receipts_unaccepted").set(control::gauge_of(unaccepted));
-    let owed = MicroUsd(total(&accounts, Account::owed));
-    metrics::gauge!("souk_seller_owed_usd").set(control::gauge_usd(owed));
-    metrics::counter!("souk_seller_served_total").absolute(stats.served.load(Ordering::Relaxed));
-    metrics::counter!("souk_seller_refused_total").absolute(stats.refused.load(Ordering::Relaxed));
-    for (code, count) in stats.refused_by() {
-        metrics::counter!("souk_seller_refusals_total", "code" => code).absolute(count);
-    }
-    metrics::counter!("souk_seller_cancelled_total")
-        .absolute(stats.cancelled.load(Ordering::Relaxed));
+    parts.measure();
     control::metrics_text(parts.metrics.as_ref())
 }
 
@@ -170,6 +151,13 @@ async fn status(State(parts): Parts) -> ControlResult {
         None if offers.is_empty() => "nothing on sale yet".to_owned(),
         None => "selling".to_owned(),
     };
+    let by_model = parts.summary(GroupBy::Model).await?;
+    // What was given up on, ever.
+    let written_off: u64 = by_model
+        .totals
+        .iter()
+        .map(|row| row.written_off_micro_usd)
+        .sum();
     let models: Vec<&str> = offers.iter().map(|o| o.offer.model.as_str()).collect();
     Ok(Json(json!({
         "role": "sell",
@@ -177,6 +165,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
         "mode": parts.payee.mode(),
+        "chain_waits": parts.payee.waits(),
         "state": state,
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
@@ -186,14 +175,16 @@ async fn status(State(parts): Parts) -> ControlResult {
         "refused": stats.refused.load(Ordering::Relaxed),
         "refused_by": stats.refused_by(),
         "draining": parts.seller.is_draining(),
+        "slots": parts.seller.slots(),
         "cancelled": stats.cancelled.load(Ordering::Relaxed),
         "in_doubt": total(&accounts, |account| account.unaccepted),
         "money": {
             "earned_today_micro_usd": earned.0,
             "owed_micro_usd": total(&accounts, Account::owed),
             "in_doubt_micro_usd": total(&accounts, Account::in_doubt),
-            "written_off_micro_usd": parts.written_off().await?,
+            "written_off_micro_usd": written_off,
         },
+        "margins": parts.margins(&by_model.rows),
         "requests": recent,
     })))
 }
@@ -206,11 +197,12 @@ async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {
 async fn sums(State(parts): Parts, uri: Uri) -> ControlResult {
     let by = match control::query(&uri, "by") {
         None | Some("model") => GroupBy::Model,
+        Some("hour") => GroupBy::Hour,
         Some("day") => GroupBy::Day,
         Some("month") => GroupBy::Month,
         Some("buyer") => GroupBy::Buyer,
         Some(_) => {
-            let message = "`by` is one of model, day, month, buyer";
+            let message = "`by` is one of model, hour, day, month, buyer";
             return Err(ControlError::BadRequest(message.to_owned()));
         }
     };
@@ -224,6 +216,7 @@ async fn channels(State(parts): Parts) -> ControlResult {
             "peer": account.buyer,
             "buyer": account.buyer,
             "mode": account.mode,
+            "confirmed": account.confirmed,
             "onchain_settled_micro_usd": account.onchain_settled,
             "deposit_micro_usd": account.deposit,
             "voucher_micro_usd": account.voucher,
@@ -322,6 +315,8 @@ struct Account {
     /// Attempts that ended and that the buyer has not accepted yet.
     unaccepted: u64,
     mode: &'static str,
+    /// Whether the deposit is final; none in credit mode.
+    confirmed: Option<bool>,
     /// What the chain paid; none in credit mode.
     onchain_settled: Option<u64>,
 }
@@ -339,6 +334,7 @@ impl Account {
         let view = pair.view();
         Self {
             mode: if view.is_some() { "channel" } else { "credit" },
+            confirmed: view.map(|view| view.opened == Level::Final),
             onchain_settled: view.map(|view| view.settled.0),
             buyer: pair.buyer().to_base58(),
             channel: pair.channel().to_string(),
@@ -365,6 +361,41 @@ fn total(accounts: &[Account], of: impl Fn(&Account) -> u64) -> u64 {
 }
 
 impl ControlParts {
+    /// Sets what is read at each look.
+    fn measure(&self) {
+        let stats = self.seller.stats();
+        let accounts = self.accounts();
+        self.network.measure();
+        let set = |name, value| gauge!(name).set(value);
+        let offers = self.catalogue.current().len();
+        set("souk_seller_offers", control::gauge_of(offers));
+        let in_flight = self.seller.in_flight();
+        set(
+            "souk_seller_requests_in_flight",
+            control::gauge_of(in_flight),
+        );
+        set("souk_seller_slots", control::gauge_of(self.seller.slots()));
+        let unaccepted = total(&accounts, |a| a.unaccepted);
+        set(
+            "souk_seller_receipts_unaccepted",
+            control::gauge_of(unaccepted),
+        );
+        let owed = MicroUsd(total(&accounts, Account::owed));
+        set("souk_seller_owed_usd", control::gauge_usd(owed));
+        let vouchers = MicroUsd(total(&accounts, |a| a.voucher));
+        set("souk_seller_vouchers_usd", control::gauge_usd(vouchers));
+        set("souk_seller_channels", control::gauge_of(accounts.len()));
+        for (name, count) in [
+            ("souk_seller_served_total", &stats.served),
+            ("souk_seller_refused_total", &stats.refused),
+            ("souk_seller_cancelled_total", &stats.cancelled),
+        ] {
+            counter!(name).absolute(count.load(Ordering::Relaxed));
+        }
+        for (code, count) in stats.refused_by() {
+            counter!("souk_seller_refusals_total", "code" => code).absolute(count);
+        }
+    }
     fn accounts(&self) -> Vec<Account> {
         let pairs = self.payee.pairs();
         pairs.iter().map(|pair| Account::of(pair)).collect()
@@ -378,12 +409,6 @@ impl ControlParts {
         let zone = jiff::tz::TimeZone::system();
         let summary = report::summary(self.ledger.reader(), by, &sold(), &zone).await;
         summary.map_err(ledger_failed)
-    }
-    /// What was given up on, ever.
-    async fn written_off(&self) -> Result<u64, ControlError> {
-        let summary = self.summary(GroupBy::Model).await?;
-        let totals = summary.totals.iter();
-        Ok(totals.map(|row| row.written_off_micro_usd).sum())
     }
 }
 

@@ -20,6 +20,7 @@ pub mod demo_plan;
 pub mod demo_upstream;
 mod intake;
 pub mod limits;
+mod measures;
 pub mod presets;
 pub mod pricing;
 pub mod replay;
@@ -239,6 +240,11 @@ impl Seller {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
+    }
+    /// Requests at the upstream at once, at most.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.shared.settings.max_concurrent
     }
     /// Requests at the upstream now.
     #[must_use]

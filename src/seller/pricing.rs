@@ -350,6 +350,7 @@ impl Candidate<'_> {
             id,
             upstream_id: self.upstream_id.to_owned(),
             price,
+            list: listed.and_then(|model| model.price),
             context: known(
                 self.rule.map(|rule| rule.context),
                 rules.context,

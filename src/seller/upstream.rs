@@ -44,6 +44,9 @@ pub enum UpstreamError {
     /// No answer.
     #[error("upstream does not answer: {0}")]
     Unreachable(String),
+    /// It does not know the key.
+    #[error("the upstream refuses the key (status {0})")]
+    Key(u16),
     /// An answer that is no answer.
     #[error("upstream answered {0} to the model list")]
     List(String),
@@ -142,6 +145,21 @@ impl Upstream {
             .map_err(|e| UpstreamError::Unreachable(e.without_url().to_string()))
     }
 
+    /// Sends a request without content: a valid key gets a complaint about it, at no cost. (Some
+    /// upstreams list their models to anybody.)
+    ///
+    /// # Errors
+    /// When the upstream does not answer, or refuses the key.
+    pub async fn try_key(&self) -> Result<(), UpstreamError> {
+        let empty = self.call(self.dialect.path(), &[], Bytes::from_static(b"{}"));
+        let answer = tokio::time::timeout(LIST_TIMEOUT, empty).await;
+        let late = |_| UpstreamError::Unreachable("it took too long".to_owned());
+        match answer.map_err(late)??.status().as_u16() {
+            status @ (401 | 403) => Err(UpstreamError::Key(status)),
+            _ => Ok(()),
+        }
+    }
+
     /// Fetches the model list as JSON bytes.
     ///
     /// # Errors
@@ -157,6 +175,9 @@ impl Upstream {
             request = request.header("anthropic-version", ANTHROPIC_VERSION);
         }
         let mut response = request.send().await.map_err(unreachable)?;
+        if matches!(response.status().as_u16(), 401 | 403) {
+            return Err(UpstreamError::Key(response.status().as_u16()));
+        }
         if !response.status().is_success() {
             return Err(UpstreamError::List(response.status().to_string()));
         }

@@ -30,6 +30,11 @@ pub struct Held {
     pub settled_micro_usd: MicroUsd,
     /// The highest voucher signed or held; null when the ledger knows none.
     pub signed_micro_usd: Option<MicroUsd>,
+    /// Signed and not paid out: the seller may bring it to the chain.
+    pub pending_micro_usd: MicroUsd,
+    /// Neither paid nor signed: it is the buyer's, and goes back with the end. So
+    /// deposit = settled + pending + rest.
+    pub rest_micro_usd: MicroUsd,
     /// When the rest may go back, in seconds since 1970.
     pub expiry_s: u64,
     /// False while the opening is in no final block.
@@ -146,6 +151,21 @@ impl Told {
         } else {
             self.deposit.saturating_sub(self.settled)
         }
+    }
+
+    /// Signed up to `signed` and not paid out; nothing of it is paid any more after the end.
+    #[must_use]
+    pub fn pending(&self, signed: Option<MicroUsd>) -> MicroUsd {
+        let covered = signed.unwrap_or_default().min(self.deposit);
+        let open = covered.saturating_sub(self.settled);
+        if self.is_closed { MicroUsd::ZERO } else { open }
+    }
+
+    /// What is neither paid nor signed.
+    #[must_use]
+    pub fn rest(&self, signed: Option<MicroUsd>) -> MicroUsd {
+        let gone = self.settled.saturating_add(self.pending(signed));
+        self.deposit.saturating_sub(gone)
     }
 
     /// One word at `now_s`.
@@ -279,6 +299,8 @@ impl Wallet {
                 deposit_micro_usd: one.deposit,
                 settled_micro_usd: one.settled,
                 signed_micro_usd: signed.get(&id).map(|(sum, _)| *sum),
+                pending_micro_usd: one.pending(signed.get(&id).map(|(sum, _)| *sum)),
+                rest_micro_usd: one.rest(signed.get(&id).map(|(sum, _)| *sum)),
                 expiry_s: one.expiry_s,
                 confirmed: one.is_confirmed,
                 descriptor: one.descriptor,

@@ -31,7 +31,7 @@ pub use order::Order;
 pub use pay::{Progress, Sent, Ticket};
 pub use way::{Plan, Way};
 
-use crate::chain::hub::Hub;
+use crate::chain::hub::{Claim, Hub};
 use crate::chain::link::Link;
 use crate::chain::outbox::SubmitError;
 use crate::chain::{ChainError, coins};
@@ -70,6 +70,8 @@ pub trait Agreement: Send + Sync {
     fn can_end(&self, channel: &ChannelId) -> bool;
     /// Begins to end it; false when it is not there any more.
     fn end(&self, channel: &ChannelId) -> bool;
+    /// A seller's fair last claim on it; none where this role does not sell on it.
+    fn last_claim(&self, channel: &ChannelId) -> Option<Claim>;
 }
 
 /// A node's money on its chain. Cheap to clone.

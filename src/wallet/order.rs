@@ -11,6 +11,7 @@ use super::{Wallet, WalletError};
 use crate::chain::digest::HubDomain;
 use crate::chain::hub::{Authorization, Claim, WithdrawAuth, calls, token_balance};
 use crate::ledger::Role;
+use crate::protocol::Voucher;
 use crate::protocol::relay::CallKind;
 use crate::protocol::voucher::ChannelDescriptor;
 use crate::types::{ChannelId, EvmAddress, Hash32, MicroUsd, Purpose};
@@ -59,8 +60,8 @@ pub(super) enum Act {
     Withdraw(MicroUsd, EvmAddress),
     /// A buyer asks for the end.
     RequestClose(ChannelDescriptor),
-    /// A seller ends it with the last voucher.
-    Close(Claim),
+    /// A seller ends it with the last voucher, which pays so much more.
+    Close(Claim, MicroUsd),
     /// An expired channel's rest, as far as is known.
     Reclaim(ChannelDescriptor, MicroUsd),
 }
@@ -89,9 +90,11 @@ impl Step {
     /// What it brings into the own vault, and what it takes out of it.
     pub(super) const fn moves(&self) -> (MicroUsd, MicroUsd) {
         match self.act {
-            Act::Deposit(amount) | Act::Reclaim(_, amount) => (amount, MicroUsd::ZERO),
+            Act::Deposit(amount) | Act::Reclaim(_, amount) | Act::Close(_, amount) => {
+                (amount, MicroUsd::ZERO)
+            }
             Act::Withdraw(amount, _) => (MicroUsd::ZERO, amount),
-            Act::RequestClose(_) | Act::Close(_) => (MicroUsd::ZERO, MicroUsd::ZERO),
+            Act::RequestClose(_) => (MicroUsd::ZERO, MicroUsd::ZERO),
         }
     }
     pub(super) const fn purpose(&self) -> Purpose {
@@ -99,18 +102,18 @@ impl Step {
             Act::Deposit(_) => Purpose::Deposit,
             Act::Withdraw(..) => Purpose::Withdraw,
             Act::RequestClose(_) => Purpose::RequestClose,
-            Act::Close(_) => Purpose::Close,
+            Act::Close(..) => Purpose::Close,
             Act::Reclaim(..) => Purpose::Reclaim,
         }
     }
-    /// The kind of its signed form; none when only this account can send it.
-    pub(super) const fn kind(&self) -> Option<CallKind> {
+    /// The kind of its signed form.
+    pub(super) const fn kind(&self) -> CallKind {
         match self.act {
-            Act::Deposit(_) => Some(CallKind::Deposit),
-            Act::Withdraw(..) => Some(CallKind::Withdraw),
-            Act::RequestClose(_) => Some(CallKind::RequestClose),
-            Act::Reclaim(..) => Some(CallKind::Reclaim),
-            Act::Close(_) => None,
+            Act::Deposit(_) => CallKind::Deposit,
+            Act::Withdraw(..) => CallKind::Withdraw,
+            Act::RequestClose(_) => CallKind::RequestClose,
+            Act::Reclaim(..) => CallKind::Reclaim,
+            Act::Close(..) => CallKind::Close,
         }
     }
 }
@@ -162,13 +165,13 @@ impl Signing<'_> {
             Act::Deposit(amount) => self.deposit(*amount)?,
             Act::Withdraw(amount, to) => calls::withdraw(token, *to, *amount),
             Act::RequestClose(descriptor) => calls::request_close(descriptor),
-            Act::Close(claim) => calls::close(claim),
+            Act::Close(claim, _) => calls::close(claim),
             Act::Reclaim(descriptor, _) => calls::reclaim(descriptor),
         })
     }
 
     /// The call that anyone may send; none for a withdrawal, which [`Self::pay`] makes together
-    /// with the fee, and for what only this account can send.
+    /// with the fee.
     pub(super) fn signed(&self, step: &Step) -> Result<Option<Vec<u8>>, WalletError> {
         Ok(match &step.act {
             Act::Deposit(amount) => Some(self.deposit(*amount)?),
@@ -183,7 +186,16 @@ impl Signing<'_> {
                 ))
             }
             Act::Reclaim(descriptor, _) => Some(calls::reclaim(descriptor)),
-            Act::Withdraw(..) | Act::Close(_) => None,
+            Act::Close(claim, _) => {
+                let voucher = Voucher {
+                    channel: self.domain().channel_id(&claim.descriptor),
+                    cumulative: claim.cumulative,
+                };
+                let digest = self.domain().close(&voucher, self.until_s());
+                let signature = self.wallet.0.key.sign_hash(&digest);
+                Some(calls::close_by_sig(claim, self.until_s(), &signature))
+            }
+            Act::Withdraw(..) => None,
         })
     }
 
@@ -285,8 +297,16 @@ impl Wallet {
     ) -> Result<Work, WalletError> {
         let vouchers = signed(&self.0.reader).await?;
         let mut work = Work::default();
-        for held in self.chosen(ids, &["open"]).await? {
+        for held in self.chosen(ids, &["open", "closing"]).await? {
             let name = short(&held);
+            // A seller ends it also while its buyer's request runs.
+            if held.state == "closing" && held.side == Role::Buy {
+                if ids.is_some() {
+                    let why = format!("channel {name} is closing already");
+                    return Err(WalletError::Bad(why));
+                }
+                continue;
+            }
             let partner = self.0.agreement.as_ref().filter(|_| !is_alone);
             if partner.is_some_and(|role| role.can_end(&held.id)) {
                 work.agreed.push(Agreed {
@@ -303,21 +323,27 @@ impl Wallet {
                 work.steps.push(step(act, Some(held.id), text));
                 continue;
             }
-            let Some((cumulative, signature)) = vouchers.get(&held.id).copied() else {
+            // The running role knows what was used of what was prepaid.
+            let role = self.0.agreement.as_ref();
+            let fair = role.and_then(|role| role.last_claim(&held.id));
+            let highest = vouchers.get(&held.id).map(|(cumulative, signature)| Claim {
+                descriptor: held.descriptor.clone(),
+                cumulative: *cumulative,
+                signature: *signature,
+            });
+            let Some(claim) = fair.or(highest) else {
                 if ids.is_some() {
                     let why = format!("channel {name} has no voucher here; its buyer can end it");
                     return Err(WalletError::Bad(why));
                 }
                 continue;
             };
+            let cumulative = claim.cumulative;
+            let worth = cumulative.min(held.deposit_micro_usd);
+            let gain = worth.saturating_sub(held.settled_micro_usd);
             let text = format!("settle {cumulative} USD of channel {name} and end it");
-            let claim = Claim {
-                descriptor: held.descriptor,
-                cumulative,
-                signature,
-            };
             work.steps
-                .push(step(Act::Close(claim), Some(held.id), text));
+                .push(step(Act::Close(claim, gain), Some(held.id), text));
         }
         if work.agreed.is_empty() {
             work.steps = some(work.steps, "no channel is open")?;

@@ -8,6 +8,7 @@ use super::way::{Decided, OwnCall, Plan, Ready};
 use super::{Wallet, WalletError};
 use crate::chain::hub::calls;
 use crate::chain::outbox::Request;
+use crate::chain::{At, ChainError};
 use crate::types::{ChannelId, IntentId, MicroUsd, Step as ChainStep};
 
 /// Names something that is on its way.
@@ -16,9 +17,9 @@ use crate::types::{ChannelId, IntentId, MicroUsd, Step as ChainStep};
 pub enum Ticket {
     /// An own transaction.
     Intent(IntentText),
-    /// Signed calls at a relayer: done when the hub has used this nonce.
+    /// Signed calls at a relayer: done when the hub has used this nonce in a final block.
     Nonce(u64),
-    /// A channel that ends with the other side: done when the hub has closed it.
+    /// A channel that ends with the other side: done when the hub has closed it in a final block.
     Channel(ChannelId),
 }
 
@@ -54,6 +55,15 @@ impl Progress {
         block: None,
         fee_wei: None,
     };
+}
+
+/// What somebody else sends, as the hub shows it.
+#[derive(Clone, Copy)]
+enum Deed {
+    /// A channel is closed.
+    Closed(ChannelId),
+    /// A withdrawal's nonce is used.
+    Paid(u64),
 }
 
 impl Wallet {
@@ -177,22 +187,47 @@ impl Wallet {
                     fee_wei: Some(last.fee),
                 })
             }
-            Ticket::Channel(id) => {
-                let is_closed = self.hub()?.channel(id).await?.is_closed;
-                let state = if is_closed { "confirmed" } else { "waiting" };
-                Ok(Progress {
-                    state,
-                    ..Progress::WAITING
-                })
-            }
-            Ticket::Nonce(nonce) => {
-                let used = self.hub()?.nonce_used(self.address(), *nonce).await?;
-                let state = if used { "confirmed" } else { "waiting" };
-                Ok(Progress {
-                    state,
-                    ..Progress::WAITING
-                })
-            }
+            Ticket::Channel(id) => self.progress_of(Deed::Closed(*id)).await,
+            Ticket::Nonce(nonce) => self.progress_of(Deed::Paid(*nonce)).await,
         }
+    }
+
+    /// How far something is that somebody else sends: in a block when the hub shows it, confirmed when
+    /// it showed it in the final block already.
+    async fn progress_of(&self, deed: Deed) -> Result<Progress, WalletError> {
+        let state = if !self.is_done(deed, At::Latest).await? {
+            "waiting"
+        } else if self.was_done(deed).await? {
+            "confirmed"
+        } else {
+            "mined"
+        };
+        Ok(Progress {
+            state,
+            ..Progress::WAITING
+        })
+    }
+
+    async fn was_done(&self, deed: Deed) -> Result<bool, WalletError> {
+        let link = &self.0.link;
+        let newest = link.chain().block(At::Latest).await?;
+        let head = newest.map_or(0, |block| block.at.number);
+        let last = match link.watch_settings().confirmations {
+            Some(depth) => At::Number(head.saturating_sub(depth)),
+            None => At::Safe,
+        };
+        match self.is_done(deed, last).await {
+            // The hub itself may be younger than the final block.
+            Err(WalletError::Chain(ChainError::Malformed(_))) => Ok(false),
+            other => other,
+        }
+    }
+
+    async fn is_done(&self, deed: Deed, at: At) -> Result<bool, WalletError> {
+        let hub = self.hub()?.at(at);
+        Ok(match deed {
+            Deed::Closed(id) => hub.channel(&id).await?.is_closed,
+            Deed::Paid(nonce) => hub.nonce_used(self.address(), nonce).await?,
+        })
     }
 }

@@ -12,7 +12,7 @@ use super::channels::{Told, decode};
 use super::{Wallet, WalletError};
 use crate::chain::digest::HubDomain;
 use crate::chain::hub::{HubEvent, HubLog};
-use crate::chain::{At, BlockRef, Chain, ChainError, LogQuery};
+use crate::chain::{At, BlockRef, Chain, ChainError, LogQuery, Topics};
 use crate::types::{ChannelId, EvmAddress, MicroUsd, Stage};
 
 /// Comparisons before a difference is believed while the chain keeps moving.
@@ -94,15 +94,17 @@ impl Wallet {
         let watch = self.0.link.watch_settings();
         let (mut range, mut from, mut logs) = (watch.range_blocks_max.max(1), base + 1, vec![]);
         while from <= head {
+            let to = head.min(from.saturating_add(range - 1));
             let query = LogQuery {
                 address: watch.domain.hub,
                 from,
-                to: head.min(from.saturating_add(range - 1)),
+                to,
+                topics: Topics::default(),
             };
             match self.0.link.chain().logs(query).await {
                 Ok(raw) => {
                     logs.extend(raw.into_iter().filter_map(HubLog::decode));
-                    from = query.to + 1;
+                    from = to + 1;
                 }
                 Err(ChainError::RangeTooWide(_)) if range > 1 => range = range.div_ceil(2),
                 Err(error) => return Err(error.into()),

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use crate::harness::books::{self, Rows, rows};
@@ -20,8 +21,11 @@ const ANSWERED_DEADLINE: Duration = Duration::from_secs(120);
 /// first try fails.
 const BOOKED_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Requests until a node must have died.
-const REQUESTS_MAX: usize = 4;
+/// A node reaches its failpoint within this. How many requests that takes depends on the machine's
+/// load: a point may need an answer in time, an ACCEPT without a voucher, a seller with a free place.
+const DEATH_DEADLINE: Duration = Duration::from_secs(120);
+/// Between two requests that failed at once: the node may just be dying.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// USD per million tokens: enough that vouchers are due every few requests.
 const PRICES: (&str, &str) = ("2.00", "8.00");
@@ -125,19 +129,22 @@ fn print_outcome(point: &str, stream: bool, peer: &str, [bought, sold]: [&Rows; 
     }
 }
 
-/// Each buyer asks one after another, all at once.
-async fn ask_each(asks: impl Iterator<Item = (SocketAddr, Request)>) {
-    let asking: Vec<_> = asks
-        .map(|(address, request)| {
-            tokio::spawn(async move {
-                for _ in 0..REQUESTS_MAX {
-                    try_ask(address, &request).await;
-                }
-            })
-        })
-        .collect();
-    for one in asking {
-        one.await.unwrap();
+/// Asks through `buyer` until `victim` has died at its failpoint.
+async fn ask_until_dead(victim: &mut Node, buyer: SocketAddr, request: &Request, point: &str) {
+    let end = Instant::now() + DEATH_DEADLINE;
+    // A dying process closes its sockets before it can be waited for, so an answer that broke off
+    // does not yet say that it is gone.
+    while victim.is_running() {
+        let in_time = Instant::now() < end;
+        assert!(
+            in_time,
+            "{point} was never reached: {}",
+            victim.stderr_tail()
+        );
+        let answer = try_ask(buyer, request).await;
+        if answer.is_none_or(|answer| answer.status != 200) {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 
@@ -157,10 +164,12 @@ async fn buyers_die(stream: bool) {
         wait_for_sellers(buyer, 1).await;
     }
     let request = ask_of(&sellers[0].node, stream);
-    let addresses: Vec<_> = buyers.iter().map(Node::http).collect();
-    ask_each(addresses.into_iter().map(|a| (a, request.clone()))).await;
-    for (buyer, point) in buyers.iter_mut().zip(BUYER_POINTS) {
-        assert!(!buyer.is_running(), "{point} was never reached");
+    let dying = buyers.iter_mut().zip(BUYER_POINTS).map(|(buyer, point)| {
+        let (address, request) = (buyer.http(), &request);
+        async move { ask_until_dead(buyer, address, request, point).await }
+    });
+    join_all(dying).await;
+    for buyer in &mut buyers {
         buyer.restart();
     }
     for buyer in &buyers {
@@ -202,15 +211,16 @@ async fn sellers_die(stream: bool) {
     let buyer = start_buyer(bootstrap.listen(), &[]);
     wait_for_sellers(&buyer, sellers.len()).await;
 
-    let victims = &sellers[..SELLER_POINTS.len()];
-    ask_each(
-        victims
-            .iter()
-            .map(|s| (buyer.http(), ask_of(&s.node, stream))),
-    )
-    .await;
-    for (seller, point) in sellers.iter_mut().zip(SELLER_POINTS) {
-        assert!(!seller.node.is_running(), "{point} was never reached");
+    let dying = sellers
+        .iter_mut()
+        .zip(SELLER_POINTS)
+        .map(|(seller, point)| {
+            let request = ask_of(&seller.node, stream);
+            let (address, node) = (buyer.http(), &mut seller.node);
+            async move { ask_until_dead(node, address, &request, point).await }
+        });
+    join_all(dying).await;
+    for seller in &mut sellers[..SELLER_POINTS.len()] {
         seller.node.restart();
     }
     // What the buyer holds in doubt is settled without a request.

@@ -23,7 +23,7 @@ const PIECE: u64 = 1_600;
 const TRIES: usize = 12;
 
 struct Stage {
-    _seller: Seller,
+    seller: Seller,
     to: PeerId,
     offer: SignedOffer,
     buyer: Peer,
@@ -52,13 +52,21 @@ impl Stage {
         let offer = buyer.offer_of(&to).await;
         let standing = buyer.session(&to, None).await;
         Self {
-            _seller: seller,
+            seller,
             to,
             offer,
             buyer,
             standing,
             _hold: hold,
         }
+    }
+
+    /// Restarts the seller; the buyer comes back to it.
+    async fn restart_seller(&mut self) {
+        self.seller.node.keep_ports();
+        self.seller.node.restart();
+        self.to = self.buyer.dial(self.seller.node.listen()).await;
+        self.standing = self.buyer.session(&self.to, None).await;
     }
 
     fn head(&self, body: &[u8]) -> SignedHead {
@@ -251,6 +259,10 @@ async fn a_buyer_that_accepts_nothing_of_every_answer_is_turned_away() {
     }
     assert!(refused > 0, "in the end it is refused");
     let known = stage.known_before("Say something.");
+    // The seller remembers over a restart: a second start must not give another window.
+    stage.restart_seller().await;
+    let (answer, _) = stage.take("Say something.", AtNeed::Cancel).await;
+    assert_eq!(answer.error, Some("credit_exhausted"), "still turned away");
     // Write-offs of one window are forgiven; the request that passes them is one more.
     let bound = PAIR_WINDOW + STREAM_WINDOW + known + PIECE;
     report("accepts every answer with 0", taken, bound);

@@ -60,7 +60,7 @@ impl World {
             return self.close(attempt, End::SellerFailed, true);
         }
         let start = if stream { prefill } else { MicroUsd::ZERO };
-        if let Some(state) = &mut self.seller.state {
+        if let Some(state) = self.seller.paid_by(&attempt) {
             state.start(&attempt, start);
         }
         if let Some(job) = self.seller.jobs.get_mut(&attempt) {
@@ -80,12 +80,14 @@ impl World {
         if script.stream && running > script.max_cost.mul_div_ceil(2, 1) {
             return self.close(attempt, End::BuyerStopped, true);
         }
-        let Some(state) = &mut self.seller.state else {
+        let Some(state) = self.seller.paid_by(&attempt) else {
             return;
         };
         let held = state.deliver(&attempt, running);
         match held {
-            Err(Hold::NeedVoucher(_)) if self.plant != Some(Plant::NoWindow) => {
+            Err(Hold::NeedVoucher(_) | Hold::Unconfirmed(_))
+                if self.plant != Some(Plant::NoWindow) =>
+            {
                 self.deliver_a_part(attempt);
                 self.job_phase(attempt, JobPhase::Held);
                 self.send(Side::Seller, Conn::Infer(attempt), Msg::Need);
@@ -106,7 +108,7 @@ impl World {
 
     /// A piece is cut at any byte: what the window allows goes out, the rest waits.
     fn deliver_a_part(&mut self, attempt: AttemptId) {
-        let Some(state) = &mut self.seller.state else {
+        let Some(state) = self.seller.paid_by(&attempt) else {
             return;
         };
         let before = state.machine().book().running_of(&attempt);
@@ -198,7 +200,7 @@ impl World {
         }
         let bytes = receipt(attempt, cost);
         if cost == MicroUsd::ZERO {
-            if let Some(state) = &mut self.seller.state {
+            if let Some(state) = self.seller.paid_by(&attempt) {
                 state.drop_attempt(&attempt);
             }
             self.seller.sent.remove(&attempt);

@@ -7,7 +7,7 @@ use souk::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 use super::Plant;
 use super::buyer::{CHANNEL, Phase, Then};
 use super::check::Breach;
-use super::wire::{Conn, Msg, Side, signature};
+use super::wire::{ChainOpen, Conn, Msg, Side, signature};
 use super::world::{Event, World};
 
 /// The longest linger of the bookkeeper, ms.
@@ -47,9 +47,9 @@ impl World {
             last = self.buyer.disk.submit(Row::Final(row));
         }
         let due = self.due_voucher();
-        let voucher = due.map(|(_, cumulative, _)| cumulative);
+        let voucher = due.map(|(channel, cumulative, _)| (channel, cumulative));
         if let Some((channel, cumulative, attempt)) = due {
-            self.check_signed(cumulative)?;
+            self.check_signed(&channel, cumulative)?;
             let signature = signature(cumulative).0;
             last = self.buyer.disk.submit(Row::Voucher(VoucherRow {
                 at_ms: self.now,
@@ -60,7 +60,7 @@ impl World {
                 attempt,
             }));
             if self.plant == Some(Plant::SentBeforePersist) {
-                self.say_voucher(cumulative)?;
+                self.say_voucher(&channel, cumulative)?;
             }
         }
         if last == 0 {
@@ -82,14 +82,15 @@ impl World {
         let wanted = book
             .total()
             .saturating_add(book.window().max(book.pending()));
-        (wanted > state.machine().signed()).then_some((CHANNEL, wanted, None))
+        let channel = state.channel()?;
+        (wanted > state.machine().signed()).then_some((channel, wanted, None))
     }
 
-    fn say_voucher(&mut self, cumulative: MicroUsd) -> Result<(), Breach> {
+    fn say_voucher(&mut self, channel: &ChannelId, cumulative: MicroUsd) -> Result<(), Breach> {
         if let Phase::Up(conn) = self.buyer.phase {
-            self.check_sent(cumulative)?;
+            self.check_sent(channel, cumulative)?;
             self.figures.vouchers += 1;
-            self.send(Side::Buyer, conn, Msg::Voucher(cumulative));
+            self.send(Side::Buyer, conn, Msg::Voucher(*channel, cumulative));
         }
         Ok(())
     }
@@ -97,12 +98,13 @@ impl World {
     fn turn_done(
         &mut self,
         accepts: Vec<(AttemptId, MicroUsd)>,
-        voucher: Option<MicroUsd>,
+        voucher: Option<(ChannelId, MicroUsd)>,
     ) -> Result<(), Breach> {
         self.buyer.in_turn = false;
-        if let Some(cumulative) = voucher {
+        if let Some((channel, cumulative)) = voucher {
             let signature = signature(cumulative);
-            self.buyer.state.voucher_durable(cumulative, signature);
+            let state = &mut self.buyer.state;
+            state.voucher_durable(&channel, cumulative, signature);
         }
         self.buyer.state.booked(accepts);
         let (mut accepts, voucher) = self.buyer.state.take_unsaid();
@@ -110,9 +112,15 @@ impl World {
         if let (Phase::Up(conn), false) = (self.buyer.phase, accepts.is_empty()) {
             self.send(Side::Buyer, conn, Msg::Accept(accepts));
         }
-        if let Some(SessionMessage::Voucher { cumulative, .. }) = voucher {
-            self.say_voucher(cumulative)?;
+        if let Some(SessionMessage::Voucher {
+            channel,
+            cumulative,
+            ..
+        }) = voucher
+        {
+            self.say_voucher(&channel, cumulative)?;
         }
+        self.buyer_tops_up();
         if self.buyer.due {
             self.wake();
         }
@@ -128,13 +136,22 @@ impl World {
         self.buyer.then = later;
         for (_, then) in ready {
             match then {
-                Then::Open(conn, row) => {
-                    self.buyer.state.pay_by(*row, None);
+                Then::Open(conn, row, on_chain) => {
+                    let open = on_chain.as_ref().map(|on| {
+                        Box::new(ChainOpen {
+                            channel: on.channel.clone(),
+                            epoch: row.epoch,
+                        })
+                    });
+                    self.buyer.learned = MicroUsd::ZERO;
+                    self.buyer.state.pay_by(*row, on_chain.map(|on| *on));
                     if self.buyer.phase == Phase::Booking(conn) {
                         self.buyer.phase = Phase::AwaitsAck(conn);
-                        self.send(Side::Buyer, conn, Msg::Open);
+                        self.send(Side::Buyer, conn, Msg::Open(open));
                     }
                 }
+                Then::Raise(row, top_up) => self.raised(*row, *top_up),
+                Then::Seen(events) => self.buyer_sees(&events),
                 Then::Turn { accepts, voucher } => self.turn_done(accepts, voucher)?,
             }
         }
@@ -142,18 +159,29 @@ impl World {
     }
 
     /// Opens a session, its channel durable first.
-    pub fn connect(&mut self) {
+    pub fn connect(&mut self, wants_orders: bool) {
+        if let Phase::Up(conn) = self.buyer.phase {
+            // It settles an earlier channel, and goes on with that when there is no money for another.
+            if !wants_orders || self.affordable().is_none() {
+                return;
+            }
+            self.hang_up(conn);
+        }
         if self.buyer.phase != Phase::Down || self.life(Side::Seller).is_none() {
             return;
         }
+        self.buyer.wants_orders = wants_orders;
         self.buyer.conns += 1;
         let conn = Conn::Session(self.buyer.conns);
         self.wires.stand(conn);
         let life = self.buyer.life;
         self.at(self.now + 10_000, Event::HandshakeTimer { life, conn });
-        if self.buyer.disk.load().is_some() {
+        if self.plan.chain.is_some() {
+            return self.connect_on_chain(conn);
+        }
+        if self.buyer.disk.channel(&CHANNEL).is_some() {
             self.buyer.phase = Phase::AwaitsAck(conn);
-            return self.send(Side::Buyer, conn, Msg::Open);
+            return self.send(Side::Buyer, conn, Msg::Open(None));
         }
         self.buyer.phase = Phase::Booking(conn);
         let row = ChannelRow {
@@ -170,7 +198,7 @@ impl World {
         let number = self.buyer.disk.submit(Row::Channel(row.clone()));
         self.buyer
             .then
-            .push((number, Then::Open(conn, Box::new(row))));
+            .push((number, Then::Open(conn, Box::new(row), None)));
         self.schedule_write(Side::Buyer);
     }
 }

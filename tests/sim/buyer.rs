@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use souk::chain::watcher::{ChainEvent, Tracker};
 use souk::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Outcome, Role, Row};
 use souk::payment::WindowSettings;
+use souk::payment::onchain::{OnChannel, Purse};
 use souk::payment::payer::PayerState;
 use souk::protocol::PeerErrorCode;
+use souk::protocol::voucher::TopUp;
 use souk::types::{AttemptId, ChannelId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, RequestId};
 
 use super::disk::Disk;
@@ -58,11 +61,13 @@ enum OrderPhase {
 
 /// What a durable row lets happen.
 pub enum Then {
-    Open(Conn, Box<ChannelRow>),
+    Open(Conn, Box<ChannelRow>, Option<Box<OnChannel>>),
     Turn {
         accepts: Vec<(AttemptId, MicroUsd)>,
-        voucher: Option<MicroUsd>,
+        voucher: Option<(ChannelId, MicroUsd)>,
     },
+    Raise(Box<ChannelRow>, Box<TopUp>),
+    Seen(Vec<ChainEvent>),
 }
 
 pub struct Buyer {
@@ -71,8 +76,17 @@ pub struct Buyer {
     pub disk: Disk,
     pub state: PayerState,
     pub phase: Phase,
-    /// The deposit that this life was told last: what I2 is checked against.
+    /// The deposit that this life was told or signed last: what I2 is checked against.
     pub told: MicroUsd,
+    /// The highest voucher that a seller showed in this life, after a lost ledger.
+    pub learned: MicroUsd,
+    pub purse: Purse,
+    /// The session that is being made is for orders, else only for what is in doubt.
+    pub wants_orders: bool,
+    pub read_ms: Option<u64>,
+    pub tracker: Option<Tracker>,
+    /// Rows of the watcher are on their way: it is not asked meanwhile.
+    pub watch_busy: bool,
     orders: BTreeMap<AttemptId, Order>,
     pub then: Vec<(u64, Then)>,
     pub in_turn: bool,
@@ -89,6 +103,12 @@ impl Buyer {
             state: PayerState::new(WindowSettings::default()),
             phase: Phase::Down,
             told: MicroUsd::ZERO,
+            learned: MicroUsd::ZERO,
+            purse: Purse::default(),
+            wants_orders: false,
+            read_ms: None,
+            tracker: None,
+            watch_busy: false,
             orders: BTreeMap::new(),
             then: Vec::new(),
             in_turn: false,
@@ -98,13 +118,22 @@ impl Buyer {
     }
 
     /// A new process on the same ledger.
-    pub fn start(&mut self, now: u64) {
+    pub fn start(&mut self, now: u64, on_chain: bool) {
         self.life += 1;
         self.up = true;
         self.state = PayerState::new(WindowSettings::default());
-        if let Some(channel) = self.disk.load() {
-            self.told = channel.limit;
-            self.state.adopt(channel, None, now);
+        self.learned = MicroUsd::ZERO;
+        self.purse = Purse::default();
+        self.read_ms = None;
+        self.watch_busy = false;
+        self.tracker = None;
+        for channel in self.disk.load() {
+            if on_chain {
+                self.adopt_on_chain(channel, now);
+            } else {
+                self.told = channel.limit;
+                self.state.adopt(channel, None, now);
+            }
         }
         self.phase = Phase::Down;
         self.orders.clear();
@@ -140,22 +169,12 @@ fn row(attempt: AttemptId, billed: MicroUsd, status: u16) -> FinalRow {
 impl World {
     /// A client asks; without a session it waits for one a while.
     pub fn ask(&mut self, request: RequestId, number: u32, tries: u32) {
-        if self.life(Side::Buyer).is_none() || !matches!(self.buyer.phase, Phase::Up(_)) {
+        let takes_orders = self.buyer.state.takes_orders();
+        if self.life(Side::Buyer).is_none() || !takes_orders {
             if self.life(Side::Buyer).is_some() {
-                self.connect();
+                self.connect(true);
             }
-            if tries < ASK_TRIES {
-                let tries = tries + 1;
-                self.at(
-                    self.now + ASK_PAUSE,
-                    Event::Ask {
-                        request,
-                        number,
-                        tries,
-                    },
-                );
-            }
-            return;
+            return self.ask_later(request, number, tries);
         }
         let attempt = self.new_attempt(request, number);
         let script = &self.scripts[&attempt];
@@ -171,7 +190,7 @@ impl World {
             model: ModelId::new("m"),
             offer_hash: Hash32::default(),
             price: PriceTable::default(),
-            channel: CHANNEL,
+            channel: self.buyer.state.channel().unwrap_or(CHANNEL),
             max_cost: script.max_cost,
             prefill: script.prefill,
             voucher_before: self.buyer.state.quote(script.prefill, script.window).0,
@@ -180,8 +199,13 @@ impl World {
         let window = script.window;
         if self.buyer.state.begin(&open, window).is_err() {
             self.scripts.remove(&attempt);
+            if self.plan.chain.is_some() {
+                // The channel ends, or waits for a higher deposit.
+                self.ask_later(request, number, tries);
+            }
             return;
         }
+        let channel = open.channel;
         self.say(|| format!("Buyer orders {attempt} of {request}"));
         self.buyer.disk.submit(Row::Open(open));
         self.schedule_write(Side::Buyer);
@@ -197,8 +221,21 @@ impl World {
         self.buyer.orders.insert(attempt, order);
         let conn = Conn::Infer(attempt);
         self.wires.stand(conn);
-        self.send(Side::Buyer, conn, Msg::Head { iat_ms: self.now });
+        let iat_ms = self.now;
+        self.send(Side::Buyer, conn, Msg::Head { iat_ms, channel });
         self.buyer_timer(attempt, OPEN_PATIENCE);
+    }
+
+    fn ask_later(&mut self, request: RequestId, number: u32, tries: u32) {
+        if tries < ASK_TRIES {
+            let tries = tries + 1;
+            let event = Event::Ask {
+                request,
+                number,
+                tries,
+            };
+            self.at(self.now + ASK_PAUSE, event);
+        }
     }
 
     fn buyer_timer(&mut self, attempt: AttemptId, after: u64) {

@@ -1,7 +1,7 @@
 //! What the seller makes durable before it counts: vouchers, ACCEPTs, payments.
 
 use souk::ledger::{Role, Row, SettlementRow, VoucherRow};
-use souk::types::{AttemptId, MicroUsd, PeerId};
+use souk::types::{AttemptId, ChannelId, MicroUsd, PeerId};
 
 use super::Plant;
 use super::buyer::CHANNEL;
@@ -18,11 +18,14 @@ impl World {
         cumulative: MicroUsd,
         then: Then,
     ) -> Result<(), Breach> {
-        let Some(state) = &self.seller.state else {
+        let Some(id) = self.seller.about.get(&conn).copied() else {
+            return Ok(());
+        };
+        let Some(pair) = self.seller.pair(&id) else {
             return Ok(());
         };
         let shown_by_sync = matches!(then, Then::Sync(..));
-        match state.wants(cumulative, shown_by_sync) {
+        match pair.state.wants(cumulative, shown_by_sync) {
             Ok(true) => {}
             Ok(false) => return self.seller_then(None, then),
             Err(error) => {
@@ -31,29 +34,31 @@ impl World {
                 return Ok(());
             }
         }
-        self.book_channel();
+        self.book_channel(&id);
         let number = self.seller.disk.submit(Row::Voucher(VoucherRow {
             at_ms: self.now,
             role: Role::Sell,
-            channel: CHANNEL,
+            channel: id,
             cumulative,
             signature: signature(cumulative).0,
             attempt: None,
         }));
         self.schedule_write(Side::Seller);
         if self.plant == Some(Plant::CreditedBeforePersist) {
-            self.credit_voucher(cumulative);
+            self.credit_voucher(&id, cumulative);
         }
-        self.seller.then.push((number, Some(cumulative), then));
+        self.seller
+            .then
+            .push((number, Some((id, cumulative)), then));
         Ok(())
     }
 
     /// Books accepted costs; what does not wait for an ACCEPT is only acknowledged.
     pub fn seller_accepts(&mut self, conn: Conn, items: &[(AttemptId, MicroUsd)]) {
-        let Some(state) = &self.seller.state else {
-            return;
-        };
-        let rows = state.finals_of(items, self.now);
+        let pairs = self.seller.pairs.iter();
+        let rows: Vec<_> = pairs
+            .flat_map(|pair| pair.state.finals_of(items, self.now))
+            .collect();
         let costs = rows
             .iter()
             .map(|row| (row.attempt_id, row.billed))
@@ -74,11 +79,11 @@ impl World {
 
     /// The buyer paid outside: the payment is durable before the deposit rises.
     pub fn seller_settles(&mut self) {
-        if self.life(Side::Seller).is_none() || self.seller.state.is_none() {
+        if self.life(Side::Seller).is_none() || self.seller.pair(&CHANNEL).is_none() {
             return;
         }
         let amount = MicroUsd(self.rng.between(1, 50_000));
-        self.book_channel();
+        self.book_channel(&CHANNEL);
         let number = self.seller.disk.submit(Row::Settlement(SettlementRow {
             at_ms: self.now,
             role: Role::Sell,
@@ -104,18 +109,24 @@ impl World {
         Ok(())
     }
 
-    fn seller_then(&mut self, voucher: Option<MicroUsd>, then: Then) -> Result<(), Breach> {
-        if let Some(cumulative) = voucher {
+    fn seller_then(
+        &mut self,
+        voucher: Option<(ChannelId, MicroUsd)>,
+        then: Then,
+    ) -> Result<(), Breach> {
+        if let Some((id, cumulative)) = voucher {
             // The deposit may have fallen meanwhile only by a restart, which ends this.
-            self.credit_voucher(cumulative);
+            self.credit_voucher(&id, cumulative);
         }
         match then {
             Then::VoucherAck(conn) => self.send(Side::Seller, conn, Msg::VoucherAck),
             Then::Sync(conn, theirs) => self.answer_sync(conn, &theirs),
             Then::Accepted(conn, costs, all) => {
                 for (attempt, cost) in costs {
-                    if let Some(state) = &mut self.seller.state {
-                        state.accepted(&attempt, cost, self.now);
+                    let now = self.now;
+                    let mut pairs = self.seller.pairs.iter_mut();
+                    if let Some(pair) = pairs.find(|pair| pair.state.awaits(&attempt)) {
+                        pair.state.accepted(&attempt, cost, now);
                     }
                     self.seller.sent.remove(&attempt);
                 }
@@ -124,18 +135,22 @@ impl World {
             }
             Then::Receipt(attempt, ended) => {
                 let bytes = ended.receipt.clone().unwrap_or_default();
-                if let Some(state) = &mut self.seller.state {
+                if let Some(state) = self.seller.paid_by(&attempt) {
                     state.end(attempt, *ended);
                 }
                 self.seller.jobs.remove(&attempt);
                 self.send(Side::Seller, Conn::Infer(attempt), Msg::Usage(bytes));
             }
             Then::Paid(amount) => {
-                if let Some(state) = &mut self.seller.state {
-                    state.add_settlement(amount);
+                if let Some(pair) = self.seller.pair_mut(&CHANNEL) {
+                    pair.state.add_settlement(amount);
                 }
                 self.tell_deposit();
             }
+            Then::TopUp(id, top_up) => self.top_up_durable(&id, *top_up),
+            Then::Sent(intent) => self.intent_durable(*intent),
+            Then::Signed(nonce, raw) => self.signed_durable(nonce, &raw),
+            Then::Seen(events) => self.seller_sees(&events),
         }
         Ok(())
     }

@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use souk::payment::onchain::Rules;
 use souk::types::{AttemptId, MicroUsd, RequestId};
 
+use super::Mode;
 use super::rng::Rng;
+use super::wire::Side;
 use super::world::World;
 
 /// What one seed draws once.
@@ -31,10 +34,93 @@ pub struct Plan {
     /// What a seller claims beyond what is due, percent.
     pub greed: u64,
     pub requests: u64,
+    /// Pay on a chain, else by credit.
+    pub chain: Option<ChainPlan>,
 }
 
+/// What a seed draws for a chain.
+#[derive(Clone, Debug)]
+pub struct ChainPlan {
+    pub rules: Rules,
+    pub buyer_vault: MicroUsd,
+    pub buyer_wallet: MicroUsd,
+    /// The newest blocks are taken back, per thousand blocks.
+    pub reorgs: u64,
+    /// A block comes late, per thousand blocks.
+    pub late_blocks: u64,
+    /// The pool forgets what waits, per thousand blocks.
+    pub forgets: u64,
+    /// The RPC node answers nobody from and up to, ms.
+    pub down: Option<(u64, u64)>,
+    /// The buyer takes money out of its vault behind its node's back, ms.
+    pub withdraws_at: Option<u64>,
+    /// The buyer asks the chain for the channel's end, ms.
+    pub closes_alone_at: Option<u64>,
+    /// A node that loses its ledger with its next death.
+    pub loses: Option<Side>,
+    /// A node that dies for ever, and when, ms.
+    pub gone: Option<(Side, u64)>,
+    /// How long a signed opening or top-up holds, seconds.
+    pub valid_s: u64,
+}
+
+impl ChainPlan {
+    fn draw(rng: &mut Rng) -> Self {
+        let some = |rng: &mut Rng, permille, low, high| {
+            let at = rng.between(low, high);
+            rng.chance(permille).then_some(at)
+        };
+        let (vault, wallet) = [
+            (3_000_000, 0),
+            (0, 3_000_000),
+            (400_000, 2_000_000),
+            (150_000, 0),
+        ][rng.between(0, 3) as usize];
+        let side = |rng: &mut Rng| {
+            if rng.chance(500) {
+                Side::Buyer
+            } else {
+                Side::Seller
+            }
+        };
+        let harsh = rng.between(0, 2);
+        let down =
+            some(rng, 200, 1_000, FAULTS_END).map(|from| (from, from + rng.between(1_000, 30_000)));
+        Self {
+            rules: Rules {
+                unconfirmed_max: MicroUsd(20_000),
+                unsafe_max: MicroUsd(40_000),
+                open_fee: MicroUsd(3_000),
+                open_fee_max: MicroUsd(50_000),
+                deposit_min: MicroUsd([20_000, 60_000, 600_000][rng.between(0, 2) as usize]),
+                deposit_max: MicroUsd(2_000_000),
+                deposit_share_bp: 10_000,
+                challenge_period_s: 30,
+                lifetime_s: rng.between(90, 200),
+                idle_close_ms: rng.between(15_000, 40_000),
+                settle_min: MicroUsd(rng.between(5_000, 80_000)),
+                ..Rules::default()
+            },
+            buyer_vault: MicroUsd(vault),
+            buyer_wallet: MicroUsd(wallet),
+            reorgs: harsh * rng.between(0, 60),
+            late_blocks: rng.between(0, 300),
+            forgets: harsh * rng.between(0, 60),
+            down,
+            withdraws_at: some(rng, 100, 0, FAULTS_END),
+            closes_alone_at: some(rng, 100, 5_000, FAULTS_END),
+            loses: rng.chance(120).then(|| side(rng)),
+            gone: some(rng, 120, 8_000, FAULTS_END).map(|at| (side(rng), at)),
+            valid_s: rng.between(10, 120),
+        }
+    }
+}
+
+/// No fault begins after this, ms.
+const FAULTS_END: u64 = 40_000;
+
 impl Plan {
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub fn draw(rng: &mut Rng, mode: Mode) -> Self {
         let harsh = rng.between(0, 3);
         let credit = [20_000, 100_000, 1_000_000, 5_000_000];
         Self {
@@ -50,6 +136,7 @@ impl Plan {
             credit_changes: rng.chance(250),
             greed: [0, 0, 10, 900][rng.between(0, 3) as usize],
             requests: rng.between(3, 14),
+            chain: (mode == Mode::Channel).then(|| ChainPlan::draw(rng)),
         }
     }
 }
@@ -86,8 +173,16 @@ pub struct Figures {
     pub cuts: u64,
     pub lost: u64,
     pub micro_usd: u64,
-    /// The most a payee had delivered beyond vouchers and window: must stay 0.
     pub vouchers: u64,
+    /// Channels that opened on the chain.
+    pub channels: u64,
+    pub reorgs: u64,
+    /// Paid out on the chain, fees included.
+    pub settled: u64,
+    /// Paid for vouchers that were not used up.
+    pub over: u64,
+    /// Delivered and not paid: on trust, or with nobody there to sign.
+    pub short: u64,
 }
 
 impl Figures {
@@ -101,6 +196,11 @@ impl Figures {
         self.lost += other.lost;
         self.micro_usd += other.micro_usd;
         self.vouchers += other.vouchers;
+        self.channels += other.channels;
+        self.reorgs += other.reorgs;
+        self.settled += other.settled;
+        self.over += other.over;
+        self.short += other.short;
     }
 }
 
@@ -109,7 +209,8 @@ impl fmt::Display for Figures {
         write!(
             f,
             "sim: seeds={} events={} attempts={} charged={} vouchers={} crashes={} cuts={} \
-             messages_lost={} micro_usd_agreed={} breaches=0",
+             messages_lost={} micro_usd_agreed={} channels={} reorgs={} settled={} over={} short={} \
+             breaches=0",
             self.seeds,
             self.events,
             self.attempts,
@@ -118,7 +219,12 @@ impl fmt::Display for Figures {
             self.crashes,
             self.cuts,
             self.lost,
-            self.micro_usd
+            self.micro_usd,
+            self.channels,
+            self.reorgs,
+            self.settled,
+            self.over,
+            self.short
         )
     }
 }

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use souk::protocol::session::{SyncAttempt, SyncBuyer, SyncSeller};
+use souk::protocol::voucher::{HubChannel, TopUp};
 use souk::protocol::{EvmSignature, PeerErrorCode};
-use souk::types::{AttemptId, MicroUsd};
+use souk::types::{AttemptId, ChannelId, MicroUsd};
 
 /// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,17 +37,19 @@ pub enum Conn {
 /// One message of either kind of stream.
 #[derive(Clone, Debug)]
 pub enum Msg {
-    Open,
+    Open(Option<Box<ChainOpen>>),
     OpenAck { deposit: MicroUsd },
     SyncBuyer(SyncBuyer),
     SyncSeller(Box<SyncSeller>),
     Refused,
-    Voucher(MicroUsd),
+    Voucher(ChannelId, MicroUsd),
     VoucherAck,
+    TopUp(Box<TopUp>),
+    Close(ChannelId, Option<MicroUsd>),
     Receipt(Vec<u8>),
     Accept(Vec<(AttemptId, MicroUsd)>),
     AcceptAck(Vec<AttemptId>),
-    Head { iat_ms: u64 },
+    Head { iat_ms: u64, channel: ChannelId },
     Nop,
     RespHead { whole: Option<MicroUsd> },
     Body { running: MicroUsd, pieces: usize },
@@ -55,6 +58,14 @@ pub enum Msg {
     Usage(Vec<u8>),
     Error(PeerErrorCode),
     Cancel { owes_input: bool },
+}
+
+/// What an OPEN on a chain names.
+#[derive(Clone, Debug)]
+pub struct ChainOpen {
+    pub channel: HubChannel,
+    /// The number of the opening.
+    pub epoch: u64,
 }
 
 /// A voucher's signature: here its amount.

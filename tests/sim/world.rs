@@ -1,16 +1,17 @@
 //! The event loop: what happens when, which faults strike, and the end in which all must agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use souk::types::{AttemptId, MicroUsd, RequestId};
+use souk::types::{AttemptId, ChannelId, MicroUsd, RequestId};
 
-use super::Plant;
 use super::buyer::Buyer;
+use super::chain::{Call, ModelChain};
 use super::check::Breach;
 use super::plan::{Figures, Plan, Script};
 use super::rng::Rng;
 use super::seller::Seller;
 use super::wire::{Conn, Msg, Side, Wires};
+use super::{Mode, Plant};
 
 /// Faults strike until here, ms of simulated time.
 const FAULTS_UNTIL: u64 = 40_000;
@@ -20,6 +21,13 @@ const REST_AT: u64 = 160_000;
 const END_AT: u64 = 200_000;
 /// Both nodes look for what is left over this often.
 const TICK: u64 = 5_000;
+/// On a chain all channels are closed by then: idle ones at once, those of a node that is gone when
+/// they expire.
+const CLOSED_AT: u64 = 520_000;
+/// Time between blocks, ms.
+const BLOCK_EVERY: u64 = 1_000;
+/// Nodes look at the chain this often, ms.
+const LOOK_EVERY: u64 = 1_000;
 /// A history that takes more events than this does not come to rest.
 const EVENTS_MAX: u64 = 60_000;
 
@@ -75,6 +83,17 @@ pub enum Event {
     },
     /// The buyer pays outside, and the seller books it.
     PaidOutside,
+    /// The chain's next block.
+    Block,
+    /// A node looks at the chain, and at its channels there.
+    Look {
+        side: Side,
+        life: u64,
+    },
+    /// Something that somebody else brings to the chain.
+    Relay(Box<Call>),
+    /// A node dies for ever.
+    Goes(Side),
     FaultsEnd,
 }
 
@@ -85,6 +104,19 @@ pub struct World {
     pub plant: Option<Plant>,
     pub buyer: Buyer,
     pub seller: Seller,
+    /// Where deposits lie; none in credit mode.
+    pub chain: Option<ModelChain>,
+    /// The most that was ever signed for a channel, durable or not, whoever lost what.
+    pub signed: BTreeMap<ChannelId, MicroUsd>,
+    /// The most that a buyer had signed for a channel beyond what was agreed: prepayment, and answers
+    /// in flight.
+    pub exposed: BTreeMap<ChannelId, MicroUsd>,
+    /// Channels of which a seller had no row any more when their buyer showed a voucher.
+    pub adopted: BTreeSet<ChannelId>,
+    /// A ledger was lost: rows of before are on one side only.
+    pub lost: bool,
+    /// A node that is gone for ever.
+    pub gone: Option<Side>,
     pub wires: Wires,
     pub scripts: BTreeMap<AttemptId, Script>,
     pub figures: Figures,
@@ -96,13 +128,20 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, plant: Option<Plant>, traced: bool) -> Self {
+    pub fn new(mode: Mode, seed: u64, plant: Option<Plant>, traced: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = Plan::draw(&mut rng, mode);
+        let chain = plan.chain.as_ref();
         let mut world = Self {
             now: 0,
             buyer: Buyer::new(),
             seller: Seller::new(plan.credit),
+            chain: chain.map(|plan| ModelChain::new(plan.buyer_vault, plan.buyer_wallet)),
+            signed: BTreeMap::new(),
+            exposed: BTreeMap::new(),
+            adopted: BTreeSet::new(),
+            lost: false,
+            gone: None,
             rng,
             plan,
             plant,
@@ -131,13 +170,20 @@ impl World {
             let at = self.rng.between(5_000, FAULTS_UNTIL);
             self.at(at, Event::PaidOutside);
         }
+        self.chain_events();
         self.at(FAULTS_UNTIL, Event::FaultsEnd);
         self.until(REST_AT)?;
-        self.check_rest()?;
-        let wanted = self.probe();
-        self.until(END_AT)?;
-        self.check_rest()?;
-        self.check_probe(wanted)?;
+        if self.gone.is_none() {
+            self.check_rest()?;
+            let wanted = self.probe();
+            self.until(END_AT)?;
+            self.check_rest()?;
+            self.check_probe(wanted)?;
+        }
+        if self.chain.is_some() {
+            self.until(CLOSED_AT)?;
+            self.check_closed()?;
+        }
         self.figures.seeds = 1;
         self.figures.attempts = self.scripts.len() as u64;
         let charges = &self.buyer.disk.charges;
@@ -146,10 +192,28 @@ impl World {
         Ok(self.figures.clone())
     }
 
-    /// One more request, now that nothing fails; `None` when the credit left does not allow it.
+    /// What the plan has for the chain.
+    fn chain_events(&mut self) {
+        let Some(plan) = self.plan.chain.clone() else {
+            return;
+        };
+        self.at(BLOCK_EVERY, Event::Block);
+        if let Some(at) = plan.withdraws_at {
+            let some = self.rng.between(1, 3_000_000);
+            self.at(at, Event::Relay(Box::new(Call::Withdraw(MicroUsd(some)))));
+        }
+        if let Some(at) = plan.closes_alone_at {
+            let none = ChannelId([0; 32]);
+            self.at(at, Event::Relay(Box::new(Call::RequestClose(none))));
+        }
+        if let Some((side, at)) = plan.gone {
+            self.at(at, Event::Goes(side));
+        }
+    }
+
+    /// One more request, now that nothing fails; `None` when the money left does not allow it.
     fn probe(&mut self) -> Option<RequestId> {
-        let machine = self.buyer.state.machine();
-        let left = machine.deposit().saturating_sub(machine.book().total());
+        let left = self.money_left();
         let refuses = self.seller.refuses_for_write_offs(self.now);
         let request = request_id(self.plan.requests);
         self.plan.leaves = 0;
@@ -196,9 +260,14 @@ impl World {
             | Event::BuyerTimer { life, .. }
             | Event::HandshakeTimer { life, .. } => (Side::Buyer, *life),
             Event::Piece { life, .. } | Event::SellerTimer { life, .. } => (Side::Seller, *life),
-            Event::Ask { .. } | Event::Start { .. } | Event::PaidOutside | Event::FaultsEnd => {
-                return true;
-            }
+            Event::Look { side, life } => (*side, *life),
+            Event::Ask { .. }
+            | Event::Start { .. }
+            | Event::PaidOutside
+            | Event::Block
+            | Event::Relay(_)
+            | Event::Goes(_)
+            | Event::FaultsEnd => return true,
         };
         self.life(side) == Some(life)
     }
@@ -236,6 +305,19 @@ impl World {
             }
             Event::Start { side } => self.start(side),
             Event::PaidOutside => self.seller_settles(),
+            Event::Block => self.next_block()?,
+            Event::Look { side, life } => {
+                self.at(self.now + LOOK_EVERY, Event::Look { side, life });
+                self.look(side);
+            }
+            Event::Relay(call) => self.relay(*call),
+            Event::Goes(side) => {
+                if self.life(side).is_some() {
+                    self.crash(side);
+                }
+                self.say(|| format!("{side:?} is gone for ever"));
+                self.gone = Some(side);
+            }
             Event::FaultsEnd => self.end_faults(),
         }
         Ok(())
@@ -253,24 +335,29 @@ impl World {
     }
 
     fn start(&mut self, side: Side) {
-        if self.life(side).is_some() {
+        if self.life(side).is_some() || self.gone == Some(side) {
             return;
         }
         self.say(|| format!("{side:?} starts"));
+        let rules = self.plan.chain.as_ref().map(|plan| plan.rules);
         match side {
-            Side::Buyer => self.buyer.start(self.now),
+            Side::Buyer => self.buyer.start(self.now, rules.is_some()),
             Side::Seller => {
                 if self.faults && self.plan.credit_changes && self.seller.life > 0 {
                     let credit = self.plan.credit.0;
                     self.seller.credit = MicroUsd(self.rng.between(credit / 2, credit * 2));
                 }
-                self.seller.start(self.now);
+                self.seller.start(self.now, rules);
                 self.schedule_write(Side::Seller);
             }
         }
         let life = self.life(side).unwrap_or(0);
         let first = self.now + self.rng.between(1, TICK);
         self.at(first, Event::Tick { side, life });
+        if rules.is_some() {
+            let first = self.now + self.rng.between(1, LOOK_EVERY);
+            self.at(first, Event::Look { side, life });
+        }
     }
 
     /// Kills a node: memory, queued rows and streams are gone.
@@ -282,6 +369,12 @@ impl World {
             Side::Seller => &mut self.seller.disk,
         };
         disk.lose_queue();
+        let loses = self.plan.chain.as_ref().and_then(|plan| plan.loses);
+        if loses == Some(side) && !self.lost {
+            self.lost = true;
+            disk.lose_all();
+            self.say(|| format!("{side:?} loses its ledger"));
+        }
         match side {
             Side::Buyer => self.buyer.up = false,
             Side::Seller => self.seller.up = false,
@@ -393,6 +486,60 @@ impl World {
                     msg,
                 },
             );
+        }
+    }
+
+    /// The next block, and what may become of it.
+    fn next_block(&mut self) -> Result<(), Breach> {
+        let Some((plan, chain)) = self.plan.chain.as_ref().zip(self.chain.as_mut()) else {
+            return Ok(());
+        };
+        let (now_s, rng, faults) = (self.now / 1_000, &mut self.rng, self.faults);
+        let late = faults && rng.chance(plan.late_blocks);
+        let reorg = faults && rng.chance(plan.reorgs);
+        let forgets = faults && rng.chance(plan.forgets);
+        if forgets {
+            chain.drop_pool();
+        }
+        if reorg {
+            chain.reorg(rng, now_s);
+        } else {
+            chain.mine(now_s);
+        }
+        let after = if late { 5 * BLOCK_EVERY } else { BLOCK_EVERY };
+        if reorg {
+            self.say(|| "the newest blocks are taken back".to_owned());
+        }
+        self.at(self.now + after, Event::Block);
+        self.check_chain()
+    }
+
+    /// A node looks at the chain, then at its channels.
+    fn look(&mut self, side: Side) {
+        if self.chain.is_none() {
+            return;
+        }
+        self.watch(side);
+        match side {
+            Side::Buyer => self.buyer_tends(),
+            Side::Seller => {
+                self.outbox_polls();
+                self.treasurer();
+            }
+        }
+    }
+
+    fn relay(&mut self, call: Call) {
+        let call = match call {
+            Call::RequestClose(_) => match self.buyer.state.channel() {
+                Some(id) => Call::RequestClose(id),
+                None => return,
+            },
+            call => call,
+        };
+        self.say(|| format!("somebody brings {call:?} to the chain"));
+        if let Some(chain) = &mut self.chain {
+            chain.relay(call);
         }
     }
 

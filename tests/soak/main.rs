@@ -1,6 +1,6 @@
 //! Long experiments, each one command that prints one line of figures and exits non-zero on a
 //! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
-//! `power`, power cuts while a ledger is written.
+//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +13,7 @@
 #[allow(unused_imports, reason = "the behaviour tests use more of the harness")]
 mod harness;
 mod kill;
+mod outage;
 mod power;
 #[path = "../sim/mod.rs"]
 mod sim;
@@ -48,6 +49,12 @@ enum Experiment {
         /// Draws the moments.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Pay through channels on a chain (anvil), else by credit.
+        #[arg(long)]
+        chain: bool,
+        /// Let nodes also die at failpoints; debug builds only.
+        #[arg(long)]
+        failpoints: bool,
     },
     /// Power cuts while a ledger is written; needs root and loop devices.
     Power {
@@ -58,6 +65,12 @@ enum Experiment {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// The RPC node is gone under load, then slow, then back.
+    Outage {
+        /// How long it is gone; it is slow for a sixth of that.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
     /// The writer that `power` cuts.
     #[command(hide = true)]
     Write { dir: PathBuf },
@@ -66,14 +79,33 @@ enum Experiment {
     Inspect { dir: PathBuf },
 }
 
+/// All histories by credit, then all on a chain; one line each.
+fn simulate(seeds: std::ops::Range<u64>) -> Result<String, String> {
+    let credit = sim::run_many(sim::Mode::Credit, seeds.clone(), None)?;
+    let channel = sim::run_many(sim::Mode::Channel, seeds, None)?;
+    Ok(format!("credit  {credit}\nchannel {channel}"))
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Args::parse().experiment {
-        Experiment::Sim { seeds, from } => {
-            sim::run_many(from..from + seeds, None).map(|figures| figures.to_string())
+        Experiment::Sim { seeds, from } => simulate(from..from + seeds),
+        Experiment::Kill {
+            rounds,
+            seed,
+            chain,
+            failpoints,
+        } => {
+            let plan = kill::Plan {
+                rounds,
+                seed,
+                chain,
+                failpoints,
+            };
+            kill::run(plan).await
         }
-        Experiment::Kill { rounds, seed } => kill::run(rounds, seed).await,
         Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
+        Experiment::Outage { minutes } => outage::run(minutes).await,
         Experiment::Write { dir } => power::write(&dir).await,
         Experiment::Inspect { dir } => power::inspect(&dir).await,
     };

@@ -10,6 +10,7 @@ pub mod calls;
 pub(super) mod convert;
 mod events;
 mod read;
+pub mod topics;
 
 use alloy::primitives::{Address, B256, U256};
 use alloy::sol_types::SolCall;
@@ -23,7 +24,7 @@ pub use read::HubCall;
 
 use super::digest::HubDomain;
 use super::transaction::keccak;
-use super::{Call, Chain, ChainError};
+use super::{At, Call, Chain, ChainError};
 use crate::types::{ChannelId, EvmAddress, Hash32, MicroUsd};
 
 /// A contract that this program can deploy and recognise.
@@ -74,6 +75,7 @@ pub struct OnChain {
 pub struct Hub<'a> {
     chain: &'a dyn Chain,
     domain: HubDomain,
+    at: At,
 }
 
 impl<'a> Hub<'a> {
@@ -94,7 +96,7 @@ impl<'a> Hub<'a> {
         if hash != Contract::Hub.code_hash() {
             return Err(other(format!("code hash 0x{hash}")));
         }
-        let hub = Self { chain, domain };
+        let hub = Self::checked(chain, domain);
         // Same code on another chain: the domain says so.
         let separator = hub.ask(ChannelHub::domainSeparatorCall {}).await?;
         if Hash32(separator.0) != domain.separator() {
@@ -106,7 +108,18 @@ impl<'a> Hub<'a> {
     /// The same, where the address was checked before by this process.
     #[must_use]
     pub const fn checked(chain: &'a dyn Chain, domain: HubDomain) -> Self {
-        Self { chain, domain }
+        Self {
+            chain,
+            domain,
+            at: At::Latest,
+        }
+    }
+
+    /// The same as it was in another block; not further back than RPC nodes keep states, which is
+    /// about a hundred blocks.
+    #[must_use]
+    pub const fn at(self, at: At) -> Self {
+        Self { at, ..self }
     }
 
     /// The address and chain.
@@ -115,7 +128,7 @@ impl<'a> Hub<'a> {
         self.domain
     }
 
-    /// A channel's state at the newest block.
+    /// A channel's state.
     ///
     /// # Errors
     /// When the chain cannot be asked.
@@ -134,7 +147,7 @@ impl<'a> Hub<'a> {
         })
     }
 
-    /// What an account's vault holds at the newest block.
+    /// What an account's vault holds.
     ///
     /// # Errors
     /// When the chain cannot be asked.
@@ -164,7 +177,7 @@ impl<'a> Hub<'a> {
     }
 
     async fn ask<C: SolCall>(&self, call: C) -> Result<C::Return, ChainError> {
-        ask(self.chain, self.domain.hub, call).await
+        ask(self.chain, self.domain.hub, call, self.at).await
     }
 }
 
@@ -180,7 +193,7 @@ pub async fn token_balance(
     let call = TestUSD::balanceOfCall {
         account: address(account),
     };
-    ask(chain, token, call).await.map(money)
+    ask(chain, token, call, At::Latest).await.map(money)
 }
 
 /// A token's name and version, which its EIP-712 domain is made of, and its decimals.
@@ -192,9 +205,9 @@ pub async fn token_domain(
     token: EvmAddress,
 ) -> Result<(String, String, u8), ChainError> {
     Ok((
-        ask(chain, token, TestUSD::nameCall {}).await?,
-        ask(chain, token, TestUSD::versionCall {}).await?,
-        ask(chain, token, TestUSD::decimalsCall {}).await?,
+        ask(chain, token, TestUSD::nameCall {}, At::Latest).await?,
+        ask(chain, token, TestUSD::versionCall {}, At::Latest).await?,
+        ask(chain, token, TestUSD::decimalsCall {}, At::Latest).await?,
     ))
 }
 
@@ -212,13 +225,14 @@ pub async fn authorization_used(
         authorizer: address(owner),
         nonce: b256(nonce),
     };
-    ask(chain, token, call).await
+    ask(chain, token, call, At::Latest).await
 }
 
 async fn ask<C: SolCall>(
     chain: &dyn Chain,
     to: EvmAddress,
     call: C,
+    at: At,
 ) -> Result<C::Return, ChainError> {
     let call = Call {
         from: EvmAddress(Address::ZERO.into_array()),
@@ -226,7 +240,7 @@ async fn ask<C: SolCall>(
         data: call.abi_encode(),
         value: 0,
     };
-    let answer = chain.call(call).await?;
+    let answer = chain.call_at(call, at).await?;
     C::abi_decode_returns(&answer).map_err(|error| ChainError::Malformed(error.to_string()))
 }
 

@@ -163,6 +163,26 @@ impl Sender {
         }
     }
 
+    /// The chain they go to.
+    #[must_use]
+    pub fn chain(&self) -> &Arc<dyn Chain> {
+        &self.chain
+    }
+    /// What remembers them.
+    #[must_use]
+    pub fn journal(&self) -> &Arc<dyn Journal> {
+        &self.journal
+    }
+    /// What tells their time.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+    /// How they are sent.
+    #[must_use]
+    pub const fn settings(&self) -> Settings {
+        self.settings
+    }
     /// Whose transactions.
     #[must_use]
     pub const fn address(&self) -> EvmAddress {

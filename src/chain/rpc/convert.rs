@@ -2,7 +2,7 @@
 
 use alloy::consensus::BlockHeader as _;
 use alloy::eips::BlockId;
-use alloy::primitives::{Bytes, TxKind, U256};
+use alloy::primitives::{B256, Bytes, TxKind, U256};
 use alloy::rpc::types::{
     Block as RpcBlock, Filter, Log, TransactionInput, TransactionReceipt, TransactionRequest,
 };
@@ -25,10 +25,21 @@ pub(super) fn block(found: &RpcBlock) -> Block {
 }
 
 pub(super) fn filter(query: LogQuery) -> Filter {
+    let words = |topics: Vec<Hash32>| -> Vec<B256> {
+        topics
+            .into_iter()
+            .map(|topic| B256::from(topic.0))
+            .collect()
+    };
+    let [kind, first, second, third] = query.topics.map(words);
     Filter::new()
         .address(address(query.address))
         .from_block(query.from)
         .to_block(query.to)
+        .event_signature(kind)
+        .topic1(first)
+        .topic2(second)
+        .topic3(third)
 }
 
 /// None when the log is in no block.

@@ -245,6 +245,14 @@ fn null_is_none<T>(answer: TransportResult<Option<T>>) -> TransportResult<Option
     }
 }
 
+const fn tag(at: At) -> BlockNumberOrTag {
+    match at {
+        At::Latest => BlockNumberOrTag::Latest,
+        At::Safe => BlockNumberOrTag::Safe,
+        At::Number(number) => BlockNumberOrTag::Number(number),
+    }
+}
+
 fn malformed(what: &str) -> RpcError<TransportErrorKind> {
     RpcError::local_usage_str(what)
 }
@@ -255,11 +263,7 @@ impl Chain for Rpc {
     }
 
     fn block(&self, at: At) -> Answer<'_, Option<Block>> {
-        let tag = match at {
-            At::Latest => BlockNumberOrTag::Latest,
-            At::Safe => BlockNumberOrTag::Safe,
-            At::Number(number) => BlockNumberOrTag::Number(number),
-        };
+        let tag = tag(at);
         Box::pin(async move {
             let found = self
                 .ask(|node| async move { null_is_none(node.get_block_by_number(tag).await) })
@@ -269,11 +273,15 @@ impl Chain for Rpc {
     }
 
     fn logs(&self, query: LogQuery) -> Answer<'_, Vec<RawLog>> {
-        Box::pin(self.ask(move |node| async move {
-            let logs = node.get_logs(&filter(query)).await?;
-            let logs: Option<Vec<RawLog>> = logs.iter().map(raw_log).collect();
-            logs.ok_or_else(|| malformed("a log without its block"))
-        }))
+        Box::pin(async move {
+            let filter = &filter(query);
+            self.ask(|node| async move {
+                let logs = node.get_logs(filter).await?;
+                let logs: Option<Vec<RawLog>> = logs.iter().map(raw_log).collect();
+                logs.ok_or_else(|| malformed("a log without its block"))
+            })
+            .await
+        })
     }
 
     fn code(&self, at: EvmAddress) -> Answer<'_, Vec<u8>> {
@@ -282,13 +290,14 @@ impl Chain for Rpc {
         )
     }
 
-    fn call(&self, call: Call) -> Answer<'_, Vec<u8>> {
+    fn call_at(&self, call: Call, at: At) -> Answer<'_, Vec<u8>> {
         let request = request(&call);
         Box::pin(async move {
             let request = &request;
             // The library's own default is the pending block: what is in no block counts for nothing.
+            let block = tag(at).into();
             let call =
-                |node| async move { RootProvider::call(node, request.clone()).latest().await };
+                |node| async move { RootProvider::call(node, request.clone()).block(block).await };
             Ok(self.ask(call).await?.to_vec())
         })
     }

@@ -5,6 +5,7 @@
 //! stored again, never less; a poll that breaks off (a node failed, the chain moved) is begun anew
 //! by the next one and loses nothing. Run by `node`; read by `payment`.
 
+mod ours;
 mod tracker;
 #[cfg(test)]
 mod tracker_tests;
@@ -15,13 +16,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use ours::{Ours, SIFTED_BLOCKS_MAX};
 pub use tracker::{Ask, ChainEvent, Kept, Tracker};
 
 use super::digest::HubDomain;
 use super::hub::HubLog;
 use super::journal::{CursorRecord, EventRecord, Journal, JournalError, Record, Stage};
-use super::{At, BlockRef, Chain, ChainError, LogQuery};
-use crate::types::{Clock, UnixMs};
+use super::{At, BlockRef, Chain, ChainError, LogQuery, RawLog, Topics};
+use crate::types::{Clock, EvmAddress, UnixMs};
 
 /// Events that may wait for their reader; beyond it the watcher waits.
 pub const EVENTS_QUEUED_MAX: usize = 256;
@@ -39,6 +41,8 @@ const LATE_POLLS_MAX: u32 = 5;
 pub struct Settings {
     /// The hub.
     pub domain: HubDomain,
+    /// Whose events are kept: its own and those of its channels.
+    pub account: EvmAddress,
     /// The block the hub was deployed in, or any before it.
     pub start_block: u64,
     /// Blocks below the head that count as final; none believes the node's `safe` tag.
@@ -56,6 +60,7 @@ pub struct Watcher {
     clock: Arc<dyn Clock>,
     settings: Settings,
     tracker: Option<Tracker>,
+    ours: Ours,
     stored_base: Option<BlockRef>,
     stored_ms: UnixMs,
     late_polls: u32,
@@ -84,6 +89,7 @@ impl Watcher {
             clock,
             settings,
             tracker: None,
+            ours: Ours::new(settings.account, []),
             stored_base: None,
             stored_ms: 0,
             late_polls: 0,
@@ -189,6 +195,7 @@ impl Watcher {
             None => self.block(self.settings.start_block).await?,
         };
         self.stored_base = Some(base);
+        self.ours = Ours::new(self.settings.account, state.channels);
         Ok(Tracker::new(
             base,
             state.seen,
@@ -249,12 +256,14 @@ impl Watcher {
         }
     }
 
-    /// The hub's logs of a range, all from one view of the chain.
-    async fn logs(&self, from: u64, to: u64) -> Result<(BlockRef, Vec<HubLog>), ChainError> {
+    /// This node's logs of a range, all from one view of the chain.
+    async fn logs(&mut self, from: u64, to: u64) -> Result<(BlockRef, Vec<HubLog>), ChainError> {
         let last = self.block(to).await?;
-        let address = self.settings.domain.hub;
-        let query = LogQuery { address, from, to };
-        let mut raw = self.chain.logs(query).await?;
+        let mut raw = if to.saturating_sub(from) < SIFTED_BLOCKS_MAX {
+            self.ask(from, to, Topics::default()).await?
+        } else {
+            self.own_logs(from, to).await?
+        };
         if raw.len() > LOGS_MAX {
             return Err(ChainError::RangeTooWide(format!("{} logs", raw.len())));
         }
@@ -264,7 +273,7 @@ impl Watcher {
             ));
         }
         raw.sort_by_key(|log| (log.block.number, log.index));
-        let is_inside = |log: &&super::RawLog| {
+        let is_inside = |log: &&RawLog| {
             let number = log.block.number;
             (from..=to).contains(&number) && (number != to || log.block == last)
         };
@@ -274,7 +283,36 @@ impl Watcher {
                 "a log of block {number}, not asked for"
             )));
         }
-        Ok((last, raw.into_iter().filter_map(HubLog::decode).collect()))
+        let ours = &mut self.ours;
+        let logs = raw.into_iter().filter_map(HubLog::decode);
+        Ok((last, logs.filter(|log| ours.keeps(&log.event)).collect()))
+    }
+
+    async fn ask(&self, from: u64, to: u64, topics: Topics) -> Result<Vec<RawLog>, ChainError> {
+        let query = LogQuery {
+            address: self.settings.domain.hub,
+            from,
+            to,
+            topics,
+        };
+        self.chain.logs(query).await
+    }
+
+    /// The logs of a long range, found by their topics: first the account's, which tell of its
+    /// channels, then those of the channels. One that two questions find comes once.
+    async fn own_logs(&self, from: u64, to: u64) -> Result<Vec<RawLog>, ChainError> {
+        let (mut ours, mut found) = (self.ours.clone(), vec![]);
+        for topics in ours.about_account() {
+            found.extend(self.ask(from, to, topics).await?);
+        }
+        ours.learn(&found);
+        for topics in ours.about_channels() {
+            found.extend(self.ask(from, to, topics).await?);
+        }
+        let place = |log: &RawLog| (log.block.number, log.index, log.block.hash);
+        found.sort_by_key(place);
+        found.dedup_by_key(|log| place(log));
+        Ok(found)
     }
 
     async fn store(&mut self, tracker: &Tracker, events: &[ChainEvent]) -> Result<(), ChainError> {

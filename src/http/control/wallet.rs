@@ -4,6 +4,7 @@
 //! control token.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -14,7 +15,35 @@ use serde_json::Value;
 
 use super::{ControlError, ControlResult, method_not_allowed, require_control};
 use crate::http::guard::Guard;
+use crate::types::UnixMs;
 use crate::wallet::{Wallet, WalletError};
+
+/// A page that refreshes itself asks the chain no more often than this.
+const LOOK_EVERY_MS: UnixMs = 30_000;
+/// A page does not wait longer for the chain; it shows the last balance then.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The balance as a page shows it: asked rarely, remembered meanwhile.
+#[derive(Default)]
+pub struct Look(tokio::sync::Mutex<(UnixMs, Value)>);
+
+impl Look {
+    /// The balance, as `/api/wallet` answers it; null without a chain or before it answered.
+    pub async fn balance(&self, wallet: Option<&Wallet>, now_ms: UnixMs) -> Value {
+        let Some(wallet) = wallet else {
+            return Value::Null;
+        };
+        let mut known = self.0.lock().await;
+        if now_ms.saturating_sub(known.0) >= LOOK_EVERY_MS {
+            known.0 = now_ms;
+            let asked = tokio::time::timeout(LOOK_PATIENCE, wallet.balance_json()).await;
+            if let Ok(Ok(balance)) = asked {
+                known.1 = balance;
+            }
+        }
+        known.1.clone()
+    }
+}
 
 struct Door {
     wallet: Option<Wallet>,

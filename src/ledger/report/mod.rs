@@ -9,11 +9,13 @@ mod export;
 mod requests;
 mod show;
 mod summary;
+mod times;
 
 pub use export::{ExportFormat, csv_summary, export};
 pub use requests::{RequestRecord, requests};
 pub use show::{ShownAttempt, ShownSignature, ShownVoucher, show};
 pub use summary::{GroupBy, Summary, SummaryRow, summary, summary_with};
+pub use times::last;
 
 use super::rows::{PROBE_CLIENT, Role};
 use crate::types::{ModelId, PeerId, UnixMs};

@@ -23,6 +23,8 @@ const WHAT: &str = "sum up the ledger";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupBy {
+    /// A local hour.
+    Hour,
     /// A local day.
     Day,
     /// A local month.
@@ -42,6 +44,7 @@ impl GroupBy {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Hour => "hour",
             Self::Day => "day",
             Self::Month => "month",
             Self::Model => "model",
@@ -49,6 +52,10 @@ impl GroupBy {
             Self::Buyer => "buyer",
             Self::Client => "client",
         }
+    }
+    /// Whether the lines are parts of time.
+    const fn is_time(self) -> bool {
+        matches!(self, Self::Hour | Self::Day | Self::Month)
     }
     /// The side that this grouping is about, if only one.
     const fn role(self) -> Option<Role> {
@@ -161,7 +168,7 @@ pub async fn summary_with(
     let settlements = settlements(reader, &filter, on_chain).await?;
     let gas = gas(reader, &filter).await?;
     for paid in &gas {
-        if let GroupBy::Day | GroupBy::Month = by {
+        if by.is_time() {
             let label = date_label(by, paid.at_ms, zone);
             let group = groups.entry((label, paid.role)).or_default();
             group.gas_wei = group.gas_wei.saturating_add(paid.wei);
@@ -203,7 +210,7 @@ async fn rolled_up(
 ) -> Result<Rollups, sqlx::Error> {
     // Only the grouped column is kept apart, so that a million rows come back as a few.
     let columns = match by {
-        GroupBy::Day | GroupBy::Month => "bucket_ms, role, '', x'', ''",
+        GroupBy::Hour | GroupBy::Day | GroupBy::Month => "bucket_ms, role, '', x'', ''",
         GroupBy::Model => "0, role, model, x'', ''",
         GroupBy::Seller | GroupBy::Buyer => "0, role, '', peer, ''",
         GroupBy::Client => "0, role, '', x'', client",
@@ -327,7 +334,9 @@ const fn gas_role(purpose: Purpose) -> Role {
 
 fn settlement_label(by: GroupBy, row: &SettlementRow, zone: &TimeZone) -> Option<String> {
     match by {
-        GroupBy::Day | GroupBy::Month => Some(date_label(by, to_i64(row.at_ms), zone)),
+        GroupBy::Hour | GroupBy::Day | GroupBy::Month => {
+            Some(date_label(by, to_i64(row.at_ms), zone))
+        }
         GroupBy::Seller | GroupBy::Buyer => Some(row.peer.to_base58()),
         GroupBy::Model | GroupBy::Client => None,
     }
@@ -335,7 +344,7 @@ fn settlement_label(by: GroupBy, row: &SettlementRow, zone: &TimeZone) -> Option
 
 fn label(by: GroupBy, key: &RollupKey, zone: &TimeZone) -> String {
     match by {
-        GroupBy::Day | GroupBy::Month => date_label(by, key.bucket_ms, zone),
+        GroupBy::Hour | GroupBy::Day | GroupBy::Month => date_label(by, key.bucket_ms, zone),
         GroupBy::Model => key.model.clone(),
         GroupBy::Client => key.client.clone(),
         GroupBy::Seller | GroupBy::Buyer => {
@@ -344,10 +353,13 @@ fn label(by: GroupBy, key: &RollupKey, zone: &TimeZone) -> String {
     }
 }
 
-fn date_label(by: GroupBy, at_ms: i64, zone: &TimeZone) -> String {
+/// The key of the hour, day or month that a time lies in.
+pub(super) fn date_label(by: GroupBy, at_ms: i64, zone: &TimeZone) -> String {
     let at = Timestamp::from_millisecond(at_ms).unwrap_or_default();
-    let date = at.to_zoned(zone.clone()).date();
+    let at = at.to_zoned(zone.clone());
+    let date = at.date();
     match by {
+        GroupBy::Hour => at.strftime("%Y-%m-%dT%H:00").to_string(),
         GroupBy::Month => date.strftime("%Y-%m").to_string(),
         _ => date.to_string(),
     }
@@ -372,7 +384,7 @@ fn lay_out(
         let total = totals.entry(paid.role).or_default();
         total.gas_wei = total.gas_wei.saturating_add(paid.wei);
     }
-    let by_time = matches!(by, GroupBy::Day | GroupBy::Month);
+    let by_time = by.is_time();
     let has_gas = filter.model.is_none() && filter.peer.is_none();
     let whole = filter.since_ms.is_none() && filter.until_ms.is_none() && filter.model.is_none();
     let by_peer = matches!(by, GroupBy::Seller | GroupBy::Buyer);
@@ -386,7 +398,7 @@ fn lay_out(
             row
         })
         .collect();
-    if !matches!(by, GroupBy::Day | GroupBy::Month) {
+    if !by_time {
         rows.sort_by_key(|row| std::cmp::Reverse(row.billed_micro_usd));
     }
     let totals = totals

@@ -10,6 +10,8 @@ const REQUESTS_PER_DEPOSIT: u64 = 20;
 /// A buyer that left gets this long to come back and accept what it owes, ms; a channel that ends
 /// does not wait longer.
 const ACCEPT_PATIENCE_MS: u64 = 600_000;
+/// Least deposits that the free money must make before a channel is opened that nobody needs yet.
+const DEPOSITS_LEFT_MIN: u64 = 4;
 /// Hundredths of a percent in a whole.
 const BASIS_POINTS: u64 = 10_000;
 
@@ -38,6 +40,8 @@ pub struct Rules {
     pub idle_close_ms: u64,
     /// A seller settles when vouchers of this worth are not settled.
     pub settle_min: MicroUsd,
+    /// Sellers of a model with which a buyer has channels before it needs them; 0 = none.
+    pub open_ahead: u32,
 }
 
 impl Default for Rules {
@@ -55,6 +59,7 @@ impl Default for Rules {
             lifetime_s: 30 * DAY_S,
             idle_close_ms: 7 * DAY_S * 1_000,
             settle_min: MicroUsd::from_usd(1),
+            open_ahead: 2,
         }
     }
 }
@@ -91,6 +96,17 @@ impl Rules {
         let most = share.max(self.deposit_min).min(self.deposit_max);
         let size = wish.clamp(self.deposit_min.min(most), most).min(free);
         (size > fee).then_some(size)
+    }
+
+    /// With how many sellers a buyer has channels before it needs them, when `free` is left: none
+    /// when the deposits for that would leave it little for the sellers that it does need.
+    #[must_use]
+    pub fn ahead(&self, free: MicroUsd) -> usize {
+        let least = MicroUsd(self.deposit_min.0.saturating_mul(DEPOSITS_LEFT_MIN));
+        if free < least {
+            return 0;
+        }
+        usize::try_from(self.open_ahead).unwrap_or(usize::MAX)
     }
 
     /// What the seller does about a channel now.
@@ -227,6 +243,18 @@ mod tests {
         assert_eq!(of("5", "0.3"), Some(usd("0.3")));
         assert_eq!(of("5", "0.01"), None);
         assert_eq!(of("5", "0"), None);
+    }
+
+    #[test]
+    fn nothing_is_opened_ahead_from_a_small_purse() {
+        let rules = Rules::default();
+        assert_eq!(rules.ahead(MicroUsd(1_999_999)), 0);
+        assert_eq!(rules.ahead(MicroUsd(2_000_000)), 2);
+        let off = Rules {
+            open_ahead: 0,
+            ..rules
+        };
+        assert_eq!(off.ahead(MicroUsd::MAX), 0);
     }
 
     #[test]

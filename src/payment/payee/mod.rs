@@ -12,6 +12,8 @@ mod pair;
 mod session;
 pub mod state;
 mod treasurer;
+pub mod tried;
+mod waits;
 mod write_offs;
 
 use std::collections::HashMap;
@@ -25,16 +27,18 @@ pub use pair::{AdmitError, PayeePair};
 pub use state::{Ended, PayeeState};
 
 use self::on_chain::VOUCHERS_KEPT;
+use self::waits::Waits;
 use self::write_offs::WriteOffs;
 use super::PaymentError;
-use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
+use super::onchain::{Level, OnChannel, Onchain, mode_in_words, paper};
 use super::window::WindowSettings;
+use crate::chain::hub::Claim;
 use crate::keys::NodeKeys;
 use crate::ledger::{ChannelRow, ChannelState, Ledger, Role, Row, SettlementRow};
 use crate::network::Stream;
 use crate::protocol::SignedTerms;
 use crate::tasks::Tasks;
-use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
+use crate::types::{ChannelId, Clock, MicroUsd, PeerId, UnixMs};
 
 /// What the payee needs to know.
 #[derive(Clone, Debug)]
@@ -70,8 +74,12 @@ pub(super) struct Shared {
     pairs: Mutex<HashMap<PeerId, Arc<PayeePair>>>,
     /// Channels on a chain whose buyers have opened others since.
     leaving: Mutex<Vec<Arc<PayeePair>>>,
+    /// What buyers of an earlier life of this node did not accept; a new channel starts with it.
+    write_offs: Mutex<HashMap<PeerId, WriteOffs>>,
     /// Served on trust for openings that the chain refused.
     lost_on_trust: Mutex<WriteOffs>,
+    /// What cannot be brought to the chain now.
+    waits: Mutex<Waits>,
     /// Something may be due on the chain.
     due: Notify,
 }
@@ -82,11 +90,27 @@ impl Shared {
         all.extend(self.leaving.lock().iter().cloned());
         all
     }
-    /// Earlier channels of a buyer.
-    fn left_by(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+    /// What is over waits for nothing.
+    fn forget_waits(&self) {
+        let all = self.all_pairs();
+        let is_there = |id: &ChannelId| {
+            let mut found = all.iter().filter(|pair| pair.channel() == *id);
+            found.any(|pair| pair.view().is_some_and(|view| view.closed == Level::No))
+        };
+        self.waits.lock().keep(is_there);
+    }
+    /// Every channel of a buyer, the present one first.
+    fn all_of(&self, buyer: &PeerId) -> Vec<Arc<PayeePair>> {
+        let mut all: Vec<_> = self.pairs.lock().get(buyer).cloned().into_iter().collect();
         let leaving = self.leaving.lock();
-        let theirs = leaving.iter().filter(|pair| pair.buyer() == buyer);
-        theirs.cloned().collect()
+        all.extend(leaving.iter().filter(|pair| pair.buyer() == buyer).cloned());
+        all
+    }
+    /// A buyer's channels but this one: they have no session of their own.
+    fn others_of(&self, pair: &PayeePair) -> Vec<Arc<PayeePair>> {
+        let mut others = self.all_of(pair.buyer());
+        others.retain(|other| other.channel() != pair.channel());
+        others
     }
 }
 
@@ -137,6 +161,7 @@ impl PayeeHub {
         let mut pairs: HashMap<PeerId, Arc<PayeePair>> = HashMap::new();
         let mut leaving = Vec::new();
         let mut raised = Vec::new();
+        let write_offs = earlier_write_offs(&ledger, clock.now_ms()).await?;
         let onchain = settings.onchain.clone();
         // First the ear, then the memory: an event may come twice so, never not at all.
         let events = onchain.as_ref().map(|onchain| onchain.link.events());
@@ -175,6 +200,11 @@ impl PayeeHub {
         if !raised.is_empty() {
             ledger.submit(raised).await?;
         }
+        for (buyer, pair) in &pairs {
+            if let Some(offs) = write_offs.get(buyer) {
+                pair.state.lock().write_offs = *offs;
+            }
+        }
         let pairs = Mutex::new(pairs);
         let shared = Arc::new(Shared {
             ledger,
@@ -186,7 +216,9 @@ impl PayeeHub {
             pool,
             pairs,
             leaving: Mutex::new(leaving),
+            write_offs: Mutex::new(write_offs),
             lost_on_trust: Mutex::default(),
+            waits: Mutex::default(),
             due: Notify::new(),
         });
         if let (Some(onchain), Some(events)) = (onchain, events) {
@@ -221,6 +253,32 @@ impl PayeeHub {
     #[must_use]
     pub fn mode(&self) -> String {
         mode_in_words(self.shared.settings.onchain.as_ref())
+    }
+
+    /// What cannot be brought to the chain now and why, in words; none when nothing waits.
+    #[must_use]
+    pub fn waits(&self) -> Option<String> {
+        self.shared.waits.lock().in_words()
+    }
+
+    /// Channels that are to be closed and for which this node has no gas: somebody else may send it.
+    #[must_use]
+    pub fn without_gas(&self) -> Vec<ChannelId> {
+        self.shared.waits.lock().without_gas()
+    }
+
+    /// The fair last claim on a channel: over what was delivered, not over what was prepaid. None where
+    /// the channel is not here.
+    #[must_use]
+    pub fn last_claim(&self, channel: &ChannelId) -> Option<Claim> {
+        let all = self.shared.all_pairs();
+        let pair = all.iter().find(|pair| pair.channel() == *channel)?;
+        let state = pair.state.lock();
+        let one = state.on_chain.as_ref()?;
+        Some(paper::claim(
+            &one.on.channel.descriptor,
+            state.claimed(true),
+        ))
     }
 
     /// Ends the channel with `buyer`: when nothing runs on it any more, its last voucher is brought to
@@ -272,9 +330,22 @@ impl PayeeHub {
             .await?;
         self.shared.pool.pay(amount.min(pair.owed()));
         let deposit = pair.add_settlement(amount);
-        session::tell_deposit(&self.shared, &pair).await;
+        session::tell_deposit(&pair).await;
         Ok(deposit)
     }
+}
+
+/// What each buyer did not accept, as far as it is not forgotten by now.
+async fn earlier_write_offs(
+    ledger: &Ledger,
+    now_ms: UnixMs,
+) -> Result<HashMap<PeerId, WriteOffs>, PaymentError> {
+    let since_ms = now_ms.saturating_sub(write_offs::REMEMBERED_MS);
+    let mut all: HashMap<PeerId, WriteOffs> = HashMap::new();
+    for (buyer, at_ms, refused) in ledger.refused_since(since_ms).await? {
+        all.entry(buyer).or_default().add(refused, at_ms);
+    }
+    Ok(all)
 }
 
 /// The row that a channel needs when more credit is given than its rows allow: it goes ahead of the

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use super::state::PayeeState;
 use crate::chain::watcher::ChainEvent;
-use crate::payment::onchain::{Level, OnChannel, Rules, SellFacts};
+use crate::payment::onchain::{ChannelView, Level, OnChannel, Rules, SellFacts};
 use crate::protocol::EvmSignature;
-use crate::protocol::voucher::TopUp;
+use crate::protocol::voucher::{HubChannel, TopUp};
 use crate::types::{MicroUsd, UnixMs};
 
 /// What the seller knows of a channel on a chain besides the vouchers.
@@ -34,6 +34,20 @@ pub struct Hubbed {
     /// The newest vouchers, lowest first. A claim can only be for a sum that was signed, and the
     /// highest one holds prepayment, which is the buyer's until it is used.
     pub vouchers: VecDeque<(MicroUsd, EvmSignature)>,
+}
+
+/// A connected buyer's last voucher is awaited this long, ms: it looks at its channels every 2 s.
+const LAST_WORD_MS: u64 = 10_000;
+
+/// What to do about the buyer's last voucher before a channel is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// It is there, or nobody is there to give it.
+    Enough,
+    /// Ask for it.
+    Ask,
+    /// It was asked for and may still come.
+    Awaited,
 }
 
 /// Vouchers kept per channel: a window takes four, a prefill one.
@@ -86,7 +100,8 @@ impl PayeeState {
     pub fn with_chain(mut self, mut on_chain: Hubbed) -> Self {
         let base = on_chain.on.channel.consumed;
         self.machine = self.machine.on_chain(base, on_chain.ceiling());
-        on_chain.ending |= on_chain.on.view.closing > Level::No;
+        let view = &on_chain.on.view;
+        on_chain.ending |= view.closing > Level::No || view.closed > Level::No;
         if self.machine.held() > on_chain.on.view.settled {
             on_chain.dirty_since_ms = Some(on_chain.used_ms);
         }
@@ -118,6 +133,110 @@ impl PayeeState {
             on_chain.is_void = true;
             on_chain.ending = true;
             self.machine.set_ceiling(MicroUsd::ZERO);
+        }
+    }
+    /// The channel; none in credit mode.
+    #[must_use]
+    pub fn channel(&self) -> Option<&HubChannel> {
+        self.on_chain.as_ref().map(|one| &one.on.channel)
+    }
+    /// What the chain shows of it.
+    #[must_use]
+    pub fn view(&self) -> Option<ChannelView> {
+        self.on_chain.as_ref().map(|one| one.on.view)
+    }
+    /// True when the channel can pay no more.
+    #[must_use]
+    pub fn is_over(&self, now_ms: UnixMs) -> bool {
+        let on_chain = self.on_chain.as_ref();
+        on_chain.is_some_and(|one| one.is_void || one.on.is_over(now_ms))
+    }
+    /// True when the chain refused to open it.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.on_chain.as_ref().is_some_and(|one| one.is_void)
+    }
+    /// True when nothing new is admitted and nothing runs.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let on_chain = self.on_chain.as_ref();
+        on_chain.is_some_and(|one| one.ending) && self.running.is_empty()
+    }
+    /// True while an earlier channel is to be remembered: the chain has not ended it for good, or
+    /// something runs on it or waits for its ACCEPT.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        let view = self.on_chain.as_ref().map(|one| one.on.view);
+        let stands = view.is_some_and(|view| view.closed < Level::Final) && !self.is_void();
+        stands || !self.running.is_empty() || !self.ended.is_empty()
+    }
+    /// The channel, while its opening is still to be brought to the chain.
+    #[must_use]
+    pub fn to_open(&self) -> Option<&HubChannel> {
+        let one = self.on_chain.as_ref()?;
+        let waits = !one.is_void && one.on.view.opened == Level::No;
+        waits.then_some(&one.on.channel)
+    }
+    /// The channel and a higher deposit that is to be brought to the chain.
+    #[must_use]
+    pub fn to_top_up(&self) -> Option<(&HubChannel, &TopUp)> {
+        let one = self.on_chain.as_ref().filter(|one| one.on.view.is_live())?;
+        Some((&one.on.channel, one.top_up.as_ref()?))
+    }
+    /// Whether a higher deposit changes anything.
+    #[must_use]
+    pub fn wants_top_up(&self, deposit: MicroUsd) -> bool {
+        let one = self.on_chain.as_ref();
+        one.is_some_and(|one| !one.ending && deposit > one.on.view.deposit_seen)
+    }
+    /// The buyer signed a higher deposit; its row is durable.
+    pub fn top_up(&mut self, top_up: TopUp) {
+        let raised = self.machine.deposit().max(top_up.deposit);
+        self.machine.set_deposit(raised);
+        if let Some(one) = &mut self.on_chain {
+            one.top_up = Some(top_up);
+        }
+    }
+    /// The chain refuses the higher deposit.
+    pub fn drop_top_up(&mut self) {
+        if let Some(one) = &mut self.on_chain {
+            one.top_up = None;
+        }
+    }
+    /// The buyer wants the end, and says by `last` what it owes. False in credit mode.
+    pub fn take_close(&mut self, last: Option<(MicroUsd, EvmSignature)>) -> bool {
+        let Some(one) = &mut self.on_chain else {
+            return false;
+        };
+        one.ending = true;
+        one.last = last.or(one.last);
+        true
+    }
+    /// A channel that this ledger lost: what the buyer signed counts as delivered. Gives the channel
+    /// as its row must name it.
+    pub fn adopt_lost(&mut self, cumulative: MicroUsd) -> Option<&HubChannel> {
+        self.machine.adopt_lost(cumulative);
+        let channel = &mut self.on_chain.as_mut()?.on.channel;
+        channel.consumed = channel.consumed.max(cumulative);
+        Some(channel)
+    }
+    /// Ends the channel for new requests, and says whether a connected buyer is to be asked for a
+    /// voucher over exactly what it consumed: any other pays a little more or a little less.
+    pub fn last_word(&mut self, is_connected: bool, now_ms: UnixMs) -> LastWord {
+        let owed = self.machine.book().total();
+        let is_exact = self.claimed(true).is_some_and(|(sum, _)| sum == owed)
+            || owed == self.machine.book().base();
+        let Some(one) = &mut self.on_chain else {
+            return LastWord::Enough;
+        };
+        one.ending = true;
+        let asked_ms = one.asked_ms;
+        one.asked_ms.get_or_insert(now_ms);
+        match asked_ms {
+            _ if is_exact || !is_connected => LastWord::Enough,
+            None => LastWord::Ask,
+            Some(asked_ms) if now_ms.saturating_sub(asked_ms) < LAST_WORD_MS => LastWord::Awaited,
+            Some(_) => LastWord::Enough,
         }
     }
     /// What [`Rules::due`] decides by.
@@ -165,7 +284,7 @@ mod tests {
     use super::*;
     use crate::payment::WindowSettings;
     use crate::protocol::ChannelDescriptor;
-    use crate::protocol::voucher::{HubChannel, HubDomain, Opening};
+    use crate::protocol::voucher::{HubDomain, Opening};
     use crate::types::{AttemptId, EvmAddress, Hash32};
     use proptest::prelude::*;
 
@@ -251,6 +370,19 @@ mod tests {
         state.on_chain.as_mut().unwrap().ending = true;
         let admitted = state.admit(AttemptId([1; 16]), MicroUsd::ZERO, MicroUsd(500), 1);
         assert_eq!(admitted, Err(super::super::state::NotAdmitted::Ending));
+    }
+
+    #[test]
+    fn regression_a_void_channel_is_remembered_while_something_runs_on_it() {
+        let mut state = state(100_000);
+        let attempt = AttemptId([1; 16]);
+        state
+            .admit(attempt, MicroUsd::ZERO, MicroUsd(500), 1)
+            .unwrap();
+        state.give_up();
+        assert!(state.is_needed(), "its receipt needs an ACCEPT");
+        state.drop_attempt(&attempt);
+        assert!(!state.is_needed());
     }
 
     proptest! {

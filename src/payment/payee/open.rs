@@ -90,10 +90,17 @@ pub(super) fn remember(
             return Err(PaymentError::Refused("too many buyers".into()));
         }
     }
-    if let Some(before) = pairs.insert(buyer, Arc::clone(pair)) {
-        // It may still have something to settle.
-        shared.leaving.lock().push(before);
+    let before = pairs.insert(buyer, Arc::clone(pair));
+    // A new channel is no clean slate.
+    let offs = match &before {
+        Some(before) => Some(before.state.lock().write_offs),
+        None => shared.write_offs.lock().get(&buyer).copied(),
+    };
+    if let Some(offs) = offs {
+        pair.state.lock().write_offs = offs;
     }
+    // It may still have something to settle.
+    shared.leaving.lock().extend(before);
     Ok(())
 }
 

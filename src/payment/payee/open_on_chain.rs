@@ -22,7 +22,8 @@ use crate::types::{MicroUsd, PeerId};
 /// free, so the sum is what bounds the gift.
 const ON_TRUST_MAX: u64 = 20;
 
-/// Finds the channel, or takes it up. Says whether it was not known here.
+/// Finds the channel, or takes it up; one that is over, for ACCEPTs alone. Says whether it was not
+/// known here.
 pub(super) async fn open_pair(
     shared: &Arc<Shared>,
     onchain: &Onchain,
@@ -35,20 +36,17 @@ pub(super) async fn open_pair(
     let id = domain.channel_id(&descriptor);
     open.verify(id, &buyer).map_err(refused)?;
     let now_ms = shared.clock.now_ms();
+    let theirs = shared.all_of(&buyer);
+    if let Some(pair) = theirs.iter().find(|pair| pair.channel() == id) {
+        // Also one that is over: its last ACCEPTs may be missing.
+        return Ok((Arc::clone(pair), false));
+    }
     let known = shared.pairs.lock().get(&buyer).cloned();
-    if let Some(pair) = known {
-        if pair.channel() == id {
-            return if pair.is_over(now_ms) {
-                Err(PaymentError::ChannelOver)
-            } else {
-                Ok((pair, false))
-            };
-        }
-        if !pair.is_over(now_ms) && !pair.has_ended() && pair.view().is_some() {
-            return Err(PaymentError::Refused(
-                "another channel of this buyer is open".into(),
-            ));
-        }
+    if known.is_some_and(|pair| !pair.is_over(now_ms) && !pair.has_ended() && pair.view().is_some())
+    {
+        return Err(PaymentError::Refused(
+            "another channel of this buyer is open".into(),
+        ));
     }
     let channel = HubChannel {
         domain,
@@ -79,14 +77,17 @@ pub(super) async fn open_pair(
         .as_ref()
         .ok_or_else(|| PaymentError::Refused("this seller's terms name no chain".into()))?;
     check_words(shared, terms, &on)?;
+    let is_closed = on.view.closed > Level::No;
     match on.view.opened {
-        _ if on.view.closed > Level::No => return Err(PaymentError::ChannelOver),
         Level::No => check_opening(shared, terms, opening, now_ms)?,
         Level::Seen | Level::Final => {}
     }
     let on_chain = Hubbed::new(on, onchain.rules, now_ms);
     let pair = Arc::new(PayeePair::on_chain(row, on_chain, &shared.settings));
-    remember(shared, buyer, &pair)?;
+    // One that is closed and forgotten here is only for what the buyer has in doubt on it.
+    if !is_closed {
+        remember(shared, buyer, &pair)?;
+    }
     Ok((pair, true))
 }
 

@@ -171,10 +171,8 @@ impl PayeePair {
     pub(super) async fn adopt_lost(&self, cumulative: MicroUsd) {
         let mut unbooked = self.unbooked.lock().await;
         let mut state = self.state.lock();
-        state.machine.adopt_lost(cumulative);
-        if let (Some(row), Some(on_chain)) = (unbooked.as_mut(), state.on_chain.as_mut()) {
-            let channel = &mut on_chain.on.channel;
-            channel.consumed = channel.consumed.max(cumulative);
+        let channel = state.adopt_lost(cumulative);
+        if let (Some(row), Some(channel)) = (unbooked.as_mut(), channel) {
             row.descriptor = channel.to_bytes();
         }
     }
@@ -198,14 +196,7 @@ impl PayeePair {
     }
     /// True when the channel can pay no more.
     pub(super) fn is_over(&self, now_ms: UnixMs) -> bool {
-        let state = self.state.lock();
-        let on_chain = state.on_chain.as_ref();
-        on_chain.is_some_and(|one| one.is_void || one.on.is_over(now_ms))
-    }
-    /// True when the chain refused to open it.
-    pub(super) fn is_void(&self) -> bool {
-        let state = self.state.lock();
-        state.on_chain.as_ref().is_some_and(|one| one.is_void)
+        self.state.lock().is_over(now_ms)
     }
     /// True while the buyer's session stands.
     pub(super) async fn is_connected(&self) -> bool {
@@ -213,9 +204,7 @@ impl PayeePair {
     }
     /// True when nothing new is admitted and nothing runs.
     pub(super) fn has_ended(&self) -> bool {
-        let state = self.state.lock();
-        let on_chain = state.on_chain.as_ref();
-        on_chain.is_some_and(|one| one.ending) && state.running.is_empty()
+        self.state.lock().has_ended()
     }
 
     /// The buyer.

@@ -5,6 +5,7 @@
 //! all ACCEPTs of the turn share its commit.
 
 mod chain_words;
+mod others;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use tokio::io::ReadHalf;
 
 use chain_words::{take_close, take_top_up};
+use others::{book_left_behind, repeat_ended};
 
 use super::Shared;
 use super::open::open_pair;
@@ -26,7 +28,7 @@ use crate::payment::PaymentError;
 use crate::protocol::frame::Frame;
 use crate::protocol::limits::ATTEMPTS_PER_MESSAGE_MAX;
 use crate::protocol::session::{
-    Accept, CHANNEL_OVER, Hello, MODE_CHANNEL, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller,
+    Accept, Hello, MODE_CHANNEL, MODE_CREDIT, SyncAttempt, SyncBuyer, SyncSeller,
 };
 use crate::protocol::{EvmSignature, FrameKind, SessionMessage, Voucher, WIRE_VERSION};
 use crate::types::{AttemptId, ChannelId, MicroUsd, PeerId};
@@ -60,12 +62,8 @@ pub(super) async fn serve(
     {
         Ok(Ok(pair)) => pair,
         Ok(Err(error)) => {
-            let code = match &error {
-                PaymentError::ChannelOver => CHANNEL_OVER,
-                _ => "refused",
-            };
             let refusal = SessionMessage::Error {
-                code: code.into(),
+                code: "refused".into(),
                 message: error.to_string(),
             };
             let _ = writer.send(FrameKind::Session, &refusal.encode()).await;
@@ -161,7 +159,12 @@ async fn handshake(
         return Err(out_of_order());
     };
     let (pair, is_new) = open_pair(shared, buyer, &open).await?;
-    let deposit = pair.state.lock().machine.deposit();
+    let is_over = pair.is_over(shared.clock.now_ms());
+    let deposit = if is_over {
+        MicroUsd::ZERO
+    } else {
+        pair.state.lock().machine.deposit()
+    };
     let ack = SessionMessage::OpenAck {
         channel: pair.channel(),
         deposit,
@@ -177,7 +180,8 @@ async fn handshake(
     if theirs.channel != pair.channel() {
         return Err(PaymentError::Refused("SYNC names another channel".into()));
     }
-    if let Some((cumulative, signature)) = theirs.voucher {
+    // A voucher of a channel that is over is worth nothing more.
+    if let Some((cumulative, signature)) = theirs.voucher.filter(|_| !is_over) {
         check_voucher(&pair, cumulative, &signature)?;
         if is_new && pair.view().is_some() {
             // The buyer knows more of this channel than we do: our ledger was lost.
@@ -185,8 +189,10 @@ async fn handshake(
         }
         store_voucher(shared, &pair, cumulative, signature, true).await?;
     }
-    pair.agree();
-    shared.due.notify_one();
+    if !is_over {
+        pair.agree();
+        shared.due.notify_one();
+    }
     for message in sync_messages(shared, &pair, &theirs).await? {
         writer.put(FrameKind::Session, &message.encode());
     }
@@ -201,7 +207,7 @@ async fn sync_messages(
     theirs: &SyncBuyer,
 ) -> Result<Vec<SessionMessage>, PaymentError> {
     let mut unknown = Vec::new();
-    let earlier = shared.left_by(pair.buyer());
+    let earlier = shared.others_of(pair);
     for attempt in &theirs.open {
         let known = pair.state.lock().knows(attempt)
             || earlier.iter().any(|one| one.state.lock().knows(attempt));
@@ -397,41 +403,8 @@ async fn book_accepts(
         .collect())
 }
 
-/// ACCEPTs for attempts of this buyer's earlier channels, which have no session any more.
-async fn book_left_behind(
-    shared: &Shared,
-    pair: &PayeePair,
-    items: &[(AttemptId, MicroUsd)],
-) -> Result<(), PaymentError> {
-    for earlier in shared.left_by(pair.buyer()) {
-        let awaited = |item: &&(AttemptId, MicroUsd)| earlier.state.lock().awaits(&item.0);
-        let theirs: Vec<_> = items.iter().filter(awaited).copied().collect();
-        if !theirs.is_empty() {
-            book_accepts(shared, &earlier, theirs, false).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Shows again what waits for an ACCEPT, on this channel and on earlier ones: receipts, and attempts
-/// that a crash left without one.
-async fn repeat_ended(shared: &Shared, pair: &PayeePair) {
-    let (mut receipts, mut lost) = pair.state.lock().repeats();
-    for earlier in shared.left_by(pair.buyer()) {
-        let (more, more_lost) = earlier.state.lock().repeats();
-        receipts.extend(more);
-        lost.extend(more_lost);
-    }
-    lost.truncate(ATTEMPTS_PER_MESSAGE_MAX);
-    let mut messages: Vec<_> = receipts.into_iter().map(SessionMessage::Receipt).collect();
-    if !lost.is_empty() {
-        messages.push(SessionMessage::SyncSeller(sync(pair, lost, Vec::new())));
-    }
-    send(pair, &messages).await;
-}
-
 /// Tells a connected buyer that its deposit changed.
-pub(super) async fn tell_deposit(_shared: &Shared, pair: &PayeePair) {
+pub(super) async fn tell_deposit(pair: &PayeePair) {
     let message = SessionMessage::SyncSeller(sync(pair, Vec::new(), Vec::new()));
     send(pair, &[message]).await;
 }

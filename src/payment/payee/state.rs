@@ -29,8 +29,8 @@ pub struct PayeeState {
     pub(super) ended: HashMap<AttemptId, Ended>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<Hubbed>,
-    /// Claimed by receipts and not accepted.
-    write_offs: WriteOffs,
+    /// Claimed by receipts and not accepted, on this channel and on the buyer's earlier ones.
+    pub(super) write_offs: WriteOffs,
 }
 
 /// An attempt that ended here and whose cost the buyer has not accepted yet.

@@ -11,13 +11,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Shared;
+use super::on_chain::LastWord;
 use super::pair::PayeePair;
+use super::tried::Tried;
+use super::waits::CLOSE;
 use crate::chain::hub::{Claim, calls};
 use crate::chain::outbox::{Request, SubmitError};
 use crate::chain::watcher::ChainEvent;
 use crate::chain::{At, ChainError};
 use crate::payment::PaymentError;
-use crate::payment::onchain::{Due, Level, Onchain, paper};
+use crate::payment::onchain::{Due, Onchain, paper};
 use crate::protocol::SessionMessage;
 use crate::types::{ChannelId, MicroUsd, Purpose, UnixMs};
 
@@ -25,35 +28,17 @@ use crate::types::{ChannelId, MicroUsd, Purpose, UnixMs};
 const TICK: Duration = Duration::from_secs(2);
 /// Vouchers brought to the chain in one transaction; 20 cost 392k gas.
 const BATCH_MAX: usize = 20;
-/// The same thing is sent again for a channel after this long without an effect, ms.
-const AGAIN_MS: u64 = 60_000;
 /// The chain's clock is looked at this often, ms.
 const LOOK_MS: u64 = 10_000;
 /// And waited for this long.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connected buyer's last voucher is awaited this long, ms: it looks at its channels every 2 s.
-const LAST_WORD_MS: u64 = 10_000;
-/// An opening that the contract refuses this often is given up: an RPC node may be a little late
-/// with the deposit that it needs.
-const REFUSALS_MAX: u32 = 3;
-
 /// Earlier channels kept in memory for their ends and their ACCEPTs; the oldest go first.
 const LEAVING_MAX: usize = 4_096;
-
-/// What was tried for a channel.
-#[derive(Default)]
-struct Tried {
-    refusals: u32,
-    /// What was sent last, and when.
-    sent: Option<(Purpose, MicroUsd, UnixMs)>,
-}
 
 struct Treasurer {
     shared: Arc<Shared>,
     onchain: Onchain,
     tried: HashMap<ChannelId, Tried>,
-    /// Why something waits, as it was last said.
-    complaint: String,
     /// How far the chain's clock is ahead of ours, ms, and when that was last looked at.
     ahead: (u64, UnixMs),
 }
@@ -69,7 +54,6 @@ pub(super) async fn run(
         shared: Arc::clone(&shared),
         onchain,
         tried: HashMap::new(),
-        complaint: String::new(),
         ahead: (0, 0),
     };
     let mut tick = tokio::time::interval(TICK);
@@ -162,12 +146,9 @@ impl Treasurer {
         for part in batch.chunks(BATCH_MAX) {
             self.settle(part, now_ms).await?;
         }
+        self.shared.forget_waits();
         let mut leaving = self.shared.leaving.lock();
-        leaving.retain(|pair| {
-            let closed = pair.view().is_some_and(|view| view.closed == Level::Final);
-            let stands = !closed && pair.view().is_some() && !pair.is_void();
-            stands || pair.state.lock().ended_count() > 0
-        });
+        leaving.retain(|pair| pair.state.lock().is_needed());
         // Who never accepts is forgotten at last; the ledger keeps what it owed.
         let surplus = leaving.len().saturating_sub(LEAVING_MAX);
         leaving.drain(..surplus);
@@ -180,13 +161,10 @@ impl Treasurer {
         let id = pair.channel();
         let call = {
             let state = pair.state.lock();
-            let Some(one) = &state.on_chain else {
+            let Some(channel) = state.to_open() else {
                 return Ok(());
             };
-            if one.is_void || one.on.view.opened > Level::No {
-                return Ok(());
-            }
-            paper::open_call(&one.on.channel)
+            paper::open_call(channel)
         };
         if self.sent_lately(pair, Purpose::Open, MicroUsd::ZERO, now_ms) {
             return Ok(());
@@ -203,10 +181,8 @@ impl Treasurer {
                 self.note(id, Purpose::Open, MicroUsd::ZERO, now_ms);
             }
             Err(SubmitError::Chain(ChainError::Reverted(why))) => {
-                let tried = self.tried.entry(id).or_default();
-                tried.refusals += 1;
                 tracing::warn!(buyer = %pair.buyer(), channel = %id, why, "the opening is refused");
-                if tried.refusals >= REFUSALS_MAX {
+                if self.tried.entry(id).or_default().refused() {
                     self.give_up(pair, now_ms).await;
                 }
             }
@@ -232,13 +208,10 @@ impl Treasurer {
         let id = pair.channel();
         let (call, deposit) = {
             let state = pair.state.lock();
-            let Some(one) = &state.on_chain else {
+            let Some((channel, top_up)) = state.to_top_up() else {
                 return Ok(());
             };
-            let Some(top_up) = one.top_up.as_ref().filter(|_| one.on.view.is_live()) else {
-                return Ok(());
-            };
-            let call = paper::top_up_call(&one.on.channel.descriptor, top_up);
+            let call = paper::top_up_call(&channel.descriptor, top_up);
             (call, top_up.deposit)
         };
         if self.sent_lately(pair, Purpose::TopUp, deposit, now_ms) {
@@ -252,9 +225,7 @@ impl Treasurer {
             }
             Err(SubmitError::Chain(ChainError::Reverted(why))) => {
                 tracing::warn!(buyer = %pair.buyer(), channel = %id, why, "the top-up is refused");
-                if let Some(one) = &mut pair.state.lock().on_chain {
-                    one.top_up = None;
-                }
+                pair.state.lock().drop_top_up();
             }
             Err(error) => self.later(pair, "top up", error)?,
         }
@@ -291,36 +262,19 @@ impl Treasurer {
                 tracing::info!(buyer = %pair.buyer(), channel = %id, sum_usd = %claim.cumulative, "closing");
                 Ok(())
             }
-            Err(error) => self.later(pair, "close", error),
+            Err(error) => self.later(pair, CLOSE, error),
         }
     }
 
     /// Ends the channel for new requests, and asks a connected buyer for a voucher over exactly what
     /// it consumed: any other voucher pays a little more or a little less. True while it is awaited.
     async fn waits_for_last_word(&self, pair: &PayeePair, now_ms: UnixMs) -> bool {
-        let (is_exact, asked_ms) = {
-            let mut state = pair.state.lock();
-            let owed = state.machine().book().total();
-            let is_exact = state.claimed(true).is_some_and(|(sum, _)| sum == owed)
-                || owed == state.machine().book().base();
-            let Some(one) = &mut state.on_chain else {
-                return false;
-            };
-            one.ending = true;
-            let asked_ms = one.asked_ms;
-            one.asked_ms.get_or_insert(now_ms);
-            (is_exact, asked_ms)
-        };
-        if is_exact || !pair.is_connected().await {
-            return false;
+        let is_connected = pair.is_connected().await;
+        let word = pair.state.lock().last_word(is_connected, now_ms);
+        if word == LastWord::Ask {
+            super::session::tell_close(pair).await;
         }
-        match asked_ms {
-            None => {
-                super::session::tell_close(pair).await;
-                true
-            }
-            Some(asked_ms) => now_ms.saturating_sub(asked_ms) < LAST_WORD_MS,
-        }
+        word != LastWord::Enough
     }
 
     /// One transaction for all that is due now.
@@ -378,24 +332,21 @@ impl Treasurer {
         sum: MicroUsd,
         now_ms: UnixMs,
     ) -> bool {
-        let sent = self.tried.get(&pair.channel()).and_then(|tried| tried.sent);
-        sent.is_some_and(|(what, of, at)| {
-            what == purpose && of == sum && now_ms.saturating_sub(at) < AGAIN_MS
-        })
+        let tried = self.tried.get(&pair.channel());
+        tried.is_some_and(|tried| tried.lately(purpose, sum, now_ms))
     }
 
     fn note(&mut self, id: ChannelId, purpose: Purpose, sum: MicroUsd, now_ms: UnixMs) {
         let tried = self.tried.entry(id).or_default();
-        tried.refusals = 0;
-        tried.sent = Some((purpose, sum, now_ms));
-        self.complaint.clear();
+        tried.note(purpose, sum, now_ms);
+        self.shared.waits.lock().sent(&id);
     }
 
     /// It can wait; a journal that fails cannot.
     fn later(
         &mut self,
         pair: &PayeePair,
-        what: &str,
+        what: &'static str,
         error: SubmitError,
     ) -> Result<(), PaymentError> {
         match error {
@@ -403,11 +354,10 @@ impl Treasurer {
             // What is under way, or cheap gas, is waited for without a word.
             SubmitError::Busy(_) | SubmitError::TooDear { .. } => Ok(()),
             error => {
-                let complaint = error.to_string();
-                if complaint != self.complaint {
+                let is_news = self.shared.waits.lock().later(pair.channel(), what, &error);
+                if is_news {
                     tracing::warn!(buyer = %pair.buyer(), channel = %pair.channel(), what, %error,
                         "it is brought to the chain later");
-                    self.complaint = complaint;
                 }
                 Ok(())
             }

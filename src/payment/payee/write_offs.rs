@@ -6,6 +6,8 @@ use crate::types::{MicroUsd, UnixMs};
 
 /// After this time half of it is forgotten.
 const HALF_LIFE_MS: u64 = 24 * 60 * 60 * 1_000;
+/// What was refused so long ago is less than a thousandth of what it was.
+pub(super) const REMEMBERED_MS: u64 = 10 * HALF_LIFE_MS;
 
 /// The sum as it stood when something was last added.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,7 +27,7 @@ impl WriteOffs {
         halved.saturating_sub(faded)
     }
 
-    /// Adds what was refused just now.
+    /// Adds what was refused at a time, oldest first.
     pub fn add(&mut self, refused: MicroUsd, now_ms: UnixMs) {
         self.sum = self.now(now_ms).saturating_add(refused);
         self.at_ms = now_ms.max(self.at_ms);

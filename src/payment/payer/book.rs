@@ -114,9 +114,10 @@ async fn make_durable(
         attempt,
     };
     let durable = shared.ledger.persist_voucher(row).await?;
+    let signature = EvmSignature(durable.signature);
     pair.state
         .lock()
-        .voucher_durable(durable.cumulative, EvmSignature(durable.signature));
+        .voucher_durable(&channel, durable.cumulative, signature);
     crate::failpoint::hit("buyer_voucher_durable");
     Ok(())
 }

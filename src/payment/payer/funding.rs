@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 
 use super::Shared;
 use super::pair::Pair;
+use super::state::TopUpPlan;
+use crate::chain::hub::Hub;
 use crate::ledger::{ChannelRow, Ledger, Role, Row};
 use crate::payment::PaymentError;
 use crate::payment::onchain::paper::{self, OpenPlan};
@@ -30,8 +32,6 @@ const VALID_S: u64 = 3_600;
 pub(super) const COUNTERS_MAX: u64 = 64;
 /// A seller may ask for up to this many times the challenge period that this node would ask for.
 const CHALLENGE_TIMES_MAX: u32 = 2;
-/// A top-up that the chain does not show is signed anew after this long, ms.
-const TOP_UP_AGAIN_MS: u64 = 120_000;
 
 /// What a buyer needs for channels on a chain.
 pub(super) struct Funds {
@@ -86,14 +86,8 @@ pub(super) async fn open(
     chain: &ChainTerms,
 ) -> Result<(ChannelId, Open), PaymentError> {
     let now_ms = shared.clock.now_ms();
-    let standing = {
-        let state = pair.state.lock();
-        let usable = state.on_chain.as_ref().filter(|on| !on.is_over(now_ms));
-        let row = state.row().filter(|_| usable.is_some());
-        row.cloned().zip(usable.map(|on| on.channel.clone()))
-    };
-    if let Some((row, channel)) = standing {
-        return Ok((row.channel, to_open(shared, &row, &channel)));
+    if pair.state.lock().standing(now_ms).is_some() {
+        return reopen(shared, pair);
     }
     let (row, on_chain) = new_channel(shared, funds, pair, terms, chain).await?;
     shared
@@ -105,6 +99,68 @@ pub(super) async fn open(
         "a channel is signed");
     pair.state.lock().pay_by(row.clone(), Some(on_chain));
     Ok((row.channel, open))
+}
+
+/// The channel that there is, over or not: to settle what is in doubt on it costs nothing.
+pub(super) fn reopen(shared: &Shared, pair: &Pair) -> Result<(ChannelId, Open), PaymentError> {
+    let state = pair.state.lock();
+    let channel = state.on_chain.as_ref().map(|on| &on.channel);
+    let (row, channel) = state.row().zip(channel).ok_or_else(|| {
+        PaymentError::Session("no channel with this seller is left to settle".into())
+    })?;
+    Ok((row.channel, to_open(shared, row, channel)))
+}
+
+/// Whether vault and wallet have enough for another channel with a seller whose terms are known.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn check_money(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
+    let Some(funds) = &shared.funds else {
+        return Ok(());
+    };
+    let Some(terms) = pair.terms() else {
+        return Ok(());
+    };
+    match funds.shared_with(&terms) {
+        Some(chain) => affordable(funds, terms.open_fee, chain.deposit_min).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Whether a channel is over as its seller says. The seller may have seen its end a moment earlier;
+/// but every new channel costs a fee, so where this node's own picture says that it is open, the chain
+/// is asked.
+///
+/// # Errors
+/// When the chain shows it open, or cannot be asked now.
+pub(super) async fn check_over(
+    funds: &Funds,
+    pair: &Pair,
+    id: &ChannelId,
+) -> Result<(), PaymentError> {
+    let is_live = {
+        let state = pair.state.lock();
+        state.on_chain.as_ref().is_some_and(|on| on.view.is_live())
+    };
+    if !is_live {
+        return Ok(());
+    }
+    let link = &funds.onchain.link;
+    let asked = Hub::checked(link.chain().as_ref(), link.domain())
+        .channel(id)
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "the end of a channel cannot be looked up now");
+            PaymentError::ChainUnknown
+        })?;
+    if asked.is_closed {
+        Ok(())
+    } else {
+        Err(PaymentError::Refused(
+            "the seller says that the channel is over; the chain shows it open".into(),
+        ))
+    }
 }
 
 fn to_open(shared: &Shared, row: &ChannelRow, channel: &HubChannel) -> Open {
@@ -269,7 +325,8 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
     let Some(funds) = &shared.funds else {
         return Ok(());
     };
-    let Some(plan) = plan_top_up(pair, shared.clock.now_ms()) else {
+    let plan = pair.state.lock().plan_top_up(shared.clock.now_ms());
+    let Some(plan) = plan else {
         return Ok(());
     };
     match raise(shared, funds, pair, plan).await {
@@ -280,42 +337,6 @@ pub(super) async fn top_up(shared: &Shared, pair: &Pair) -> Result<(), PaymentEr
             Ok(())
         }
     }
-}
-
-/// What is to be signed.
-struct TopUpPlan {
-    row: ChannelRow,
-    channel: HubChannel,
-    /// The deposit that the chain does not show yet is signed again; none is a new one.
-    again: bool,
-    shown: MicroUsd,
-    expiry_s: u64,
-}
-
-fn plan_top_up(pair: &Pair, now_ms: UnixMs) -> Option<TopUpPlan> {
-    let mut state = pair.state.lock();
-    let on = state.on_chain.as_ref()?;
-    if state.ending || !state.up || !on.view.is_live() || on.view.closing > Level::No {
-        return None;
-    }
-    let shown = on.view.deposit_seen;
-    let again = state.machine().deposit() > shown;
-    if !again && !state.machine().runs_low() {
-        return None;
-    }
-    let waits = now_ms.saturating_sub(state.topped_up_ms) < TOP_UP_AGAIN_MS;
-    if waits {
-        return None;
-    }
-    let plan = TopUpPlan {
-        row: state.row()?.clone(),
-        channel: on.channel.clone(),
-        again,
-        shown,
-        expiry_s: on.view.expiry_s,
-    };
-    state.topped_up_ms = now_ms;
-    Some(plan)
 }
 
 async fn raise(
@@ -381,14 +402,11 @@ pub(super) fn remember(funds: &Funds, row: &ChannelRow, on_chain: &OnChannel, no
         .remember(id, opening.deposit, split, void_s);
 }
 
-/// The last word on a channel: a voucher over exactly what was consumed. It is not above what was
-/// signed and durable before, so it gives nothing away.
+/// The last word on a channel: a voucher over exactly what was consumed.
 pub(super) fn closing_words(shared: &Shared, pair: &Pair) -> Option<SessionMessage> {
     let state = pair.state.lock();
     let channel = state.channel()?;
-    let consumed = state.machine().book().total();
-    let is_less = consumed < state.machine().signed() && consumed > MicroUsd::ZERO;
-    let last = is_less.then(|| {
+    let last = state.last_word().map(|consumed| {
         let key = &shared.keys.voucher;
         let signature = paper::sign_voucher(state.domain(), channel, consumed, key);
         (consumed, signature)

@@ -25,6 +25,7 @@ pub use pair::{Pair, PairSnapshot, Spending};
 pub use state::PayerState;
 
 use self::funding::Funds;
+use self::session::Wish;
 use super::PaymentError;
 use super::onchain::{Level, OnChannel, Onchain, mode_in_words};
 use super::window::WindowSettings;
@@ -160,7 +161,12 @@ impl PayerHub {
         let pair = self.get_or_make(state.row.peer);
         let is_over = on_chain.as_ref().is_some_and(|on| on.is_over(now_ms));
         let is_our_mode = on_chain.is_some() == self.shared.funds.is_some();
-        if is_over || !is_our_mode {
+        // One that is over is named once more where something may be in doubt on it, unless a later
+        // one stands.
+        let is_needed =
+            !is_over || !state.unfinished.is_empty() || state::is_recent(&state, now_ms);
+        let has_another = !pair.state.lock().is_spent(now_ms);
+        if !is_our_mode || !is_needed || (is_over && has_another) {
             pair.adopt_rest(state, on_chain.is_some());
             return Ok(());
         }
@@ -171,16 +177,43 @@ impl PayerHub {
         Ok(())
     }
 
-    /// The pair with `seller`, its session up. Waits for the handshake when there is none yet.
+    /// The pair with `seller`, its session up for orders. Waits for the handshake when there is none
+    /// yet; opens a channel where none stands.
     ///
     /// # Errors
-    /// When the seller cannot be reached or refuses the session.
+    /// When the seller cannot be reached or refuses the session, or nothing is left for a channel.
     pub async fn pair(&self, seller: &PeerId) -> Result<Arc<Pair>, PaymentError> {
         let pair = self.get_or_make(*seller);
-        if !pair.is_up() {
-            session::connect(&self.shared, &pair).await?;
+        if !pair.takes_orders() {
+            session::connect(&self.shared, &pair, Wish::Order).await?;
         }
         Ok(pair)
+    }
+
+    /// How many sellers this node keeps channels with before they are needed; 0 without a chain, and
+    /// while little is left.
+    #[must_use]
+    pub fn opens_ahead(&self) -> usize {
+        let Some(funds) = &self.shared.funds else {
+            return 0;
+        };
+        let free = funds.purse.lock().free().unwrap_or_default();
+        funds.onchain.rules.ahead(free)
+    }
+
+    /// Opens a channel with a seller that may be needed soon; never in a request's way. Says whether
+    /// one was opened: none where one stands, or where little is left.
+    ///
+    /// # Errors
+    /// When the seller cannot be reached or refuses.
+    pub async fn open_ahead(&self, seller: &PeerId) -> Result<bool, PaymentError> {
+        let now_ms = self.shared.clock.now_ms();
+        let known = self.known(seller);
+        let stands = known.is_some_and(|pair| !pair.state.lock().is_spent(now_ms));
+        if stands || self.opens_ahead() == 0 {
+            return Ok(false);
+        }
+        self.pair(seller).await.map(|_| true)
     }
 
     /// The pair with `seller` as far as it is known, without connecting.
@@ -330,7 +363,8 @@ impl PayerHub {
             session::sync_again(&pair).await;
             return (seller, true);
         }
-        let connected = session::connect(&self.shared, &pair).await;
+        // Never a new channel: what is in doubt is settled over the one it was promised on.
+        let connected = session::connect(&self.shared, &pair, Wish::Settle).await;
         if let Err(error) = &connected {
             tracing::debug!(%seller, %error, "reconcile later");
         }

@@ -93,6 +93,11 @@ impl Pair {
     pub fn is_up(&self) -> bool {
         self.state.lock().up
     }
+    /// True while orders may go over it; a session over a channel that is over carries none.
+    #[must_use]
+    pub fn takes_orders(&self) -> bool {
+        self.state.lock().takes_orders()
+    }
     /// True when something waits for a session: attempts in doubt, unacknowledged accepts, a SYNC.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
@@ -113,7 +118,8 @@ impl Pair {
     pub fn headroom(&self) -> Option<MicroUsd> {
         let state = self.state.lock();
         let on_chain = state.on_chain.as_ref();
-        if state.ending || on_chain.is_some_and(|on| on.view.closed > Level::No) {
+        let is_closed = on_chain.is_some_and(|on| on.view.closed > Level::No);
+        if state.ending || state.settles || is_closed {
             // Soon another is opened.
             return None;
         }
@@ -169,11 +175,13 @@ impl Pair {
         state.receive(attempt, running);
         self.wake_if_due(&mut state);
     }
-    /// The seller asked for a voucher: sign what is due at once.
+    /// The seller asked for a voucher: sign what is due at once, and show the highest one again, for
+    /// what was sent into a session that broke just then is lost.
     pub fn urge(&self) {
         let mut state = self.state.lock();
         state.urgent = true;
-        self.wake_if_due(&mut state);
+        state.show_again();
+        self.changed.notify_one();
     }
     /// Books the cost of an attempt. `accept` says that the seller waits for an ACCEPT: it showed a
     /// receipt above 0, even when 0 is what the buyer books.
@@ -254,6 +262,9 @@ pub struct PairSnapshot {
 }
 
 impl PairSnapshot {
+    /// Every word of [`Self::state`].
+    pub const STATES: [&str; 5] = ["open", "disconnected", "opening", "closing", "closed"];
+
     /// One word for people: what the chain shows, or whether the session stands.
     #[must_use]
     pub fn state(&self) -> &'static str {

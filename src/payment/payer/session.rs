@@ -10,13 +10,13 @@ use super::Shared;
 use super::doubt::{Shown, repeated_cost};
 use super::funding::{self, COUNTERS_MAX};
 use super::pair::Pair;
-use super::state::Verdict;
+use super::state::{PayerState, Verdict};
 use crate::ledger::{ChannelRow, Role, Row};
 use crate::network::framed::{FrameReader, FrameWriter};
 use crate::network::{Protocol, Stream};
 use crate::payment::PaymentError;
 use crate::payment::onchain::MODE_ON_CREDIT;
-use crate::protocol::session::{CHANNEL_OVER, Hello, MODE_CHANNEL, MODE_CREDIT, Open, SyncSeller};
+use crate::protocol::session::{Hello, MODE_CHANNEL, MODE_CREDIT, Open, SyncSeller};
 use crate::protocol::voucher::CreditParty;
 use crate::protocol::{
     ChannelDescriptor, FrameKind, SessionMessage, SignedReceipt, SignedTerms, Terms, WIRE_VERSION,
@@ -29,17 +29,36 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) type SessionWriter = FrameWriter<WriteHalf<Stream>>;
 type SessionReader = FrameReader<ReadHalf<Stream>>;
 
+/// What a session is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Orders: where no channel stands, one is opened.
+    Order,
+    /// What is in doubt: over the channel that there is, over or not. It costs nothing.
+    Settle,
+}
+
 /// Opens the session with this pair's seller unless somebody just did.
 ///
 /// # Errors
-/// When the seller cannot be reached, breaks a rule or refuses.
-pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<(), PaymentError> {
+/// When the seller cannot be reached, breaks a rule or refuses, or nothing is left for a channel.
+pub(super) async fn connect(
+    shared: &Arc<Shared>,
+    pair: &Arc<Pair>,
+    wish: Wish,
+) -> Result<(), PaymentError> {
     let _one_at_a_time = pair.connecting.lock().await;
-    if pair.is_up() {
+    if pair.takes_orders() || (wish == Wish::Settle && pair.is_up()) {
         return Ok(());
     }
+    if pair.is_up() {
+        // It settles an earlier channel, and goes on with that when there is no money for another.
+        funding::check_money(shared, pair)?;
+        hang_up(pair, PayerState::stand_down).await;
+    }
+    retire_earlier(pair);
     let deadline = shared.settings.handshake_timeout;
-    let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair))
+    let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair, wish))
         .await
         .map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
     on_sync(shared, pair, sync).await?;
@@ -60,16 +79,21 @@ pub(super) async fn connect(shared: &Arc<Shared>, pair: &Arc<Pair>) -> Result<()
 async fn find_channel(
     shared: &Arc<Shared>,
     pair: &Arc<Pair>,
+    wish: Wish,
 ) -> Result<(SessionReader, SyncSeller), PaymentError> {
     let mut tries = 0;
     loop {
-        match handshake(shared, pair).await {
-            Err(PaymentError::ChannelOver) if tries < COUNTERS_MAX => {
+        match handshake(shared, pair, wish).await {
+            Err(PaymentError::ChannelOver) if tries < COUNTERS_MAX && wish == Wish::Order => {
                 tries += 1;
                 if let (Some(funds), Some(channel)) = (&shared.funds, pair.channel()) {
-                    // It may be over because vault and wallet hold less than was counted.
+                    funding::check_over(funds, pair, &channel).await?;
+                    // It may be over because vault and wallet hold less than was counted, so the next
+                    // one is signed only by what they hold now.
+                    if !super::tend::read_purse(shared, funds).await {
+                        return Err(PaymentError::ChainUnknown);
+                    }
                     funds.purse.lock().forget(&channel);
-                    super::tend::read_purse(shared, funds).await;
                 }
                 pair.state.lock().leave_channel();
             }
@@ -81,6 +105,7 @@ async fn find_channel(
 async fn handshake(
     shared: &Arc<Shared>,
     pair: &Arc<Pair>,
+    wish: Wish,
 ) -> Result<(SessionReader, SyncSeller), PaymentError> {
     let stream = shared
         .network
@@ -117,12 +142,9 @@ async fn handshake(
     };
     let terms = SignedTerms::decode_and_verify(&Bytes::from(bytes), pair.seller())
         .map_err(|e| PaymentError::Refused(e.to_string()))?;
-    let channel = open_channel(shared, pair, &terms.terms).await?;
+    let channel = open_channel(shared, pair, &terms.terms, wish).await?;
     let (acked, deposit) = match next(&mut reader).await? {
         SessionMessage::OpenAck { channel, deposit } => (channel, deposit),
-        SessionMessage::Error { code, .. } if code == CHANNEL_OVER => {
-            return Err(PaymentError::ChannelOver);
-        }
         SessionMessage::Error { code, message } => {
             return Err(PaymentError::Refused(format!("{code}: {message}")));
         }
@@ -136,7 +158,10 @@ async fn handshake(
     {
         // Together: who sees terms may trust the deposit.
         let mut state = pair.state.lock();
-        state.hear_deposit(deposit);
+        let now_ms = shared.clock.now_ms();
+        if !state.opened_session(deposit, wish == Wish::Order, now_ms) {
+            return Err(PaymentError::ChannelOver);
+        }
         state.terms = Some(terms.terms);
     }
     let ours = pair.state.lock().sync(channel);
@@ -152,13 +177,17 @@ async fn open_channel(
     shared: &Shared,
     pair: &Pair,
     terms: &Terms,
+    wish: Wish,
 ) -> Result<ChannelId, PaymentError> {
     let chain = shared.funds.as_ref().and_then(|funds| {
         let chain = funds.shared_with(terms)?;
         Some((funds, chain))
     });
     let (channel, open) = match chain {
-        Some((funds, chain)) => funding::open(shared, funds, pair, terms, &chain).await?,
+        Some((funds, chain)) if wish == Wish::Order => {
+            funding::open(shared, funds, pair, terms, &chain).await?
+        }
+        Some(_) => funding::reopen(shared, pair)?,
         None => open_credit(shared, pair, terms).await?,
     };
     send(pair, &[SessionMessage::Open(open)]).await;
@@ -245,6 +274,9 @@ async fn listen(
 
 /// SYNC: take the seller's deposit, its highest voucher and its attempts in doubt.
 async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), PaymentError> {
+    if pair.channel() != Some(sync.channel) {
+        return Err(PaymentError::Refused("SYNC names another channel".into()));
+    }
     book_deposit(shared, pair, &sync).await?;
     if let Some((cumulative, signature)) = sync.voucher {
         let voucher = crate::protocol::Voucher {
@@ -259,7 +291,7 @@ async fn on_sync(shared: &Shared, pair: &Pair, sync: SyncSeller) -> Result<(), P
             let accepted = sync.accepted;
             pair.state
                 .lock()
-                .learn_voucher(cumulative, signature, accepted);
+                .learn_voucher(&sync.channel, cumulative, signature, accepted);
         }
     }
     for attempt in sync.unknown {
@@ -348,11 +380,20 @@ pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
     }
 }
 
-/// Leaves the session: the channel it is about is over.
-pub(super) async fn hang_up(pair: &Pair) {
+/// From here on the end of an earlier session ends nothing: its reader may notice late, when the next
+/// one is being agreed on.
+fn retire_earlier(pair: &Pair) {
+    pair.state.lock().generation += 1;
+}
+
+/// Leaves the session: the channel it is about is over. The seller hears of it, or its end would
+/// wait for ever. `then` says what this node waits for afterwards.
+pub(super) async fn hang_up(pair: &Pair, then: impl FnOnce(&mut PayerState)) {
     let mut session = pair.session.lock().await;
-    *session = None;
-    pair.state.lock().stand_down();
+    if let Some(mut writer) = session.take() {
+        let _ = tokio::time::timeout(SEND_TIMEOUT, writer.close()).await;
+    }
+    then(&mut pair.state.lock());
 }
 
 /// The session ended; the seller may have restarted and lost what it was told last.

@@ -1,13 +1,18 @@
 //! What the payer knows of one seller, as a pure state: no lock, no socket, no clock.
-//!
 //! The channel machine, the attempts that run or are in doubt, and what waits to be booked or sent.
 //! [`super::Pair`] puts it behind a lock, `book` makes its rows durable, `session` carries its
 //! messages; the seeded simulator drives it over a lossy wire with crashes.
 
 mod adopt;
+mod ending;
+mod on_chain;
+
+pub use adopt::is_recent;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+pub use on_chain::{Tended, TopUpPlan};
 
 use super::doubt::{Doubtful, Live, Shown, accepted_cost};
 use crate::ledger::{ChannelRow, DeliveredRow, FinalRow, OpenRow, Role, Row, SettlementRow};
@@ -31,6 +36,11 @@ pub struct PayerState {
     row: Option<ChannelRow>,
     /// The channel as it is on a chain; none in credit mode.
     pub(super) on_chain: Option<OnChannel>,
+    /// The channel is over by the seller's word, and the chain does not contradict: the next order
+    /// takes another one; this one is still named to settle what is in doubt.
+    left: bool,
+    /// This session is over a channel that is over: it carries ACCEPTs and no orders.
+    pub(super) settles: bool,
     /// This side asked for the channel's end: nothing new is ordered on it.
     pub(super) ending: bool,
     /// Since when; 0 before it was noticed.
@@ -54,6 +64,8 @@ pub struct PayerState {
     pub(super) generation: u64,
     /// The seller may wait for something since the last session: a SYNC is due.
     pub(super) unsynced: bool,
+    /// An attempt ended since the last SYNC without an ACCEPT: the seller may not have heard of it.
+    pub(super) unheard: bool,
     /// Seller's clock minus ours, ms.
     pub(super) clock_offset_ms: i64,
     last_voucher: Option<(MicroUsd, EvmSignature)>,
@@ -98,6 +110,8 @@ impl PayerState {
             machine: Payer::new(windows, zero, zero, zero),
             row: None,
             on_chain: None,
+            left: false,
+            settles: false,
             ending: false,
             ending_ms: 0,
             used_ms: 0,
@@ -111,6 +125,7 @@ impl PayerState {
             up: false,
             generation: 0,
             unsynced: false,
+            unheard: false,
             clock_offset_ms: 0,
             last_voucher: None,
             shown: zero,
@@ -143,6 +158,8 @@ impl PayerState {
             self.next_counter = row.epoch.saturating_add(1);
         }
         self.on_chain = on_chain;
+        self.left = false;
+        self.settles = false;
         self.ending = false;
         self.used_ms = row.at_ms;
         self.topped_up_ms = 0;
@@ -167,15 +184,6 @@ impl PayerState {
         self.booked_limit = row.deposit;
         self.machine.set_deposit(row.deposit);
         self.row = Some(row);
-    }
-    /// The seller ends this channel.
-    pub fn end(&mut self, channel: &ChannelId) {
-        self.ending |= self.channel().as_ref() == Some(channel);
-    }
-    /// True when the channel carries nothing, owes nothing and waits for nothing.
-    #[must_use]
-    pub fn is_at_rest(&self) -> bool {
-        self.live.is_empty() && self.doubtful.is_empty() && !self.has_unsaid()
     }
     /// The channel that pays, once it is known.
     #[must_use]
@@ -234,7 +242,7 @@ impl PayerState {
     /// # Errors
     /// When the credit with this seller does not cover it.
     pub fn begin(&mut self, open: &OpenRow, window: MicroUsd) -> Result<(), Hold> {
-        if self.ending {
+        if self.ending || self.settles {
             return Err(Hold::CreditExhausted);
         }
         self.used_ms = open.at_ms;
@@ -266,6 +274,7 @@ impl PayerState {
         self.live.remove(&row.attempt_id);
         self.doubtful.remove(&row.attempt_id);
         self.machine.settle(&row.attempt_id, row.billed);
+        self.unheard |= !accept;
         self.finals.push((row, accept));
     }
     /// The attempt ended without a receipt. Says whether it ran here.
@@ -355,24 +364,25 @@ impl PayerState {
     /// The voucher to make durable now, and the attempt it is signed for.
     #[must_use]
     pub fn due_voucher(&self) -> Option<(ChannelId, MicroUsd, Option<AttemptId>)> {
-        Some((self.channel()?, self.machine.wanted()?, self.newest))
+        // What is signed on a channel that is over is worth nothing to anybody.
+        let channel = self.channel().filter(|_| !self.settles)?;
+        Some((channel, self.machine.wanted()?, self.newest))
     }
-    /// A voucher is durable: from now on it may be shown.
-    pub fn voucher_durable(&mut self, cumulative: MicroUsd, signature: EvmSignature) {
-        self.machine.signed_up_to(cumulative);
-        self.last_voucher = Some((cumulative, signature));
-    }
-    /// The seller showed a voucher with our own good signature; a higher one is taken up.
-    pub fn learn_voucher(
+    /// A voucher is durable: from now on it may be shown. One of an earlier channel changes nothing.
+    pub fn voucher_durable(
         &mut self,
+        channel: &ChannelId,
         cumulative: MicroUsd,
         signature: EvmSignature,
-        accepted: MicroUsd,
     ) {
-        if cumulative > self.machine.signed() {
-            self.machine.adopt(cumulative, accepted);
+        if self.channel().as_ref() == Some(channel) {
+            self.machine.signed_up_to(cumulative);
             self.last_voucher = Some((cumulative, signature));
         }
+    }
+    /// The highest voucher is sent once more; it changes nothing where it is known.
+    pub const fn show_again(&mut self) {
+        self.shown = MicroUsd::ZERO;
     }
     /// The deposit that OPEN_ACK names, as far as this ledger has booked it; SYNC brings the rest.
     pub fn hear_deposit(&mut self, deposit: MicroUsd) {
@@ -445,6 +455,7 @@ impl PayerState {
     pub fn stand_up(&mut self) -> u64 {
         self.up = true;
         self.unsynced = false;
+        self.unheard = false;
         self.generation += 1;
         self.to_accept = self.unacked.iter().map(|(a, cost)| (*a, *cost)).collect();
         self.generation

@@ -9,10 +9,10 @@ use tokio::sync::mpsc;
 use super::Shared;
 use super::funding::{self, Funds};
 use super::pair::Pair;
+use super::state::PayerState;
 use crate::chain::hub::HubEvent;
 use crate::chain::watcher::ChainEvent;
 use crate::payment::PaymentError;
-use crate::payment::onchain::Level;
 use crate::types::UnixMs;
 
 /// Channels are looked at this often.
@@ -20,8 +20,6 @@ const TICK: Duration = Duration::from_secs(2);
 /// Vault and wallet are read this often when nothing is known to have changed; somebody may send
 /// tokens to the wallet, which is no event of the hub.
 const BALANCE_INTERVAL_MS: u64 = 30_000;
-/// A seller that was asked for the end is asked again after this long.
-const CLOSE_AGAIN_MS: u64 = 60_000;
 
 /// Runs until shutdown.
 pub(super) async fn run(
@@ -78,19 +76,17 @@ async fn take_in(shared: &Shared, event: &ChainEvent) -> bool {
     let Some(pair) = pairs.iter().find(|pair| pair.channel() == Some(id)) else {
         return false;
     };
-    let is_over = {
+    {
         let mut state = pair.state.lock();
-        let Some(on_chain) = &mut state.on_chain else {
-            return false;
-        };
-        if !on_chain.apply(event) {
-            return true;
+        if !state.chain_event(event) {
+            // In credit mode nothing of this is ours.
+            return state.on_chain.is_some();
         }
-        on_chain.view.closed > Level::No
-    };
+    }
     tracing::info!(seller = %pair.seller(), channel = %id, event = log.event.as_str(), "on the chain");
-    if is_over {
-        super::session::hang_up(pair).await;
+    let is_done = pair.state.lock().leaves(shared.clock.now_ms());
+    if is_done {
+        super::session::hang_up(pair, PayerState::part).await;
     }
     true
 }
@@ -123,33 +119,16 @@ pub(super) async fn read_purse(shared: &Shared, funds: &Funds) -> bool {
 }
 
 async fn tend(shared: &Shared, pair: &Pair, now_ms: UnixMs) -> Result<(), PaymentError> {
-    let (is_over, close) = {
-        let mut state = pair.state.lock();
-        let Some(on_chain) = &state.on_chain else {
-            return Ok(());
-        };
-        let is_over = on_chain.is_over(now_ms);
-        let is_live = on_chain.view.is_live();
-        let idle_ms = now_ms.saturating_sub(state.used_ms);
-        let rules = shared.funds.as_ref().map(|funds| funds.onchain.rules);
-        let is_idle = rules.is_some_and(|rules| idle_ms > rules.idle_close_ms);
-        if is_live && is_idle && state.is_at_rest() {
-            state.ending = true;
-        }
-        if state.ending && state.ending_ms == 0 {
-            state.ending_ms = now_ms;
-        }
-        let asked_lately = now_ms.saturating_sub(state.asked_close_ms) < CLOSE_AGAIN_MS;
-        let close = is_live && state.ending && state.is_at_rest() && state.up && !asked_lately;
-        if close {
-            state.asked_close_ms = now_ms;
-        }
-        (is_over && state.up, close)
+    let Some(funds) = &shared.funds else {
+        return Ok(());
     };
-    if is_over {
-        super::session::hang_up(pair).await;
+    let due = pair.state.lock().tend(&funds.onchain.rules, now_ms);
+    if due.is_over {
+        super::session::hang_up(pair, PayerState::part).await;
     }
-    if close && let Some(words) = funding::closing_words(shared, pair) {
+    if due.asks_close
+        && let Some(words) = funding::closing_words(shared, pair)
+    {
         super::session::send(pair, &[words]).await;
     }
     funding::top_up(shared, pair).await

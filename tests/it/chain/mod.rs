@@ -5,173 +5,51 @@ mod rpc;
 mod send;
 mod watch;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use souk::chain::digest::{HubDomain, TokenDomain};
-use souk::chain::hub::{Authorization, Claim, Contract, OpenAuth, calls};
-use souk::chain::journal::{Outcome, Purpose, Record, Step};
+use souk::chain::hub::{Authorization, Claim, OpenAuth, calls};
+use souk::chain::journal::{Outcome, Purpose, Step};
 use souk::chain::memory::MemoryJournal;
-use souk::chain::outbox::{Request, Sender, Settings};
-use souk::chain::rpc::{self as nodes, Rpc};
+use souk::chain::outbox::Request;
 use souk::chain::watcher::{self, Watcher};
-use souk::chain::{Chain, Receipt};
-use souk::keys::{PaymentKey, to_checksum};
 use souk::protocol::voucher::{ChannelDescriptor, Voucher};
-use souk::types::{ChannelId, EvmAddress, Hash32, IntentId, ManualClock, MicroUsd};
+use souk::types::{ChannelId, EvmAddress, Hash32, MicroUsd};
 
-use crate::harness::anvil::Anvil;
+pub(crate) use crate::harness::chain::Market;
+use crate::harness::chain::{CONFIRMATIONS, World, request, rpc_of};
 
-/// Blocks below the head that these tests count as final.
-pub(crate) const CONFIRMATIONS: u64 = 12;
 /// A voucher settles $1.23.
 const CUMULATIVE: MicroUsd = MicroUsd(1_234_567);
-/// Times 20 ms: how long anvil may take for a block.
-const MINED_WAITS_MAX: u32 = 1_000;
 /// Far in the future, for validity and expiry.
 const LATE_S: u64 = 4_102_444_800;
 
-/// A client of one node.
-fn rpc_of(urls: Vec<String>, chain_id: u64) -> Arc<Rpc> {
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let mut settings = nodes::Settings::new(urls, chain_id);
-    settings.call_timeout = Duration::from_secs(2);
-    Arc::new(Rpc::new(settings, Arc::new(souk::types::SystemClock)).unwrap())
-}
-
-/// A chain with a funded seller.
-pub(crate) struct World {
-    pub(crate) anvil: Anvil,
-    pub(crate) chain: Arc<dyn Chain>,
-    journal: Arc<MemoryJournal>,
-    clock: ManualClock,
-    seller: PaymentKey,
-    buyer: PaymentKey,
-    voucher_key: PaymentKey,
-}
-
-/// A world with the hub, the token and a buyer who has tokens and no gas.
-pub(crate) struct Market {
-    pub(crate) world: World,
-    pub(crate) hub: HubDomain,
-    pub(crate) token: EvmAddress,
-}
-
 impl World {
-    fn start() -> Self {
-        let anvil = Anvil::start();
-        let seller = PaymentKey::generate();
-        anvil.fund(&to_checksum(&seller.address()));
-        Self {
-            chain: rpc_of(vec![anvil.url()], anvil.chain_id),
-            anvil,
-            journal: Arc::new(MemoryJournal::default()),
-            clock: ManualClock::new(1_700_000_000_000),
-            seller,
-            buyer: PaymentKey::generate(),
-            voucher_key: PaymentKey::generate(),
-        }
-    }
-
-    pub(crate) fn sender(&self) -> Sender {
-        self.sender_over(self.chain.clone())
-    }
-
-    fn sender_over(&self, chain: Arc<dyn Chain>) -> Sender {
-        let mut settings = Settings::new(self.anvil.chain_id, MicroUsd(1));
-        settings.confirmations = Some(CONFIRMATIONS);
-        let (journal, clock) = (self.journal.clone(), Arc::new(self.clock.clone()));
-        Sender::new(chain, journal, clock, self.seller.clone(), settings)
-    }
-
     fn watcher(&self, domain: HubDomain) -> Watcher {
+        self.watcher_of(domain, self.buyer.address(), self.journal.clone())
+    }
+
+    /// Whoever's watcher, with a memory of its own.
+    fn watcher_of(
+        &self,
+        domain: HubDomain,
+        account: EvmAddress,
+        journal: std::sync::Arc<MemoryJournal>,
+    ) -> Watcher {
         let settings = watcher::Settings {
             domain,
+            account,
             start_block: 0,
             confirmations: Some(CONFIRMATIONS),
             range_blocks_max: 2_000,
             poll_every: Duration::from_millis(100),
         };
-        let (journal, clock) = (self.journal.clone(), Arc::new(self.clock.clone()));
+        let clock = std::sync::Arc::new(self.clock.clone());
         Watcher::new(self.chain.clone(), journal, clock, settings)
-    }
-
-    /// The newest signed form of an intent.
-    fn newest_tx(&self, id: IntentId) -> Hash32 {
-        let records = self.journal.records();
-        let ours = records.iter().rev().find_map(|record| match record {
-            Record::Sent(sent) if sent.intent == id => Some(sent.tx),
-            _ => None,
-        });
-        ours.unwrap()
-    }
-
-    async fn receipt(&self, id: IntentId) -> Option<Receipt> {
-        self.chain.receipt(self.newest_tx(id)).await.unwrap()
-    }
-
-    /// Sends and waits for the block.
-    pub(crate) async fn send(
-        &self,
-        sender: &Sender,
-        to: Option<EvmAddress>,
-        data: Vec<u8>,
-    ) -> Receipt {
-        let wanted = request(to, data, Purpose::Other, None);
-        let id = self.mined(sender, wanted).await;
-        self.receipt(id).await.unwrap()
-    }
-
-    /// Sends while anvil mines by itself, which takes it a moment.
-    async fn mined(&self, sender: &Sender, request: Request) -> IntentId {
-        let id = sender.submit(request).await.unwrap();
-        for _ in 0..MINED_WAITS_MAX {
-            if self.receipt(id).await.is_some() {
-                return id;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("anvil does not mine");
-    }
-
-    async fn into_market(self) -> Market {
-        let sender = self.sender();
-        let hub = self
-            .send(&sender, None, Contract::Hub.creation_code())
-            .await;
-        let token = self
-            .send(&sender, None, Contract::TestToken.creation_code())
-            .await;
-        let token = token.created.unwrap();
-        let mint = calls::mint(self.buyer.address(), MicroUsd::from_usd(20));
-        self.send(&sender, Some(token), mint).await;
-        self.anvil.mine(CONFIRMATIONS);
-        let ended = sender.poll().await.unwrap();
-        assert_eq!(
-            steps(&ended)
-                .iter()
-                .filter(|step| **step == Step::Confirmed)
-                .count(),
-            3
-        );
-        let chain_id = self.anvil.chain_id;
-        let hub = HubDomain {
-            chain_id,
-            hub: hub.created.unwrap(),
-        };
-        Market {
-            world: self,
-            hub,
-            token,
-        }
     }
 }
 
 impl Market {
-    pub(crate) async fn start() -> Self {
-        World::start().into_market().await
-    }
-
     fn descriptor(&self, salt: u8) -> ChannelDescriptor {
         let world = &self.world;
         ChannelDescriptor {
@@ -243,24 +121,6 @@ impl Market {
             Purpose::Settle,
             Some(self.id(salt)),
         )
-    }
-}
-
-/// Worth its gas at any price.
-fn request(
-    to: Option<EvmAddress>,
-    data: Vec<u8>,
-    purpose: Purpose,
-    channel: Option<ChannelId>,
-) -> Request {
-    let gain = MicroUsd::from_usd(1_000);
-    Request {
-        to,
-        data,
-        purpose,
-        channel,
-        gain,
-        deadline_ms: None,
     }
 }
 

@@ -145,6 +145,19 @@ async fn a_waiting_transaction_is_replaced_by_one_that_pays_more() {
     );
 }
 
+/// The nonce of the seller's next transaction.
+async fn next_nonce(market: &Market) -> u64 {
+    let seller = market.world.seller.address();
+    let nonce = market.world.chain.nonce(seller, NonceAt::Latest);
+    nonce.await.unwrap()
+}
+
+/// The chain forgets a transaction that waits.
+fn drop_waiting(market: &Market, tx: &Hash32) {
+    let params = json!([format!("0x{tx}")]);
+    market.world.anvil.rpc("anvil_dropTransaction", params);
+}
+
 /// A transfer of nothing by the seller's key, sent past the outbox.
 async fn foreign(market: &Market, nonce: u64) -> Hash32 {
     let signed = sign(
@@ -169,19 +182,10 @@ async fn a_nonce_that_went_missing_is_filled() {
     let market = Market::start().await;
     let sender = market.world.sender();
     market.world.anvil.rpc("anvil_setAutomine", json!([false]));
-    let seller = market.world.seller.address();
-    let nonce = market
-        .world
-        .chain
-        .nonce(seller, NonceAt::Latest)
-        .await
-        .unwrap();
+    let nonce = next_nonce(&market).await;
     let gone = foreign(&market, nonce).await;
     let id = sender.submit(market.open(1)).await.unwrap();
-    market
-        .world
-        .anvil
-        .rpc("anvil_dropTransaction", json!([format!("0x{gone}")]));
+    drop_waiting(&market, &gone);
     market.world.anvil.mine(1);
     assert!(
         market.world.receipt(id).await.is_none(),
@@ -207,17 +211,8 @@ async fn a_foreign_transaction_in_the_place_of_ours_ends_it_once_final() {
     market.world.anvil.rpc("anvil_setAutomine", json!([false]));
     let id = sender.submit(market.open(1)).await.unwrap();
     let ours = market.world.newest_tx(id);
-    let seller = market.world.seller.address();
-    let nonce = market
-        .world
-        .chain
-        .nonce(seller, NonceAt::Latest)
-        .await
-        .unwrap();
-    market
-        .world
-        .anvil
-        .rpc("anvil_dropTransaction", json!([format!("0x{ours}")]));
+    let nonce = next_nonce(&market).await;
+    drop_waiting(&market, &ours);
     foreign(&market, nonce).await;
     market.world.anvil.mine(1);
     for _ in 0..5 {
@@ -258,8 +253,8 @@ impl Chain for Cut {
     fn code(&self, address: EvmAddress) -> Answer<'_, Vec<u8>> {
         self.inner.code(address)
     }
-    fn call(&self, call: Call) -> Answer<'_, Vec<u8>> {
-        self.inner.call(call)
+    fn call_at(&self, call: Call, at: At) -> Answer<'_, Vec<u8>> {
+        self.inner.call_at(call, at)
     }
     fn estimate_gas(&self, call: Call) -> Answer<'_, u64> {
         self.inner.estimate_gas(call)

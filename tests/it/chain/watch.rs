@@ -132,3 +132,41 @@ async fn a_chain_that_was_set_back_is_noticed_although_it_is_shorter() {
     }
     assert_eq!(kinds(&events), ["removed opened", "removed deposited"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_own_events_are_kept_near_the_head_and_from_far_behind() {
+    let market = Market::start().await;
+    let world = &market.world;
+    let (buyer, seller) = (world.buyer.address(), world.seller.address());
+    let stranger = souk::keys::PaymentKey::generate().address();
+    let new = |account| {
+        let journal = std::sync::Arc::new(souk::chain::memory::MemoryJournal::default());
+        world.watcher_of(market.hub, account, journal)
+    };
+    let sender = world.sender();
+    let mut near = [buyer, seller, stranger].map(new);
+    for watcher in &mut near {
+        watcher.poll().await.unwrap();
+    }
+    world.mined(&sender, market.open(1)).await;
+    world.anvil.mine(CONFIRMATIONS);
+    sender.poll().await.unwrap();
+    world.mined(&sender, market.settle(1)).await;
+    let seen = |events: &[ChainEvent]| -> Vec<String> {
+        let kinds = kinds(events).into_iter();
+        kinds.filter(|kind| kind.starts_with("seen")).collect()
+    };
+    let expected: [&[&str]; 3] = [
+        &["seen deposited", "seen opened", "seen settled"],
+        &["seen opened", "seen settled"],
+        &[],
+    ];
+    for (watcher, expected) in near.iter_mut().zip(expected) {
+        assert_eq!(seen(&watcher.poll().await.unwrap()), expected);
+    }
+    // Far behind, the same is found by topics.
+    world.anvil.mine(200);
+    for (account, expected) in [buyer, seller, stranger].into_iter().zip(expected) {
+        assert_eq!(seen(&new(account).poll().await.unwrap()), expected);
+    }
+}

@@ -6,6 +6,7 @@
 
 pub mod anvil;
 pub mod books;
+pub mod chain;
 pub mod cheat;
 pub mod http;
 pub mod market;

@@ -85,6 +85,13 @@ impl Home {
         self.dir.path()
     }
 
+    /// Writes the config where every command on this directory finds it by itself.
+    pub fn configure(&self, text: &str) {
+        let dir = self.path().join(".config/souk");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+    }
+
     /// Runs a short command on this directory and returns what it did.
     pub fn run(&self, args: &[&str]) -> Output {
         command(self.path()).args(args).output().unwrap()
@@ -120,6 +127,8 @@ pub struct Node {
     starts: u32,
     /// Where the next process is to die: `FAILPOINT_SOUK`.
     failpoint: Option<String>,
+    /// More of its environment.
+    env: Vec<(String, String)>,
 }
 
 impl Node {
@@ -130,6 +139,11 @@ impl Node {
 
     /// Starts `node ARGS` on a home and waits until it is ready.
     pub fn start_at(home: Home, args: &[&str]) -> Self {
+        Self::start_with(home, args, &[])
+    }
+
+    /// The same with more environment.
+    pub fn start_with(home: Home, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         args.extend(["--listen".into(), LISTEN.into()]);
         let stderr = home.path().join("stderr.txt");
@@ -142,6 +156,10 @@ impl Node {
             stderr,
             starts: 0,
             failpoint: None,
+            env: env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         node.spawn();
         node
@@ -151,6 +169,7 @@ impl Node {
         self.starts += 1;
         self.stderr = self.home.path().join(format!("stderr-{}.txt", self.starts));
         let mut command = command(self.home.path());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(failpoint) = &self.failpoint {
             command.env(FAILPOINT, failpoint);
         }
@@ -171,6 +190,10 @@ impl Node {
         });
         let line = match told.recv_timeout(READY_DEADLINE) {
             Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Disconnected) if self.failpoint.is_some() => {
+                // It reached the failpoint before it was ready.
+                return self.kill();
+            }
             Err(why) => self.fail(&format!("is not ready ({why})")),
         };
         let Some(fields) = line.strip_prefix("ready ") else {

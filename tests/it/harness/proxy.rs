@@ -16,7 +16,12 @@ pub enum Mode {
     Down = 1,
     /// Takes everything and answers nothing.
     Stall = 2,
+    /// Hands everything on, each answer late.
+    Slow = 3,
 }
+
+/// How late a slow answer is.
+const SLOW: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A proxy in front of one port.
 pub struct Proxy {
@@ -75,6 +80,9 @@ async fn carry(mut client: TcpStream, target: u16, mode: Arc<AtomicU8>) {
         }
         if mode == Mode::Stall as u8 {
             continue;
+        }
+        if mode == Mode::Slow as u8 && !from_client {
+            tokio::time::sleep(SLOW).await;
         }
         let sent = if from_client {
             server.write_all(&there[..len]).await

@@ -5,10 +5,13 @@ use std::time::Instant;
 
 use souk::types::MicroUsd;
 
-use super::{World, books};
+use super::{Chain, World, books};
 
 /// Requests after the first.
 const REQUESTS: usize = 30;
+
+/// Where the buyer's money goes in the end.
+const ELSEWHERE: &str = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
 
 /// Settles often and closes soon, so that a test need not wait.
 const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"4s\"\n";
@@ -75,8 +78,33 @@ async fn a_buyer_without_gas_pays_and_every_micro_usd_is_accounted_for() {
         "all that was not billed is the buyer's again"
     );
     assert_eq!(world.chain.vault(seller).await, end.settled);
+
+    // What is left goes where its owner wants it; the seller carries it for a fee.
+    let done = buyer.json(&["wallet", "withdraw", "--all", "--to", ELSEWHERE, "--json"]);
+    assert_eq!(
+        done["transactions"][0]["progress"]["state"], "confirmed",
+        "{done}"
+    );
+    let out = world.chain.tokens_of(ELSEWHERE).await;
+    let relayed = world.chain.vault(seller).await.saturating_sub(end.settled);
+    assert_eq!(
+        MicroUsd(done["plan"]["fee_micro_usd"].as_u64().unwrap()),
+        relayed
+    );
+    assert_eq!(world.chain.vault(buyer).await, MicroUsd::ZERO);
+    assert_eq!(
+        out.saturating_add(relayed)
+            .saturating_add(world.chain.wallet(buyer).await)
+            .saturating_add(end.settled),
+        MicroUsd::from_usd(20),
+        "every micro-USD is somewhere"
+    );
     assert_eq!(world.wei(buyer), "0x0", "the buyer never had a wei");
     world.verify();
+    println!(
+        "withdrawn: {out} USD, {relayed} USD for carrying it; wallet {} USD",
+        world.chain.wallet(buyer).await
+    );
     println!(
         "first request {first_ms} ms before any block; {} requests, {total} USD billed on both sides, \
          {} USD settled on chain with the fee of {fee}, deposit {deposit}, buyer's wei 0",
@@ -122,4 +150,13 @@ async fn a_deposit_is_raised_under_load_and_no_request_waits_for_it() {
     let settled = world.on_chain(&channel).await.settled;
     assert_eq!(settled, total.saturating_add(MicroUsd(10_000)));
     world.verify();
+}
+
+impl Chain {
+    async fn tokens_of(&self, account: &str) -> MicroUsd {
+        let account = souk::keys::parse_checksummed(account).unwrap();
+        let chain = self.world.chain.as_ref();
+        let balance = souk::chain::hub::token_balance(chain, self.token, account);
+        balance.await.unwrap()
+    }
 }

@@ -4,21 +4,23 @@
 //! Blocks come only when a test asks for them or lets them come, so that it can say what happened
 //! before the chain knew of anything.
 
+mod ahead;
 mod faults;
+mod gas;
 mod hostile;
 mod life;
 mod recovery;
+mod settle;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use souk::chain::hub::{Hub, OnChain, calls};
-use souk::keys::parse_checksummed;
-use souk::types::{ChannelId, EvmAddress, MicroUsd};
+use souk::chain::hub::OnChain;
+use souk::types::{ChannelId, MicroUsd};
 use tokio::time::Instant;
 
-use crate::chain::Market as Chain;
 use crate::harness::books::{self, Rows};
+use crate::harness::chain::{Market as Chain, address};
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
@@ -53,15 +55,7 @@ fn config(chain: &Chain, home: &Home, more: &str) -> String {
 }
 
 fn config_at(chain: &Chain, rpc: &str, home: &Home, more: &str) -> String {
-    let checksum = |address: &EvmAddress| souk::keys::to_checksum(address);
-    let text = format!(
-        "[chain]\nrpc = [\"{rpc}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
-         confirmations = {CONFIRMATIONS}\npoll = \"200ms\"\ncall_timeout = \"2s\"\n\
-         coin_price = \"1\"\nbump_after = \"2s\"\n{more}",
-        chain.hub.chain_id,
-        checksum(&chain.hub.hub),
-        checksum(&chain.token),
-    );
+    let text = format!("{}{more}", chain.section(rpc, CONFIRMATIONS));
     let path = home.path().join("config.toml");
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
@@ -238,45 +232,6 @@ impl World {
     }
 }
 
-impl Chain {
-    async fn mint(&self, home: &Home, tokens: MicroUsd) {
-        let account = address(home);
-        let sender = self.world.sender();
-        let mint = calls::mint(account, tokens);
-        self.world.send(&sender, Some(self.token), mint).await;
-    }
-    /// No block is made but by [`Self::let_blocks_come`] or by hand.
-    fn hold_blocks(&self) {
-        self.world.anvil.rpc("evm_setAutomine", json!([false]));
-    }
-    /// Time passes on the chain; the nodes' own clocks stay.
-    fn travel(&self, seconds: u64) {
-        self.world.anvil.rpc("evm_increaseTime", json!([seconds]));
-        self.world.anvil.mine(1);
-    }
-    /// A block a second, as on a rollup.
-    fn let_blocks_come(&self) {
-        self.world.anvil.rpc("evm_setIntervalMining", json!([1]));
-    }
-    async fn on_chain(&self, id: &ChannelId) -> OnChain {
-        let hub = Hub::check(self.world.chain.as_ref(), self.hub)
-            .await
-            .unwrap();
-        hub.channel(id).await.unwrap()
-    }
-    async fn vault(&self, home: &Home) -> MicroUsd {
-        let hub = Hub::check(self.world.chain.as_ref(), self.hub)
-            .await
-            .unwrap();
-        hub.vault(self.token, address(home)).await.unwrap()
-    }
-    async fn wallet(&self, home: &Home) -> MicroUsd {
-        let chain = self.world.chain.as_ref();
-        let balance = souk::chain::hub::token_balance(chain, self.token, address(home));
-        balance.await.unwrap()
-    }
-}
-
 async fn start_seller(
     chain: &Chain,
     rpc: &str,
@@ -298,8 +253,4 @@ async fn channels(node: &Node) -> Vec<Value> {
         .as_array()
         .cloned()
         .unwrap_or_default()
-}
-
-fn address(home: &Home) -> EvmAddress {
-    parse_checksummed(&home.evm_address).unwrap()
 }

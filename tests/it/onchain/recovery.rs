@@ -1,7 +1,7 @@
 //! What a node that lost its memory, or slept too long, finds again: the chain and the other side
 //! know enough.
 
-use souk::types::MicroUsd;
+use souk::types::{ChannelId, MicroUsd};
 
 use super::{Home, World, address, books, config_at, start_seller};
 use crate::harness::node::Node;
@@ -26,7 +26,7 @@ fn forget(home: &Home) {
     }
 }
 
-async fn used(more: &str) -> (World, souk::types::ChannelId) {
+async fn used(more: &str) -> (World, ChannelId) {
     let world = World::start(MicroUsd::from_usd(5), more).await;
     world.ask_until_served().await;
     world.chain.let_blocks_come();
@@ -57,33 +57,33 @@ fn wake(world: &World, node: &mut Node, more: Option<&str>) {
     node.restart();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_buyer_without_its_ledger_goes_on_with_its_channel_and_pays_nothing_twice() {
-    let (mut world, channel) = used(PATIENT).await;
-    let before = MicroUsd(books::billed(&books::rows(world.seller.node.home())));
-    let home = world.buyer.home().clone();
-    world.buyer.kill();
+/// Takes a killed node's ledger away and starts it again, eager to close.
+fn lose_ledger(chain: &super::Chain, node: &mut Node) {
+    let home = node.home().clone();
+    node.kill();
     forget(&home);
-    config_at(&world.chain, &world.chain.world.anvil.url(), &home, EAGER);
-    world.buyer.restart();
+    config_at(chain, &chain.world.anvil.url(), &home, EAGER);
+    node.restart();
+}
+
+/// One side lost its ledger; `kept` did not. The channel goes on, the seller gets all that it earned,
+/// and no more than a window of prepayment on top.
+async fn assert_goes_on(world: &World, channel: ChannelId, kept: &Home, who: &str) {
+    let before = MicroUsd(books::billed(&books::rows(kept)));
     world.ask_until_served().await;
-    assert_eq!(
-        world.channel().await,
-        channel,
-        "the same channel is found again"
-    );
+    assert_eq!(world.channel().await, channel, "the same channel again");
     world
         .wait_on_chain(&channel, "closed when idle", |state| state.is_closed)
         .await;
-    let sold = MicroUsd(books::billed(&books::rows(world.seller.node.home())));
+    let all = MicroUsd(books::billed(&books::rows(kept)));
     let settled = world.on_chain(&channel).await.settled;
-    let more = settled.saturating_sub(sold.saturating_add(FEE));
+    let more = settled.saturating_sub(all.saturating_add(FEE));
     println!(
-        "buyer without ledger: {before} USD billed before, {sold} USD in all, {settled} USD settled with \
+        "{who} without ledger: {before} USD billed before, {all} USD in all, {settled} USD settled with \
          the fee, {more} USD of prepayment lost; the bound is {WINDOW} USD"
     );
     assert!(
-        settled >= sold.saturating_add(FEE),
+        settled >= all.saturating_add(FEE),
         "the seller gets all it earned"
     );
     assert!(more <= WINDOW);
@@ -91,33 +91,18 @@ async fn a_buyer_without_its_ledger_goes_on_with_its_channel_and_pays_nothing_tw
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_without_its_ledger_goes_on_with_its_channel_and_pays_nothing_twice() {
+    let (mut world, channel) = used(PATIENT).await;
+    lose_ledger(&world.chain, &mut world.buyer);
+    assert_goes_on(&world, channel, world.seller.node.home(), "buyer").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seller_without_its_ledger_gets_what_the_buyer_signed_and_serves_nothing_twice() {
     let (mut world, channel) = used(PATIENT).await;
-    let before = MicroUsd(books::billed(&books::rows(world.buyer.home())));
-    let home = world.seller.node.home().clone();
     world.seller.node.keep_ports();
-    world.seller.node.kill();
-    forget(&home);
-    config_at(&world.chain, &world.chain.world.anvil.url(), &home, EAGER);
-    world.seller.node.restart();
-    world.ask_until_served().await;
-    assert_eq!(world.channel().await, channel);
-    world
-        .wait_on_chain(&channel, "closed when idle", |state| state.is_closed)
-        .await;
-    let bought = MicroUsd(books::billed(&books::rows(world.buyer.home())));
-    let settled = world.on_chain(&channel).await.settled;
-    let more = settled.saturating_sub(bought.saturating_add(FEE));
-    println!(
-        "seller without ledger: {before} USD billed before, {bought} USD in all, {settled} USD settled with \
-         the fee, {more} USD of prepayment lost; the bound is {WINDOW} USD"
-    );
-    assert!(
-        settled >= bought.saturating_add(FEE),
-        "the seller gets all it earned"
-    );
-    assert!(more <= WINDOW);
-    world.verify();
+    lose_ledger(&world.chain, &mut world.seller.node);
+    assert_goes_on(&world, channel, world.buyer.home(), "seller").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,13 +21,13 @@ use crate::harness::market::Hold;
 use crate::harness::node::Home;
 
 /// A chain with hub and token, and homes that know it.
-struct World {
+pub(crate) struct World {
     chain: Chain,
     _hold: Hold,
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let hold = Hold::shared().await;
         Self {
             chain: Chain::start().await,
@@ -36,7 +36,7 @@ impl World {
     }
 
     /// What a config says of this chain. Blocks come with transactions, so each is final at once.
-    fn config(&self, more: &str) -> String {
+    pub(crate) fn config(&self, more: &str) -> String {
         let anvil = &self.chain.world.anvil;
         format!(
             "[chain]\nrpc = [\"{}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
@@ -111,10 +111,8 @@ impl World {
 }
 
 /// Writes the config where the command looks for it.
-fn configure(home: &Home, text: &str) {
-    let dir = home.path().join(".config/souk");
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("config.toml"), text).unwrap();
+pub(crate) fn configure(home: &Home, text: &str) {
+    home.configure(text);
 }
 
 fn address(home: &Home) -> EvmAddress {

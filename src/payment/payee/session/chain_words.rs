@@ -19,15 +19,11 @@ pub(super) fn take_close(
     if let Some((cumulative, signature)) = &last {
         check_voucher(pair, *cumulative, signature)?;
     }
-    let mut state = pair.state.lock();
-    let Some(one) = &mut state.on_chain else {
+    if !pair.state.lock().take_close(last) {
         return Err(PaymentError::Refused(
             "closing is for channels on a chain".into(),
         ));
-    };
-    one.ending = true;
-    one.last = last.or(one.last);
-    drop(state);
+    }
     shared.due.notify_one();
     Ok(())
 }
@@ -44,7 +40,7 @@ pub(super) async fn take_top_up(
         let one = state.on_chain.as_ref().ok_or_else(out_of_order)?;
         let channel = &one.on.channel;
         paper::check_top_up(channel, &top_up).map_err(PaymentError::Refused)?;
-        if one.ending || deposit <= one.on.view.deposit_seen {
+        if !state.wants_top_up(deposit) {
             return Ok(());
         }
         let row = ChannelRow {
@@ -65,13 +61,7 @@ pub(super) async fn take_top_up(
         (row.epoch, row.open_signature) = pair.opened_by();
         shared.ledger.commit(vec![Row::Channel(row)]).await?;
     }
-    let mut state = pair.state.lock();
-    let raised = state.machine().deposit().max(deposit);
-    state.machine.set_deposit(raised);
-    if let Some(one) = &mut state.on_chain {
-        one.top_up = Some(top_up);
-    }
-    drop(state);
+    pair.state.lock().top_up(top_up);
     shared.due.notify_one();
     Ok(())
 }

@@ -6,10 +6,19 @@ use crate::payment::channel::Payer;
 use crate::payment::onchain::OnChannel;
 use crate::payment::payer::doubt::{Doubtful, Live};
 use crate::protocol::EvmSignature;
-use crate::types::{MicroUsd, UnixMs};
+use crate::types::{ChannelId, MicroUsd, UnixMs};
 
 /// After a restart the sellers paid within this time are told what was booked.
 const RECENT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+
+/// True when the channel was opened or paid lately, so that its seller may wait for an ACCEPT of an
+/// earlier life: also for an order whose row a crash took before there was a voucher.
+#[must_use]
+pub fn is_recent(channel: &ChannelState, now_ms: UnixMs) -> bool {
+    let voucher = channel.voucher.as_ref();
+    let last_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
+    now_ms.saturating_sub(last_ms) < RECENT_MS
+}
 
 impl PayerState {
     /// Takes up what an earlier life left in the ledger. A seller that was paid lately may still
@@ -17,7 +26,7 @@ impl PayerState {
     pub fn adopt(&mut self, channel: ChannelState, on_chain: Option<OnChannel>, now_ms: UnixMs) {
         let voucher = channel.voucher.as_ref();
         self.used_ms = voucher.map_or(channel.row.at_ms, |v| v.at_ms);
-        self.unsynced = voucher.is_some_and(|v| now_ms.saturating_sub(v.at_ms) < RECENT_MS);
+        self.unsynced = is_recent(&channel, now_ms);
         let signed = voucher.map_or(MicroUsd::ZERO, |v| v.cumulative);
         let accepted = channel.accepted_sum;
         self.machine = Payer::new(self.windows, channel.limit, signed, accepted);
@@ -25,9 +34,11 @@ impl PayerState {
             self.machine = self.machine.clone().on_chain(on_chain.channel.consumed);
         }
         if on_chain.is_some() {
-            self.next_counter = channel.row.epoch.saturating_add(1);
+            let next = channel.row.epoch.saturating_add(1);
+            self.next_counter = self.next_counter.max(next);
         }
         self.on_chain = on_chain;
+        self.left = false;
         self.ending = false;
         self.last_voucher = voucher.map(|v| (v.cumulative, EvmSignature(v.signature)));
         self.booked_limit = channel.limit;
@@ -38,6 +49,21 @@ impl PayerState {
         }
     }
 
+    /// The seller showed a voucher with our own good signature; a higher one is taken up. One of an
+    /// earlier channel was paid there: counted here, it would be paid again.
+    pub fn learn_voucher(
+        &mut self,
+        channel: &ChannelId,
+        cumulative: MicroUsd,
+        signature: EvmSignature,
+        accepted: MicroUsd,
+    ) {
+        let is_ours = self.channel().as_ref() == Some(channel);
+        if is_ours && cumulative > self.machine.signed() {
+            self.machine.adopt(cumulative, accepted);
+            self.last_voucher = Some((cumulative, signature));
+        }
+    }
     /// Of a channel that pays no more: its attempts are still to be settled, its number is taken.
     pub fn adopt_rest(&mut self, channel: ChannelState, is_on_chain: bool) {
         if is_on_chain {
@@ -49,13 +75,6 @@ impl PayerState {
         for attempt in channel.unfinished {
             self.adopt_attempt(attempt, signed);
         }
-    }
-    /// The seller says that the channel is over, and the chain does not contradict: the next one.
-    pub fn leave_channel(&mut self) {
-        self.row = None;
-        self.on_chain = None;
-        self.last_voucher = None;
-        self.shown = MicroUsd::ZERO;
     }
 
     /// `signed`: the highest voucher of its channel.

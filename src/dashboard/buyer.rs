@@ -1,0 +1,290 @@
+//! The buyer's page: what was spent, on what, with whom, and where each cent is.
+
+use serde_json::Value;
+
+use super::html::{Cell, Head, Section, Tile, frame, table};
+use super::plot::{Dot, dots, stack};
+use super::tables;
+use super::values::{
+    NONE, dollars, float, grouped, list, millis, number, short, text, uptime, usd,
+};
+
+/// What the page is drawn from: the answers of `/api`, and the times that the plots show.
+pub struct BuyerView {
+    /// `/api/wallet`, perhaps some seconds old; null without a chain.
+    pub wallet: Value,
+    /// `/api/status`.
+    pub status: Value,
+    /// `/api/sellers`.
+    pub sellers: Value,
+    /// `/api/channels`.
+    pub channels: Value,
+    /// `/api/requests`, newest first.
+    pub requests: Value,
+    /// Sums by hour, day, model, seller and client.
+    pub by_hour: Value,
+    /// The same by day.
+    pub by_day: Value,
+    /// The same by model.
+    pub by_model: Value,
+    /// The same by seller.
+    pub by_seller: Value,
+    /// The same by client.
+    pub by_client: Value,
+    /// Keys of the last hours, oldest first.
+    pub hours: Vec<String>,
+    /// Keys of the last days, oldest first.
+    pub days: Vec<String>,
+}
+
+/// Draws it.
+#[must_use]
+pub fn buyer_page(view: &BuyerView) -> String {
+    let status = &view.status;
+    let of = |key: &str| text(status.get(key));
+    let state = of("state");
+    let head = Head {
+        role: "buyer",
+        peer: &of("peer"),
+        state: &state,
+        is_well: state == "ready",
+        facts: vec![
+            format!("payment: {}", of("mode")),
+            format!("{} peers", of("peers")),
+            format!("{} offers", of("offers")),
+            format!("up {}", up(status)),
+            format!("version {}", of("version")),
+        ],
+    };
+    let (live, over) = tables::split(list(&view.requests, "requests"));
+    let spend = format!(
+        "{}{}",
+        tables::over_time(
+            "Spent in the last 24 hours",
+            "Hour",
+            &view.hours,
+            &view.by_hour
+        ),
+        tables::over_time("Spent in the last 30 days", "Day", &view.days, &view.by_day),
+    );
+    let sections = [
+        Section {
+            id: "live",
+            title: "Running now",
+            body: tables::requests("Requests that run", "seller", &live, "No request runs."),
+        },
+        Section {
+            id: "spend",
+            title: "Spend",
+            body: spend,
+        },
+        Section {
+            id: "shares",
+            title: "On what",
+            body: format!(
+                "{}{}{}",
+                tables::sums("By model, 30 days", "Model", &view.by_model, false),
+                tables::sums("By seller, 30 days", "Seller", &view.by_seller, true),
+                tables::sums("By client, 30 days", "Client", &view.by_client, false),
+            ),
+        },
+        Section {
+            id: "sellers",
+            title: "Sellers",
+            body: sellers(list(&view.sellers, "sellers")),
+        },
+        Section {
+            id: "channels",
+            title: "Channels",
+            body: channels(list(&view.channels, "channels")),
+        },
+        Section {
+            id: "requests",
+            title: "Last requests",
+            body: tables::requests("Last requests", "seller", &over, "No request yet."),
+        },
+    ];
+    frame(&head, &tiles(view), &sections)
+}
+
+pub(super) fn up(status: &Value) -> String {
+    let seconds = status.get("uptime_s").and_then(Value::as_u64);
+    seconds.map_or_else(|| NONE.to_owned(), uptime)
+}
+
+/// What is on the chain; none without one.
+pub(super) fn wallet_tile(wallet: &Value) -> Option<Tile> {
+    let of = |key: &str| wallet.get(key).and_then(Value::as_u64);
+    let (outside, vault) = (of("wallet_micro_usd")?, of("vault_micro_usd")?);
+    Some(Tile {
+        label: "Wallet and vault",
+        figure: dollars(outside.saturating_add(vault)),
+        remark: format!("{} of it in the vault", dollars(vault)),
+    })
+}
+
+/// The money line.
+fn tiles(view: &BuyerView) -> Vec<Tile> {
+    let money = |key: &str| view.status.pointer(&format!("/money/{key}"));
+    let daily = view.status.pointer("/budget/daily_micro_usd");
+    let tile = |label, figure, remark: &str| Tile {
+        label,
+        figure,
+        remark: remark.to_owned(),
+    };
+    let limit = match daily.and_then(Value::as_u64) {
+        Some(daily) => format!("of {} a day", dollars(daily)),
+        None => "no daily limit".to_owned(),
+    };
+    let channels = list(&view.channels, "channels");
+    let sum = |key: &str| {
+        let all: Vec<u64> = channels
+            .iter()
+            .filter_map(|c| c.get(key)?.as_u64())
+            .collect();
+        (!all.is_empty()).then(|| dollars(all.iter().sum()))
+    };
+    let mut tiles = vec![tile(
+        "Spent today",
+        usd(money("spent_today_micro_usd")),
+        &limit,
+    )];
+    tiles.extend(wallet_tile(&view.wallet));
+    tiles.push(tile(
+        "Reserved",
+        usd(money("reserved_micro_usd")),
+        "for what runs, or prepaid",
+    ));
+    tiles.push(tile(
+        "Owed",
+        usd(money("owed_micro_usd")),
+        "received on credit, not paid",
+    ));
+    if let Some(left) = sum("credit_micro_usd") {
+        tiles.push(tile("Can be ordered", left, "from all sellers together"));
+    }
+    tiles
+}
+
+fn sellers(all: &[Value]) -> String {
+    let price = |seller: &Value| {
+        let of = |key: &str| float(seller.get(key));
+        Some((of("price_in_micro_usd")? + of("price_out_micro_usd")?) / 1e6)
+    };
+    let spots: Vec<Dot> = all
+        .iter()
+        .filter_map(|seller| {
+            Some(Dot {
+                name: short(seller.get("peer")),
+                x: price(seller)?,
+                y: float(seller.get("tokens_per_second"))?,
+                quality: float(seller.get("quality")),
+                says: format!(
+                    "{} in, {} out, {} tokens/s, quality {}",
+                    usd(seller.get("price_in_micro_usd")),
+                    usd(seller.get("price_out_micro_usd")),
+                    number(seller.get("tokens_per_second")),
+                    number(seller.get("quality")),
+                ),
+            })
+        })
+        .collect();
+    let legend = "<ul class=\"legend\"><li class=\"good\">95 % or more answered well</li>\
+                  <li class=\"fair\">80 % or more</li><li class=\"poor\">fewer</li>\
+                  <li class=\"unknown\">not tried</li></ul>";
+    let rows = all
+        .iter()
+        .map(|seller| {
+            let models = list(seller, "models");
+            let first = models.first().and_then(Value::as_str).unwrap_or(NONE);
+            let more = models.len().saturating_sub(1);
+            let named = if more > 0 {
+                format!("{first} and {more} more")
+            } else {
+                first.to_owned()
+            };
+            let state = match seller.get("reason").and_then(Value::as_str) {
+                Some(why) => format!("{}: {why}", text(seller.get("state"))),
+                None => text(seller.get("state")),
+            };
+            vec![
+                Cell::Text(short(seller.get("peer"))),
+                Cell::Text(named),
+                Cell::Figure(usd(seller.get("price_in_micro_usd"))),
+                Cell::Figure(usd(seller.get("price_out_micro_usd"))),
+                Cell::Figure(number(seller.get("quality"))),
+                Cell::Figure(millis(seller.get("ttft_ms"))),
+                Cell::Figure(number(seller.get("tokens_per_second"))),
+                Cell::Figure(usd(seller.get("credit_micro_usd"))),
+                Cell::Text(state),
+            ]
+        })
+        .collect();
+    let header = [
+        "Seller",
+        "Models",
+        "In $/M",
+        "Out $/M",
+        "Quality",
+        "First token",
+        "Tokens/s",
+        "Can be ordered",
+        "State",
+    ];
+    let listed = table("All sellers", &header, rows, "No seller is known yet.");
+    let drawn = dots("USD per million tokens in and out", "tokens/s", &spots);
+    let legend = if spots.is_empty() { "" } else { legend };
+    format!("{drawn}{legend}{listed}")
+}
+
+/// Each channel, and where its cents are.
+fn channels(all: &[Value]) -> String {
+    let rows = all
+        .iter()
+        .map(|channel| {
+            let of = |key: &str| channel.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let (deposit, signed) = (of("deposit_micro_usd"), of("signed_micro_usd"));
+            let (received, accepted) = (of("received_micro_usd"), of("accepted_micro_usd"));
+            let parts = [
+                ("accepted", accepted),
+                ("received", received.saturating_sub(accepted)),
+                ("signed", signed.saturating_sub(received)),
+                ("free", deposit.saturating_sub(signed.max(received))),
+            ];
+            vec![
+                Cell::Text(short(channel.get("peer"))),
+                Cell::Text(format!(
+                    "{}, {}",
+                    text(channel.get("mode")),
+                    text(channel.get("state"))
+                )),
+                Cell::Drawn(stack(&parts)),
+                Cell::Figure(usd(channel.get("deposit_micro_usd"))),
+                Cell::Figure(usd(channel.get("signed_micro_usd"))),
+                Cell::Figure(usd(channel.get("accepted_micro_usd"))),
+                Cell::Figure(usd(channel.get("onchain_settled_micro_usd"))),
+                Cell::Figure(usd(channel.get("owed_micro_usd"))),
+                Cell::Figure(grouped(of("live"))),
+            ]
+        })
+        .collect();
+    let header = [
+        "Seller",
+        "State",
+        "Where it is",
+        "Deposit or credit",
+        "Signed",
+        "Accepted",
+        "Settled on chain",
+        "Owed",
+        "Running",
+    ];
+    let legend = "<ul class=\"legend\"><li class=\"accepted\">accepted: paid for</li>\
+                  <li class=\"received\">received, not agreed yet</li>\
+                  <li class=\"signed\">signed ahead</li><li class=\"free\">free</li></ul>";
+    let listed = table("Accounts with sellers", &header, rows, "No account yet.");
+    if all.is_empty() {
+        return listed;
+    }
+    format!("{listed}{legend}")
+}
