@@ -23,6 +23,7 @@
 //! - [`dashboard`]: the page that a role shows in a browser, drawn from what its `/api` answers.
 //! - [`buyer`]: local HTTP in, a seller's answer out.
 //! - [`seller`]: a buyer's stream in, the upstream's answer out, and what it earns.
+//! - [`pipeline`]: one model's layers on several peers; so far the engine that computes them.
 //! - [`config`], [`data_dir`], [`failure`]: settings, files, and what a command says when it fails.
 //! - [`launch`]: what a role is started with.
 //! - [`node`]: the composition root; builds the parts, spawns their tasks, ends them in order.
@@ -104,6 +105,7 @@ pub mod http;
 pub mod dashboard;
 
 pub mod buyer;
+pub mod pipeline;
 pub mod seller;
 
 pub mod config;

@@ -36,11 +36,12 @@ const SIDEWAYS: [(&str, &str); 3] = [
 ];
 
 /// Where a crate may be named: folders and files under `src`, without `.rs`.
-const CRATE_HOMES: [(&str, &[&str]); 4] = [
+const CRATE_HOMES: [(&str, &[&str]); 5] = [
     // A peer id is libp2p's type; main installs the one TLS provider.
     ("libp2p", &["network", "types/ids"]),
     ("sqlx", &["ledger"]),
     ("alloy", &["keys", "protocol/voucher", "chain"]),
+    ("candle_core", &["pipeline/engine"]),
     (
         "axum",
         &[

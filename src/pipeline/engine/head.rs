@@ -1,0 +1,79 @@
+//! The two ends of a model: tokens to rows, and a last row to the logits of the next token.
+
+use std::path::Path;
+
+use candle_core::quantized::QMatMul;
+use candle_core::{Device, Module, Tensor};
+
+use super::block::Norm;
+use super::config::ModelConfig;
+use super::source::{Name, Source};
+use super::{EngineError, Precision};
+
+/// Embedding, last norm and output of a model.
+pub struct Head {
+    config: ModelConfig,
+    embedding: QMatMul,
+    norm: Norm,
+    /// None where the embedding serves for it.
+    logits: Option<QMatMul>,
+}
+
+impl Head {
+    /// Reads the ends of the model at `path`.
+    ///
+    /// # Errors
+    /// As [`super::Stage::load`].
+    pub fn load(path: &Path, precision: Precision) -> Result<Self, EngineError> {
+        let (mut source, config) = Source::open(path)?;
+        let shape = (config.vocabulary, config.hidden);
+        let logits = if source.has(Name::Logits) {
+            Some(source.matrix(Name::Logits, shape, precision)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            embedding: source.matrix(Name::Embedding, shape, precision)?,
+            norm: Norm::load(&mut source, Name::LastNorm, config.hidden, &config)?,
+            logits,
+            config,
+        })
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// One row of `hidden` numbers per token.
+    ///
+    /// # Errors
+    /// When a token is not in the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let is_known =
+            |token: &u32| usize::try_from(*token).is_ok_and(|token| token < self.config.vocabulary);
+        if let Some(odd) = tokens.iter().find(|token| !is_known(token)) {
+            return Err(EngineError::Shape(format!(
+                "token {odd} is not in the vocabulary"
+            )));
+        }
+        let tokens = Tensor::new(tokens, &Device::Cpu)?;
+        let rows = self.embedding.embedding(&tokens)?;
+        Ok(rows.flatten_all()?.to_vec1()?)
+    }
+
+    /// The logits of the token after the last of `rows`.
+    ///
+    /// # Errors
+    /// When there is no whole row.
+    pub fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let hidden = self.config.hidden;
+        let last = rows.len().checked_sub(hidden).and_then(|at| rows.get(at..));
+        let last = last.ok_or_else(|| EngineError::Shape("no whole row".to_owned()))?;
+        let row = Tensor::from_slice(last, (1, hidden), &Device::Cpu)?;
+        let matrix = self.logits.as_ref().unwrap_or(&self.embedding);
+        let logits = matrix.forward(&self.norm.forward(&row)?)?;
+        Ok(logits.flatten_all()?.to_vec1()?)
+    }
+}
