@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::html::{Cell, Head, Section, Tile, frame, table};
 use super::plot::{Dot, dots, stack};
+use super::sums::OverTime;
 use super::tables;
 use super::values::{
     NONE, dollars, float, grouped, list, millis, number, short, text, uptime, usd,
@@ -21,20 +22,14 @@ pub struct BuyerView {
     pub channels: Value,
     /// `/api/requests`, newest first.
     pub requests: Value,
-    /// Sums by hour, day, model, seller and client.
-    pub by_hour: Value,
-    /// The same by day.
-    pub by_day: Value,
-    /// The same by model.
+    /// Sums by hour and day.
+    pub over_time: OverTime,
+    /// Sums of the days by model.
     pub by_model: Value,
     /// The same by seller.
     pub by_seller: Value,
     /// The same by client.
     pub by_client: Value,
-    /// Keys of the last hours, oldest first.
-    pub hours: Vec<String>,
-    /// Keys of the last days, oldest first.
-    pub days: Vec<String>,
 }
 
 /// Draws it.
@@ -57,16 +52,7 @@ pub fn buyer_page(view: &BuyerView) -> String {
         ],
     };
     let (live, over) = tables::split(list(&view.requests, "requests"));
-    let spend = format!(
-        "{}{}",
-        tables::over_time(
-            "Spent in the last 24 hours",
-            "Hour",
-            &view.hours,
-            &view.by_hour
-        ),
-        tables::over_time("Spent in the last 30 days", "Day", &view.days, &view.by_day),
-    );
+    let spend = view.over_time.plots("Spent");
     let sections = [
         Section {
             id: "live",

@@ -6,12 +6,14 @@
 //! only work is to fetch the page again. The page works without it. Invariants: no asset comes from
 //! elsewhere and none is inline, which the content security policy enforces; every text passes
 //! `html::escape`, because sellers choose names of models and reasons; money is printed from
-//! integers. [`crate::buyer`] and [`crate::seller`] call it, it asks nobody.
+//! integers. [`crate::buyer`] and [`crate::seller`] call it; it asks the
+//! ledger for sums and nobody else.
 
 mod buyer;
 mod html;
 mod plot;
 mod seller;
+mod sums;
 mod tables;
 mod values;
 
@@ -24,6 +26,7 @@ use http::{HeaderName, StatusCode};
 
 pub use buyer::{BuyerView, buyer_page};
 pub use seller::{SellerView, seller_page};
+pub use sums::{OverTime, REQUESTS_SHOWN, Sums};
 
 /// Nothing inline, nothing foreign, in nobody's frame.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::buyer::{up, wallet_tile};
 use super::html::{Cell, Head, Section, Tile, frame, table};
 use super::plot::stack;
+use super::sums::OverTime;
 use super::tables;
 use super::values::{NONE, approx, dollars, grouped, list, short, text, usd};
 
@@ -19,18 +20,12 @@ pub struct SellerView {
     pub channels: Value,
     /// `/api/requests`, newest first.
     pub requests: Value,
-    /// Sums by hour.
-    pub by_hour: Value,
-    /// The same by day.
-    pub by_day: Value,
-    /// The same by model.
+    /// Sums by hour and day.
+    pub over_time: OverTime,
+    /// Sums of the days by model.
     pub by_model: Value,
     /// The same by buyer.
     pub by_buyer: Value,
-    /// Keys of the last hours, oldest first.
-    pub hours: Vec<String>,
-    /// Keys of the last days, oldest first.
-    pub days: Vec<String>,
 }
 
 /// Draws it.
@@ -53,21 +48,7 @@ pub fn seller_page(view: &SellerView) -> String {
         ],
     };
     let (live, over) = tables::split(list(&view.requests, "requests"));
-    let earned = format!(
-        "{}{}",
-        tables::over_time(
-            "Earned in the last 24 hours",
-            "Hour",
-            &view.hours,
-            &view.by_hour
-        ),
-        tables::over_time(
-            "Earned in the last 30 days",
-            "Day",
-            &view.days,
-            &view.by_day
-        ),
-    );
+    let earned = view.over_time.plots("Earned");
     let sections = [
         Section {
             id: "live",

@@ -8,46 +8,28 @@ use axum::response::Response as RouterResponse;
 use serde_json::{Value, json};
 
 use super::{ControlError, ControlParts, Parts, channels, ledger_failed, sold, status};
-use crate::dashboard::{self, SellerView, seller_page};
+use crate::dashboard::{self, REQUESTS_SHOWN, SellerView, Sums, seller_page};
 use crate::http::control::wallet::Look;
-use crate::ledger::report::{self, Filter, GroupBy, SummaryRow};
+use crate::ledger::report::{GroupBy, SummaryRow};
 use crate::types::Usage;
-
-/// Requests on the page; those that run are among the newest.
-const REQUESTS: u32 = 60;
-/// Hours and days that the plots show.
-const HOURS: u32 = 24;
-const DAYS: u32 = 30;
 
 /// The page.
 pub(super) async fn index(
     State(parts): Parts,
     look: Arc<Look>,
 ) -> Result<RouterResponse, ControlError> {
-    let zone = jiff::tz::TimeZone::system();
     let now_ms = parts.clock.now_ms();
-    let (hours_since, hours) = report::last(GroupBy::Hour, HOURS, now_ms, &zone);
-    let (days_since, days) = report::last(GroupBy::Day, DAYS, now_ms, &zone);
-    let sum = async |by, since_ms| -> Result<Value, ControlError> {
-        let filter = Filter {
-            since_ms: Some(since_ms),
-            ..sold()
-        };
-        let summary = report::summary(parts.ledger.reader(), by, &filter, &zone).await;
-        Ok(json!(summary.map_err(ledger_failed)?))
-    };
-    let recent = parts.recent(REQUESTS).await?;
+    let sums = Sums::new(parts.ledger.reader(), sold(), now_ms);
+    let of = async |by| sums.by(by).await.map_err(ledger_failed);
+    let recent = parts.recent(REQUESTS_SHOWN).await?;
     let view = SellerView {
         wallet: look.balance(parts.wallet.as_ref(), now_ms).await,
         status: status(State(parts.clone())).await?.0,
         channels: channels(State(parts.clone())).await?.0,
         requests: json!({ "requests": recent }),
-        by_hour: sum(GroupBy::Hour, hours_since).await?,
-        by_day: sum(GroupBy::Day, days_since).await?,
-        by_model: sum(GroupBy::Model, days_since).await?,
-        by_buyer: sum(GroupBy::Buyer, days_since).await?,
-        hours,
-        days,
+        over_time: sums.over_time().await.map_err(ledger_failed)?,
+        by_model: of(GroupBy::Model).await?,
+        by_buyer: of(GroupBy::Buyer).await?,
     };
     Ok(dashboard::page(seller_page(&view)))
 }
