@@ -201,10 +201,15 @@ mod tests {
 
     #[test]
     fn a_key_file_is_handed_over_by_systemd_and_never_copied_into_the_unit() {
-        let flags = ["--upstream", "openrouter", "--api-key-file", "/root/key"];
+        let flags = [
+            "--upstream",
+            "openrouter",
+            "--api-key-file",
+            "/etc/souk/key",
+        ];
         let text = unit(Scope::System, &flags);
         assert!(
-            text.contains("LoadCredential=upstream-key:/root/key\n"),
+            text.contains("LoadCredential=upstream-key:/etc/souk/key\n"),
             "{text}"
         );
         assert!(text.contains("--api-key-file %d/upstream-key\n"), "{text}");

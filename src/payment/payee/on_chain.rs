@@ -283,40 +283,13 @@ impl PayeeState {
 mod tests {
     use super::*;
     use crate::payment::WindowSettings;
-    use crate::protocol::ChannelDescriptor;
-    use crate::protocol::voucher::{HubDomain, Opening};
-    use crate::types::{AttemptId, EvmAddress, Hash32};
+    use crate::types::AttemptId;
     use proptest::prelude::*;
 
     const SIGNATURE: EvmSignature = EvmSignature([0; 65]);
 
     fn state(deposit: u64) -> PayeeState {
-        let address = |n| EvmAddress([n; 20]);
-        let channel = HubChannel {
-            domain: HubDomain {
-                chain_id: 1,
-                hub: address(9),
-            },
-            descriptor: ChannelDescriptor {
-                buyer: address(1),
-                seller: address(2),
-                operator: address(2),
-                token: address(3),
-                voucher_signer: address(4),
-                challenge_period_s: 86_400,
-                salt: Hash32([5; 32]),
-            },
-            opening: Opening {
-                device: 0,
-                deposit: MicroUsd(deposit),
-                open_fee: MicroUsd(10),
-                expiry_s: u64::MAX,
-                valid_before_s: u64::MAX,
-                signature: SIGNATURE,
-                authorization: None,
-            },
-            consumed: MicroUsd(10),
-        };
+        let channel = HubChannel::example(MicroUsd(deposit), MicroUsd(10));
         let on = OnChannel::new(channel);
         let rules = Rules {
             unconfirmed_max: MicroUsd(deposit),

@@ -143,6 +143,39 @@ impl ChannelDescriptor {
 }
 
 #[cfg(test)]
+impl HubChannel {
+    /// One of fixed parties for tests, whose opening holds for ever and has cost its fee.
+    pub(crate) fn example(deposit: MicroUsd, open_fee: MicroUsd) -> Self {
+        let address = |n| EvmAddress([n; 20]);
+        Self {
+            domain: HubDomain {
+                chain_id: 1,
+                hub: address(9),
+            },
+            descriptor: ChannelDescriptor {
+                buyer: address(1),
+                seller: address(2),
+                operator: address(2),
+                token: address(3),
+                voucher_signer: address(4),
+                challenge_period_s: 86_400,
+                salt: Hash32([5; 32]),
+            },
+            opening: Opening {
+                device: 0,
+                deposit,
+                open_fee,
+                expiry_s: u64::MAX,
+                valid_before_s: u64::MAX,
+                signature: EvmSignature([0; 65]),
+                authorization: None,
+            },
+            consumed: open_fee,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -53,12 +53,7 @@ async fn assert_settled_once(world: &World, what: &str) {
 async fn open_channels_keep_serving_while_the_rpc_node_is_down_and_settle_once_afterwards() {
     let world = World::start_behind(MicroUsd::from_usd(5), EAGER).await;
     ask_all(&world, 1).await;
-    world.chain.let_blocks_come();
-    let channel = world.channel().await;
-    world
-        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
-        .await;
-    world.wait_confirmed().await;
+    let channel = world.opened().await;
     world.rpc().set(Mode::Down);
     ask_all(&world, 12).await;
     let open = world.on_chain(&channel).await;

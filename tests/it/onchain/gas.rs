@@ -18,12 +18,7 @@ const FEE: MicroUsd = MicroUsd(10_000);
 async fn stuck() -> (World, ChannelId, MicroUsd) {
     let world = World::start(MicroUsd::from_usd(5), EAGER).await;
     world.ask_until_served().await;
-    world.chain.let_blocks_come();
-    let channel = world.channel().await;
-    world
-        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
-        .await;
-    world.wait_confirmed().await;
+    let channel = world.opened().await;
     let seller = &world.seller.node.home().evm_address;
     let anvil = &world.chain.world.anvil;
     anvil.rpc("anvil_setBalance", json!([seller, "0x0"]));

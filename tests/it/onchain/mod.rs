@@ -176,6 +176,16 @@ impl World {
         }
     }
 
+    /// Lets blocks come, until the channel is open for good on the chain and for the buyer's node.
+    async fn opened(&self) -> ChannelId {
+        self.chain.let_blocks_come();
+        let channel = self.channel().await;
+        self.wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
+            .await;
+        self.wait_confirmed().await;
+        channel
+    }
+
     /// Waits until the buyer's node knows that the deposit is final.
     async fn wait_confirmed(&self) {
         let end = Instant::now() + CHAIN_DEADLINE;

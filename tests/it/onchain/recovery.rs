@@ -29,12 +29,7 @@ fn forget(home: &Home) {
 async fn used(more: &str) -> (World, ChannelId) {
     let world = World::start(MicroUsd::from_usd(5), more).await;
     world.ask_until_served().await;
-    world.chain.let_blocks_come();
-    let channel = world.channel().await;
-    world
-        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
-        .await;
-    world.wait_confirmed().await;
+    let channel = world.opened().await;
     for n in 0..6 {
         let answer = world.ask(&format!("The {n}th."), n % 2 == 0).await;
         assert_eq!(answer.status, 200, "{}", answer.text());

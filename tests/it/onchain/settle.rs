@@ -20,12 +20,7 @@ const ELSEWHERE: &str = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
 async fn closed_in_doubt(tokens: MicroUsd) -> (World, ChannelId) {
     let mut world = World::start(tokens, EAGER).await;
     world.ask_until_served().await;
-    world.chain.let_blocks_come();
-    let channel = world.channel().await;
-    world
-        .wait_on_chain(&channel, "opened", |state| state.expiry_s > 0)
-        .await;
-    world.wait_confirmed().await;
+    let channel = world.opened().await;
     world.buyer.restart_to_die_at("buyer_resp_head");
     wait_for_sellers(&world.buyer, 1).await;
     // It dies with the first bytes of an answer.

@@ -72,39 +72,16 @@ mod tests {
     use crate::ledger::{ChannelRow, FinalRow, Outcome, Role};
     use crate::payment::WindowSettings;
     use crate::payment::onchain::MODE_ON_CHAIN;
-    use crate::protocol::voucher::{HubChannel, HubDomain, Opening};
-    use crate::protocol::{ChannelDescriptor, EvmSignature};
-    use crate::types::{AttemptId, EvmAddress, Hash32, PeerId};
+    use crate::protocol::EvmSignature;
+    use crate::protocol::voucher::HubChannel;
+    use crate::types::{AttemptId, Hash32, PeerId};
 
     const NOW: UnixMs = 1_000_000;
 
     fn channel(valid_before_s: u64) -> HubChannel {
-        let address = |n| EvmAddress([n; 20]);
-        HubChannel {
-            domain: HubDomain {
-                chain_id: 1,
-                hub: address(9),
-            },
-            descriptor: ChannelDescriptor {
-                buyer: address(1),
-                seller: address(2),
-                operator: address(2),
-                token: address(3),
-                voucher_signer: address(4),
-                challenge_period_s: 86_400,
-                salt: Hash32([5; 32]),
-            },
-            opening: Opening {
-                device: 0,
-                deposit: MicroUsd(500_000),
-                open_fee: MicroUsd(10_000),
-                expiry_s: u64::MAX,
-                valid_before_s,
-                signature: EvmSignature([0; 65]),
-                authorization: None,
-            },
-            consumed: MicroUsd(10_000),
-        }
+        let mut channel = HubChannel::example(MicroUsd(500_000), MicroUsd(10_000));
+        channel.opening.valid_before_s = valid_before_s;
+        channel
     }
 
     fn paying() -> PayerState {
