@@ -326,10 +326,16 @@ impl Book {
     /// Holds `amount` in all from now on, if that is more than before.
     ///
     /// # Errors
-    /// When a limit does not allow it: nothing has changed, and this is the limit.
+    /// When a limit does not allow it: nothing has changed, and this is the limit. For a hold that
+    /// has ended nothing is left: its cost is booked, and no more may be promised for it.
     pub fn raise(&mut self, id: HoldId, amount: MicroUsd) -> Result<(), Tight> {
         let Some(hold) = self.holds.get(&id) else {
-            return Ok(());
+            return Err(Tight {
+                scope: Scope::ALL,
+                period: Period::Day,
+                ends_ms: self.day_ends_ms,
+                left: MicroUsd::ZERO,
+            });
         };
         let more = amount.saturating_sub(hold.amount);
         let purpose = hold.purpose.clone();

@@ -57,6 +57,12 @@ fn a_hold_takes_what_is_left_and_no_less_than_it_needs() {
     );
     book.release(first);
     assert!(hold(&mut book, 70, 70).is_ok());
+    let ended = book.raise(first, MicroUsd(71)).unwrap_err();
+    assert_eq!(
+        ended.left,
+        MicroUsd::ZERO,
+        "nothing is promised after the end"
+    );
 }
 
 #[test]
