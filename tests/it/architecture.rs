@@ -54,12 +54,13 @@ const CRATE_HOMES: [(&str, &[&str]); 5] = [
 ];
 
 /// Modules that only turn bytes into values: no socket is named there.
-const SOCKETLESS: [&str; 6] = [
+const SOCKETLESS: [&str; 7] = [
     "types",
     "protocol",
     "llm_api",
     "keys",
     "payment/channel",
+    "pipeline/session",
     "router",
 ];
 
