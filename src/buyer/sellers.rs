@@ -45,7 +45,8 @@ struct Record {
 /// All sellers, those with offers first, cheapest first.
 pub(super) fn list(sources: &Sources<'_>) -> Vec<Value> {
     let mut sellers: BTreeMap<PeerId, Seller> = BTreeMap::new();
-    for offer in sources.book.live() {
+    let offers = sources.book.live().into_iter();
+    for offer in offers.filter(|signed| signed.offer.stage.is_none()) {
         let seller = sellers.entry(offer.offer.seller).or_default();
         seller.offers.push(offer);
     }

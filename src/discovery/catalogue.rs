@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rand::seq::IteratorRandom;
 
-use crate::protocol::offer::{Capabilities, SignedOffer};
+use crate::protocol::offer::{Capabilities, SignedOffer, is_stage_model};
 use crate::types::{Hash32, ModelId, PeerId, PriceTable, UnixMs};
 
 /// Offers in memory: about 1 KiB each.
@@ -162,10 +162,21 @@ impl Catalogue {
         let mut list: Vec<ModelSummary> = self
             .shelves
             .keys()
+            .filter(|model| !is_stage_model(model))
             .filter_map(|model| summary(model, &self.offers(model, now), &usable))
             .collect();
         list.sort_by(|a, b| a.model.cmp(&b.model));
         list
+    }
+    /// The names under which stages of pipelines are offered now.
+    pub(super) fn stage_models(&self, now: UnixMs) -> Vec<ModelId> {
+        let names = self.shelves.keys().filter(|model| is_stage_model(model));
+        let mut names: Vec<ModelId> = names
+            .filter(|model| !self.offers(model, now).is_empty())
+            .cloned()
+            .collect();
+        names.sort();
+        names
     }
     /// Every live offer.
     pub(super) fn live(&self, now: UnixMs) -> Vec<Arc<SignedOffer>> {
@@ -210,7 +221,7 @@ fn summary(
 mod tests {
     use super::*;
     use crate::protocol::offer::LIFETIME_MS_MAX;
-    use crate::protocol::offer::tests::{NOW, offer, signed};
+    use crate::protocol::offer::tests::{NOW, offer, signed, stage};
 
     #[test]
     fn a_list_holds_live_offers_only_and_the_newest_of_each_seller() {
@@ -249,6 +260,18 @@ mod tests {
             book.offers(&ModelId::new("m"), NOW).len(),
             OFFERS_PER_MODEL_MAX
         );
+    }
+
+    #[test]
+    fn a_stage_is_no_model_that_the_list_shows() {
+        let mut book = Catalogue::default();
+        book.insert(signed(1, offer(1, "m", NOW)), NOW);
+        let stage = book.insert(signed(2, stage(2, 7, 0..40)), NOW).unwrap();
+        let shown = book.models(NOW, |_| true);
+        assert_eq!((shown.len(), shown[0].model.as_str()), (1, "m"));
+        assert_eq!(book.stage_models(NOW), [stage.offer.model.clone()]);
+        assert_eq!(book.offers(&stage.offer.model, NOW).len(), 1);
+        assert!(book.stage_models(NOW + 2 * LIFETIME_MS_MAX).is_empty());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::catalogue::{Catalogue, ModelSummary, OfferList};
 use super::peer_book::PeerBook;
 use super::refresh::OfferBookRunner;
 use crate::network::Handle;
-use crate::protocol::offer::{OfferError, SignedOffer};
+use crate::protocol::offer::{OfferError, SignedOffer, is_stage_model, stage_model};
 use crate::types::{Clock, Hash32, ModelId, PeerId, UnixMs};
 
 /// Background work waiting.
@@ -168,9 +168,36 @@ impl OfferBook {
         let runner = OfferBookRunner::new(inner.clone(), wanted);
         (Self { inner }, runner)
     }
-    /// The live offers of a model. Never waits.
+    /// The live offers of a model; none of one that only stages have. Never waits.
     #[must_use]
     pub fn offers(&self, model: &ModelId) -> OfferList {
+        if is_stage_model(model) {
+            return Arc::from([]);
+        }
+        self.shelf(model)
+    }
+    /// The live offers of stages of the model with this manifest. Never waits.
+    #[must_use]
+    pub fn stages(&self, manifest: &Hash32) -> OfferList {
+        let model = stage_model(manifest);
+        let all = self.shelf(&model);
+        let is_of = |s: &Arc<SignedOffer>| s.offer.stage.is_some_and(|t| t.manifest == *manifest);
+        if all.iter().all(is_of) {
+            return all;
+        }
+        all.iter().filter(|signed| is_of(signed)).cloned().collect()
+    }
+    /// Notes interest in the stages of the model with this manifest. Never waits.
+    pub fn want_stages(&self, manifest: &Hash32) {
+        self.want(&stage_model(manifest));
+    }
+    /// The names under which stages are offered now.
+    #[must_use]
+    pub fn stage_models(&self) -> Vec<ModelId> {
+        let now = self.inner.clock.now_ms();
+        self.inner.catalogue.read().stage_models(now)
+    }
+    fn shelf(&self, model: &ModelId) -> OfferList {
         let now = self.inner.clock.now_ms();
         self.inner.catalogue.read().offers(model, now)
     }
@@ -192,7 +219,7 @@ impl OfferBook {
     /// Notes interest in a model; a background look-up follows when its offers are few or old. Never waits.
     pub fn want(&self, model: &ModelId) {
         let now = self.inner.clock.now_ms();
-        let few = self.offers(model).len() < FEW_OFFERS;
+        let few = self.shelf(model).len() < FEW_OFFERS;
         let mut interest = self.inner.interest.lock();
         let entry = interest.get_or_insert_mut(model.clone(), Interest::default);
         entry.wanted = now;

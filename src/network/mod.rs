@@ -95,6 +95,8 @@ pub struct Incoming {
     pub session: mpsc::Receiver<(PeerId, Stream)>,
     /// One per transaction that this node is asked to send.
     pub relay: mpsc::Receiver<(PeerId, Stream)>,
+    /// One per pipeline session and stage before this one.
+    pub rows: mpsc::Receiver<(PeerId, Stream)>,
 }
 
 /// Why the network did not start or stopped.

@@ -35,9 +35,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
-use super::limits::{
-    ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX,
-};
+use super::Incoming;
+use super::limits::{ACCEPT_QUEUE_MAX, OPEN_TIMEOUT};
+use super::limits::{STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX};
 
 /// Streams that ask for a transaction and wait to be taken; each costs a look at the chain.
 const RELAY_QUEUE_MAX: usize = 16;
@@ -53,16 +53,19 @@ pub enum Protocol {
     Session,
     /// One signed bundle of calls that the other side is asked to send to the chain.
     Relay,
+    /// Rows of one pipeline session, from one stage to the next.
+    Rows,
 }
 
 impl Protocol {
-    const ALL: [Self; 3] = [Self::Infer, Self::Session, Self::Relay];
+    const ALL: [Self; 4] = [Self::Infer, Self::Session, Self::Relay, Self::Rows];
 
     const fn name(self) -> StreamProtocol {
         match self {
             Self::Infer => StreamProtocol::new("/souk/infer/1"),
             Self::Session => StreamProtocol::new("/souk/session/1"),
             Self::Relay => StreamProtocol::new("/souk/relay-tx/1"),
+            Self::Rows => StreamProtocol::new("/souk/rows/1"),
         }
     }
 }
@@ -239,18 +242,12 @@ impl Control {
     }
 }
 
-/// The accepted streams of all protocols.
-pub(super) struct Accepted {
-    pub(super) infer: mpsc::Receiver<(PeerId, Stream)>,
-    pub(super) session: mpsc::Receiver<(PeerId, Stream)>,
-    pub(super) relay: mpsc::Receiver<(PeerId, Stream)>,
-}
-
 #[derive(Clone)]
 struct Acceptors {
     infer: mpsc::Sender<(PeerId, Stream)>,
     session: mpsc::Sender<(PeerId, Stream)>,
     relay: mpsc::Sender<(PeerId, Stream)>,
+    rows: mpsc::Sender<(PeerId, Stream)>,
     node: Arc<Semaphore>,
 }
 
@@ -263,10 +260,11 @@ pub(super) struct Behaviour {
 
 impl Behaviour {
     /// The behaviour, its opener and its queues of accepted streams.
-    pub(super) fn new() -> (Self, Control, Accepted) {
+    pub(super) fn new() -> (Self, Control, Incoming) {
         let (infer, infer_rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
         let (session, session_rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
         let (relay, relay_rx) = mpsc::channel(RELAY_QUEUE_MAX);
+        let (rows, rows_rx) = mpsc::channel(ACCEPT_QUEUE_MAX);
         let index = Arc::new(Index::default());
         let behaviour = Self {
             index: index.clone(),
@@ -275,15 +273,17 @@ impl Behaviour {
                 infer,
                 session,
                 relay,
+                rows,
                 node: Arc::new(Semaphore::new(STREAMS_MAX)),
             },
         };
-        let accepted = Accepted {
+        let incoming = Incoming {
             infer: infer_rx,
             session: session_rx,
             relay: relay_rx,
+            rows: rows_rx,
         };
-        (behaviour, Control { index }, accepted)
+        (behaviour, Control { index }, incoming)
     }
     /// The connection counts as usable only once the swarm has reported it (another behaviour may still refuse it),
     /// but its handler must exist before; so the index entry is made here and removed on failure.
@@ -373,7 +373,7 @@ pub(super) struct AnyOfThem;
 
 impl UpgradeInfo for AnyOfThem {
     type Info = StreamProtocol;
-    type InfoIter = std::array::IntoIter<StreamProtocol, 3>;
+    type InfoIter = std::array::IntoIter<StreamProtocol, 4>;
     fn protocol_info(&self) -> Self::InfoIter {
         Protocol::ALL.map(Protocol::name).into_iter()
     }
@@ -412,6 +412,7 @@ impl Handler {
             Protocol::Infer => &self.acceptors.infer,
             Protocol::Session => &self.acceptors.session,
             Protocol::Relay => &self.acceptors.relay,
+            Protocol::Rows => &self.acceptors.rows,
         };
         let taken = permits.is_ok_and(|(connection, node)| {
             let stream = Stream {

@@ -107,7 +107,7 @@ pub(super) fn start(
     let bootstrap = parse_all(&settings.bootstrap)?;
     let external = parse_all(&settings.external)?;
     let policy = Policy::new(&listen, &external, &bootstrap);
-    let (streams, control, accepted) = request_stream::Behaviour::new();
+    let (streams, control, incoming) = request_stream::Behaviour::new();
     let use_mdns = settings.mdns && bootstrap.is_empty() && listen.iter().any(|a| !is_loopback(a));
     let behaviour = Behaviour::new(&keypair, settings, streams, clock.clone(), use_mdns)?;
     let transport = transport::build(&keypair, &policy, settings.dial_timeout)?;
@@ -165,11 +165,6 @@ pub(super) fn start(
         catalogue: super::events::CatalogueCache::default(),
         known,
         ticks: 0,
-    };
-    let incoming = Incoming {
-        infer: accepted.infer,
-        session: accepted.session,
-        relay: accepted.relay,
     };
     Ok((handle, incoming, runner))
 }

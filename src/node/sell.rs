@@ -249,7 +249,8 @@ async fn open_seller(
     let parts = Parts {
         gate,
         payee,
-        upstream,
+        upstream: Some(upstream),
+        stages: None,
         ledger: base.ledger.clone(),
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),
@@ -291,6 +292,8 @@ fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
         infer,
         mut session,
         relay,
+        // Nobody pushes rows to a node without stages; streams that come all the same are reset.
+        rows: _,
     } = incoming;
     super::chain::relay(base, relay);
     let seller = seller.clone();

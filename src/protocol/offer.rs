@@ -32,6 +32,7 @@ macro_rules! bits {
 mod capabilities;
 mod keys;
 mod set;
+mod stage;
 mod wire;
 
 use bytes::Bytes;
@@ -47,10 +48,11 @@ pub use keys::{
     model_keys,
 };
 pub use set::{OfferSet, SET_BYTES_MAX, SetHeader, decode_set, encode_set};
+pub use stage::{LAYERS_MAX, STAGE_PATH, StageTerms, Wires, is_stage_model, stage_model};
 pub use wire::public_key_of;
 
-/// The version this node writes and reads.
-pub const OFFER_VERSION: u8 = 1;
+/// The version this node writes and reads: the first byte of an offer.
+pub const OFFER_VERSION: u8 = 2;
 /// Longest offer with its signature, in bytes (table LIMITS).
 pub const OFFER_BYTES_MAX: usize = 512;
 /// Length of the signature at the end of an offer.
@@ -127,6 +129,8 @@ pub struct Offer {
     pub addrs: Vec<Vec<u8>>,
     /// sha256 of the seller's signed terms.
     pub terms_hash: Hash32,
+    /// Set when layers of a pipeline are offered instead of a model's answers.
+    pub stage: Option<StageTerms>,
 }
 
 impl Offer {
@@ -151,6 +155,7 @@ impl Offer {
             modes: Modes::CREDIT,
             addrs: Vec::new(),
             terms_hash: Hash32::default(),
+            stage: None,
         }
     }
     /// The same offer withdrawn at `now_ms`.
@@ -185,9 +190,6 @@ impl Offer {
     }
     /// Everything a reader checks before the signature.
     fn check(&self, network: &str, now_ms: UnixMs) -> Result<(), OfferError> {
-        if self.version != OFFER_VERSION {
-            return Err(OfferError::Version(self.version));
-        }
         if self.network != network || self.network.len() > NETWORK_BYTES_MAX {
             return Err(OfferError::OtherNetwork);
         }
@@ -220,7 +222,23 @@ impl Offer {
         {
             return Err(OfferError::Price);
         }
-        Ok(())
+        self.check_stage()
+    }
+    /// A stage's offer looks like nothing else, and nothing else like it.
+    fn check_stage(&self) -> Result<(), OfferError> {
+        let Some(stage) = &self.stage else {
+            return if is_stage_model(&self.model) || self.caps.contains(Capabilities::PIPELINE) {
+                Err(OfferError::Stage)
+            } else {
+                Ok(())
+            };
+        };
+        let is_named = self.model == stage_model(&stage.manifest);
+        if is_named && self.caps == Capabilities::PIPELINE && stage.is_possible() {
+            Ok(())
+        } else {
+            Err(OfferError::Stage)
+        }
     }
 }
 
@@ -254,6 +272,9 @@ pub enum OfferError {
     /// A price nobody asks.
     #[error("the price of the offer is beyond 10 000 USD per million tokens")]
     Price,
+    /// Layers that no model has, or a stage under the name of something else.
+    #[error("the offer of a pipeline's stage contradicts itself")]
+    Stage,
     /// The signature is wrong.
     #[error("the signature of the offer is wrong")]
     Signature,
@@ -319,6 +340,10 @@ impl SignedOffer {
             .checked_sub(SIGNATURE_BYTES)
             .ok_or(OfferError::Malformed)?;
         let (body, signature) = bytes.split_at_checked(split).ok_or(OfferError::Malformed)?;
+        // Before the rest is read: another version may have other fields.
+        if let Some(version) = body.first().filter(|version| **version != OFFER_VERSION) {
+            return Err(OfferError::Version(*version));
+        }
         let (offer, rest): (Offer, &[u8]) =
             postcard::take_from_bytes(body).map_err(|_| OfferError::Malformed)?;
         if !rest.is_empty() {

@@ -73,7 +73,10 @@ pub(super) async fn close(
     finish: Finish,
 ) -> bool {
     let own = count(shared, &job, &delivered, finish).await;
-    let (usage, from_upstream) = usage_of(&delivered, finish, own);
+    let (usage, from_upstream) = match job.endpoint {
+        Some(_) => usage_of(&delivered, finish, own),
+        None => (delivered.reported.unwrap_or_default(), false),
+    };
     let cost = cost_of(&job, &delivered, &usage, finish);
     let receipt = sign(
         shared,
@@ -141,6 +144,14 @@ async fn count(shared: &Shared, job: &Job, delivered: &Delivered, finish: Finish
         .reported
         .is_some_and(|usage| usage.input_total() > 0);
     let owes_input = finish.ending != Ending::SellerFailed;
+    let Some(endpoint) = job.endpoint else {
+        // Block-tokens were counted where they were computed.
+        let (input, output) = delivered.reported.map_or((0, 0), |u| (u.input, u.output));
+        return OwnCount {
+            input: Some(input),
+            output,
+        };
+    };
     if reported || !owes_input || delivered.status >= 400 {
         return OwnCount {
             input: None,
@@ -148,7 +159,7 @@ async fn count(shared: &Shared, job: &Job, delivered: &Delivered, finish: Finish
         };
     }
     let (counter, model) = (shared.counter.clone(), job.order.sold.offer.model.clone());
-    let (body, dialect) = (job.body.clone(), job.dialect);
+    let (body, dialect) = (job.body.clone(), endpoint.dialect());
     let work = move || {
         RequestView::parse(&body, dialect).map_or(0, |view| {
             counter.count_request(model.as_str(), &body, &view).tokens
@@ -189,7 +200,8 @@ fn usage_of(delivered: &Delivered, finish: Finish, own: OwnCount) -> (Usage, boo
 }
 
 fn cost_of(job: &Job, delivered: &Delivered, usage: &Usage, finish: Finish) -> MicroUsd {
-    let owes_nothing = usage.output == 0 && !job.endpoint.owes_without_output();
+    let is_text = job.endpoint.is_some_and(|e| !e.owes_without_output());
+    let owes_nothing = usage.output == 0 && is_text;
     let empty = owes_nothing && finish.ending != Ending::BuyerStopped;
     if !delivered.committed || delivered.status >= 400 || empty {
         return MicroUsd::ZERO;

@@ -61,6 +61,7 @@ fn model(id: &str) -> ModelForSale {
         context: 0,
         max_output: 0,
         can: crate::protocol::offer::Capabilities::TOOLS,
+        stage: None,
     }
 }
 

@@ -3,14 +3,14 @@
 //! A changed price makes a new offer; the old one is honoured until its `not_after`. A withdrawn
 //! model stays known until then, so that its buyers get `offer_withdrawn` and try elsewhere.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use parking_lot::RwLock;
 use std::sync::Arc;
 
 use crate::keys::Identity;
 use crate::llm_api::{Dialect, Endpoint};
-use crate::protocol::offer::{Capabilities, Modes, Offer, SignedOffer};
+use crate::protocol::offer::{Capabilities, Modes, Offer, SignedOffer, StageTerms, stage_model};
 use crate::types::{Hash32, ModelId, PriceTable, UnixMs};
 
 /// An offer binds this long, ms (the network refuses more than an hour ahead).
@@ -37,6 +37,34 @@ pub struct ModelForSale {
     pub max_output: u32,
     /// What it can do, paths aside.
     pub can: Capabilities,
+    /// Set when layers of a pipeline are for sale instead of the model's answers.
+    pub stage: Option<StageTerms>,
+}
+
+impl ModelForSale {
+    /// Layers of a pipeline for sale: no path of an upstream, no answers.
+    #[must_use]
+    pub fn stage(terms: StageTerms, price: PriceTable) -> Self {
+        let id = stage_model(&terms.manifest);
+        Self {
+            upstream_id: id.as_str().to_owned(),
+            id,
+            price,
+            list: None,
+            context: 0,
+            max_output: 0,
+            can: Capabilities::PIPELINE,
+            stage: Some(terms),
+        }
+    }
+    /// True when `offer` promises what is still for sale: its paths, its layers.
+    fn still_serves(&self, offer: &Offer, frame: &OfferFrame) -> bool {
+        offer.caps.contains(paths(frame, self.can)) && self.has_layers_of(offer)
+    }
+    fn has_layers_of(&self, offer: &Offer) -> bool {
+        let layers = |terms: Option<StageTerms>| terms.map(|t| (t.manifest, t.range()));
+        layers(offer.stage) == layers(self.stage)
+    }
 }
 
 /// What does not differ between this seller's offers.
@@ -109,8 +137,7 @@ impl Catalogue {
                 continue;
             }
             let model = models.iter().find(|m| m.id == offer.model);
-            let served = model.map(|m| paths(frame, m.can));
-            let withdrawn = !served.is_some_and(|paths| offer.caps.contains(paths));
+            let withdrawn = !model.is_some_and(|m| m.still_serves(&offer, frame));
             let upstream_id = model.map_or_else(String::new, |m| m.upstream_id.clone());
             by_hash.entry(signed.hash).or_insert_with(|| {
                 Arc::new(Sold {
@@ -129,11 +156,14 @@ impl Catalogue {
         frame: &OfferFrame,
         now_ms: UnixMs,
     ) -> Vec<SignedOffer> {
-        let ids: HashSet<&ModelId> = models.iter().map(|m| &m.id).collect();
+        let by_id: HashMap<&ModelId, &ModelForSale> = models.iter().map(|m| (&m.id, m)).collect();
         let mut by_hash = self.by_hash.write();
         by_hash.retain(|_, sold| sold.offer.not_after >= now_ms);
         for sold in by_hash.values_mut() {
-            if !ids.contains(&sold.offer.model) && !sold.withdrawn {
+            let model = by_id.get(&sold.offer.model);
+            // Another path than before is honoured by the same upstream; other layers are gone.
+            let is_sold = model.is_some_and(|m| m.has_layers_of(&sold.offer));
+            if !is_sold && !sold.withdrawn {
                 *sold = Arc::new(Sold {
                     withdrawn: true,
                     ..(**sold).clone()
@@ -223,15 +253,18 @@ impl Catalogue {
             },
             addrs: frame.addrs.clone(),
             terms_hash: frame.terms_hash,
+            stage: model.stage,
             ..Offer::new(&frame.network, seller, model.id.clone(), now_ms)
         }
     }
 }
 
-/// The paths of a model; one that makes vectors has no other.
+/// The paths of a model; one that makes vectors has no other, nor has a stage.
 fn paths(frame: &OfferFrame, can: Capabilities) -> Capabilities {
     let own = dialect_bit(frame.dialect);
-    if can.contains(Capabilities::EMBEDDINGS) {
+    if can.contains(Capabilities::PIPELINE) {
+        Capabilities::PIPELINE
+    } else if can.contains(Capabilities::EMBEDDINGS) {
         Capabilities::EMBEDDINGS
     } else if frame.completions && can.contains(Capabilities::COMPLETIONS) {
         own.union(Capabilities::COMPLETIONS)
@@ -271,6 +304,7 @@ mod tests {
             context: 0,
             max_output: 0,
             can: Capabilities::TOOLS,
+            stage: None,
         }
     }
 

@@ -12,12 +12,14 @@ use tokio::time::Instant;
 
 use super::admission::Order;
 use super::limits::Refused;
+use super::stage::{STAGE_OPEN_BYTES_MAX, StageOrder};
 use super::wire::{InferWire, NoOrder};
-use super::{Job, Room, Seller, catalogue};
+use super::{Job, Room, Seller, Work, catalogue};
 use crate::ledger::{LedgerError, Row};
 use crate::llm_api::{self, Dialect, Endpoint, RequestView};
 use crate::payment::payee::AdmitError;
 use crate::protocol::PeerErrorCode;
+use crate::protocol::offer::STAGE_PATH;
 use crate::types::{MicroUsd, PeerId};
 
 /// When a seller that is full may be asked again, ms.
@@ -33,7 +35,7 @@ impl Seller {
         wire: &mut InferWire,
         buyer: PeerId,
         payload: Bytes,
-    ) -> Result<Job, NoOrder> {
+    ) -> Result<(Job, Work), NoOrder> {
         let shared = &*self.shared;
         if shared.is_draining() {
             return Err(NoOrder::Refuse(PeerErrorCode::Draining));
@@ -84,7 +86,7 @@ impl Seller {
         order: Order,
         counted: u64,
         room: Room,
-    ) -> Result<Job, NoOrder> {
+    ) -> Result<(Job, Work), NoOrder> {
         let shared = &*self.shared;
         let head = &order.signed.head;
         let pair = shared
@@ -92,17 +94,7 @@ impl Seller {
             .pair(&head.buyer)
             .filter(|pair| pair.channel() == head.channel)
             .ok_or(NoOrder::Refuse(PeerErrorCode::UnknownChannel))?;
-        let endpoint = Endpoint::from_path(&head.path)
-            .filter(|endpoint| endpoint.dialect() == shared.upstream.dialect())
-            .filter(|endpoint| catalogue::serves(&order.sold.offer, *endpoint))
-            .ok_or(NoOrder::Refuse(PeerErrorCode::Malformed))?;
-        let dialect = endpoint.dialect();
-        let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
-        let body = wire.body(length).await?;
-        if Sha256::digest(&body).as_slice() != head.body_sha256.as_bytes() {
-            return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
-        }
-        let (body, prefill) = prepare(&order, &body, dialect)?;
+        let (body, prefill, work) = self.work(wire, &order).await?;
         if prefill > order.signed.head.max_cost {
             return Err(NoOrder::Refuse(PeerErrorCode::AboveMaxCost));
         }
@@ -113,14 +105,61 @@ impl Seller {
             attempt,
             pair,
             body,
-            endpoint,
-            dialect,
+            endpoint: match work {
+                Work::Upstream(_, endpoint) => Some(endpoint),
+                Work::Stage(_) => None,
+            },
             prefill,
             counted,
             started: Instant::now(),
         };
         self.admit(&job).await?;
-        Ok(job)
+        Ok((job, work))
+    }
+
+    /// Reads the body and gives it to whoever does this work: as it is passed on, what it is worth
+    /// before anything is done, and who does it.
+    async fn work(
+        &self,
+        wire: &mut InferWire,
+        order: &Order,
+    ) -> Result<(Bytes, MicroUsd, Work), NoOrder> {
+        let shared = &*self.shared;
+        let (head, offer) = (&order.signed.head, &order.sold.offer);
+        let malformed = NoOrder::Refuse(PeerErrorCode::Malformed);
+        let length = usize::try_from(head.body_len).unwrap_or(usize::MAX);
+        if let Some(terms) = offer.stage {
+            let stages = shared.stages.as_ref();
+            let Some(stages) =
+                stages.filter(|_| head.path == STAGE_PATH && length <= STAGE_OPEN_BYTES_MAX)
+            else {
+                return Err(malformed);
+            };
+            let order = StageOrder {
+                payer: head.buyer,
+                attempt: order.signed.attempt_id(),
+                terms,
+                price: offer.price,
+                max_cost: head.max_cost,
+                body: read_body(wire, order, length).await?,
+            };
+            let body = order.body.clone();
+            let session = stages
+                .open(order)
+                .await
+                .map_err(|refused| NoOrder::Wait(refused.code, refused.retry_after_ms))?;
+            return Ok((body, MicroUsd::ZERO, Work::Stage(session)));
+        }
+        let Some(upstream) = &shared.upstream else {
+            return Err(malformed);
+        };
+        let endpoint = Endpoint::from_path(&head.path)
+            .filter(|endpoint| endpoint.dialect() == upstream.dialect())
+            .filter(|endpoint| catalogue::serves(offer, *endpoint))
+            .ok_or(malformed)?;
+        let body = read_body(wire, order, length).await?;
+        let (body, prefill) = prepare(order, &body, endpoint.dialect())?;
+        Ok((body, prefill, Work::Upstream(upstream.clone(), endpoint)))
     }
 
     /// Refuses what an earlier life has served: a restart forgets nonces, the ledger does not.
@@ -177,6 +216,15 @@ impl Seller {
         crate::failpoint::hit("seller_open_row");
         Ok(())
     }
+}
+
+/// The body, as the head describes it.
+async fn read_body(wire: &mut InferWire, order: &Order, length: usize) -> Result<Bytes, NoOrder> {
+    let body = wire.body(length).await?;
+    if Sha256::digest(&body).as_slice() != order.signed.head.body_sha256.as_bytes() {
+        return Err(NoOrder::Refuse(PeerErrorCode::BodyMismatch));
+    }
+    Ok(body)
 }
 
 /// Names the model as the upstream does, and works out the prefill from the bytes as signed.

@@ -4,8 +4,8 @@
 //! `accept → verify head → admit → call upstream → meter while relaying → receipt → record`.
 //!
 //! `intake` takes an order: [`admission`] checks its head, [`limits`] how much is served; [`catalogue`] knows the offers that bind us, [`upstream`] is the
-//! HTTP client, `reply` relays and meters (`stream` or `whole`), `account` turns what was delivered
-//! into a receipt, [`control`] answers the owner's own HTTP port.
+//! HTTP client, `reply` relays and meters (`stream` or `whole`), [`stage`] serves layers of a pipeline
+//! instead, `account` turns what was delivered into a receipt, [`control`] answers the owner's own HTTP port.
 //! A buyer that cancels or vanishes stops the upstream at once.
 //!
 //! Before that: [`presets`] says which upstream a name means, [`pricing`] what each model costs,
@@ -25,6 +25,7 @@ pub mod presets;
 pub mod pricing;
 pub mod replay;
 mod reply;
+pub mod stage;
 mod stream;
 pub mod upstream;
 mod whole;
@@ -43,12 +44,13 @@ use tokio_util::sync::CancellationToken;
 
 use admission::{Gate, Order};
 use limits::Limits;
+use stage::{StageService, StageSession};
 use upstream::Upstream;
 use wire::{InferWire, NoOrder};
 
 use crate::keys::NodeKeys;
 use crate::ledger::{Ledger, OpenRow, Role};
-use crate::llm_api::{Dialect, Endpoint, TokenCounter};
+use crate::llm_api::{Endpoint, TokenCounter};
 use crate::network::Stream;
 use crate::payment::WindowSettings;
 use crate::payment::payee::{PayeeHub, PayeePair};
@@ -80,7 +82,8 @@ pub struct Seller {
 struct Shared {
     gate: Gate,
     payee: PayeeHub,
-    upstream: Upstream,
+    upstream: Option<Upstream>,
+    stages: Option<Arc<dyn StageService>>,
     ledger: Ledger,
     keys: NodeKeys,
     clock: Arc<dyn Clock>,
@@ -124,8 +127,10 @@ pub struct Parts {
     pub gate: Gate,
     /// Keeps the money.
     pub payee: PayeeHub,
-    /// Does the work.
-    pub upstream: Upstream,
+    /// Answers requests; none at a node that only serves layers.
+    pub upstream: Option<Upstream>,
+    /// Serves layers of pipelines, if any.
+    pub stages: Option<Arc<dyn StageService>>,
     /// Keeps the record.
     pub ledger: Ledger,
     /// Signs receipts.
@@ -178,6 +183,14 @@ struct Room {
     _slot: OwnedSemaphorePermit,
 }
 
+/// Who does an admitted request's work.
+enum Work {
+    /// The upstream answers it.
+    Upstream(Upstream, Endpoint),
+    /// Layers are computed for it.
+    Stage(Box<dyn StageSession>),
+}
+
 /// One admitted request.
 struct Job {
     room: Option<Room>,
@@ -185,8 +198,8 @@ struct Job {
     attempt: AttemptId,
     pair: Arc<PayeePair>,
     body: Bytes,
-    endpoint: Endpoint,
-    dialect: Dialect,
+    /// None for a session of a stage.
+    endpoint: Option<Endpoint>,
     prefill: MicroUsd,
     /// Its input, as the limits counted it.
     counted: u64,
@@ -201,6 +214,7 @@ impl Seller {
             gate,
             payee,
             upstream,
+            stages,
             ledger,
             keys,
             clock,
@@ -217,6 +231,7 @@ impl Seller {
             gate,
             payee,
             upstream,
+            stages,
             ledger,
             keys,
             clock,
@@ -304,9 +319,9 @@ impl Seller {
                 Err(why) => Err(why),
             };
             match order {
-                Ok(job) => {
+                Ok((job, work)) => {
                     self.shared.stats.served.fetch_add(1, Ordering::Relaxed);
-                    if !reply::answer(&self.shared, &mut wire, job).await {
+                    if !reply::answer(&self.shared, &mut wire, job, work).await {
                         return;
                     }
                 }

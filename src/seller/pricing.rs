@@ -362,6 +362,7 @@ impl Candidate<'_> {
                 listed.and_then(|model| model.max_output),
             ),
             can: capabilities(self.upstream_id, listed),
+            stage: None,
         })
     }
 

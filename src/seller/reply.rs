@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::account::{self, Delivered};
-use super::upstream::UpstreamError;
+use super::upstream::{Upstream, UpstreamError};
 use super::wire::{InferWire, Stopped};
-use super::{Finish, Job, Shared, stream, whole};
+use super::{Finish, Job, Shared, Work, stage, stream, whole};
 use crate::llm_api::headers;
 use crate::protocol::infer::WholeAnswer;
 use crate::protocol::limits::HEADERS_MAX;
@@ -23,11 +23,18 @@ pub(super) const NOP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Calls the upstream and relays what it says, to the receipt. True when the stream may carry
 /// another request.
-pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) -> bool {
+pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job, work: Work) -> bool {
     let mut delivered = Delivered::new();
+    let (upstream, endpoint) = match work {
+        Work::Upstream(upstream, endpoint) => (upstream, endpoint),
+        Work::Stage(session) => {
+            let finish = stage::serve(shared, wire, &job, session, &mut delivered).await;
+            return account::close(shared, wire, job, delivered, finish).await;
+        }
+    };
     let called = tokio::select! {
         biased;
-        called = call(shared, &job) => Ok(called),
+        called = call(&upstream, &job) => Ok(called),
         stopped = watch(wire, &mut delivered) => Err(stopped),
     };
     let finish = match called {
@@ -41,16 +48,16 @@ pub(super) async fn answer(shared: &Shared, wire: &mut InferWire, job: Job) -> b
             let is_stream = is_event_stream(&response) && response.status().is_success();
             delivered.status = response.status().as_u16();
             if is_stream {
-                stream::relay(shared, wire, &job, response, &mut delivered).await
+                stream::relay(shared, wire, (&job, endpoint), response, &mut delivered).await
             } else {
-                whole::relay(shared, wire, &job, response, &mut delivered).await
+                whole::relay(shared, wire, (&job, endpoint), response, &mut delivered).await
             }
         }
     };
     account::close(shared, wire, job, delivered, finish).await
 }
 
-async fn call(shared: &Shared, job: &Job) -> Result<reqwest::Response, UpstreamError> {
+async fn call(upstream: &Upstream, job: &Job) -> Result<reqwest::Response, UpstreamError> {
     let head = &job.order.signed.head;
     let allowed: Vec<(String, String)> = head
         .headers
@@ -59,10 +66,7 @@ async fn call(shared: &Shared, job: &Job) -> Result<reqwest::Response, UpstreamE
         .cloned()
         .collect();
     crate::failpoint::hit("seller_before_upstream");
-    shared
-        .upstream
-        .call(&head.path, &allowed, job.body.clone())
-        .await
+    upstream.call(&head.path, &allowed, job.body.clone()).await
 }
 
 /// Says NOP while the upstream thinks; resolves when the buyer stops.

@@ -14,7 +14,7 @@ use super::account::Delivered;
 use super::reply::{NOP_INTERVAL, response_head, stopped_finish, upstream_cut};
 use super::wire::{InferWire, Stopped};
 use super::{Finish, Job, Shared};
-use crate::llm_api::{self, AnswerMeter, EventSplitter, UsageTracker};
+use crate::llm_api::{self, AnswerMeter, Endpoint, EventSplitter, UsageTracker};
 use crate::network::framed::FLUSH_BYTES;
 use crate::payment::{Hold, RunningMeter};
 use crate::protocol::{Ending, FrameKind};
@@ -42,7 +42,7 @@ const METER_SLACK: u64 = 2;
 pub(super) async fn relay(
     shared: &Shared,
     wire: &mut InferWire,
-    job: &Job,
+    (job, endpoint): (&Job, Endpoint),
     mut response: reqwest::Response,
     delivered: &mut Delivered,
 ) -> Finish {
@@ -61,8 +61,8 @@ pub(super) async fn relay(
         job,
         meter: RunningMeter::new(job.order.sold.offer.price, job.prefill),
         splitter: EventSplitter::new(),
-        usage: UsageTracker::new(job.dialect),
-        text: AnswerMeter::with_text(job.dialect),
+        usage: UsageTracker::new(endpoint.dialect()),
+        text: AnswerMeter::with_text(endpoint.dialect()),
         most: job.order.signed.head.max_cost.mul_div_ceil(METER_SLACK, 1),
         rename: job.order.sold.upstream_id != job.order.signed.head.model,
     };

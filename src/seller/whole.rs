@@ -10,7 +10,7 @@ use super::reply::{response_head, stopped_finish, upstream_cut, watch};
 use super::stream::await_voucher;
 use super::wire::InferWire;
 use super::{Finish, Job, Shared};
-use crate::llm_api::{self, RequestView, usage};
+use crate::llm_api::{self, Endpoint, RequestView, usage};
 use crate::network::framed::FLUSH_BYTES;
 use crate::payment::running::slice_worth;
 use crate::protocol::infer::WholeAnswer;
@@ -25,7 +25,7 @@ const SLICE_BYTES_MIN: usize = 1;
 pub(super) async fn relay(
     shared: &Shared,
     wire: &mut InferWire,
-    job: &Job,
+    (job, endpoint): (&Job, Endpoint),
     mut response: reqwest::Response,
     delivered: &mut Delivered,
 ) -> Finish {
@@ -53,7 +53,7 @@ pub(super) async fn relay(
         body
     };
     let cost = if ok {
-        price(shared, job, &body, delivered)
+        price(shared, (job, endpoint), &body, delivered)
     } else {
         MicroUsd::ZERO
     };
@@ -94,12 +94,17 @@ async fn collect(shared: &Shared, response: &mut reqwest::Response) -> Option<By
 }
 
 /// Usage of a complete body; the cost that RESP_HEAD names.
-fn price(shared: &Shared, job: &Job, body: &Bytes, delivered: &mut Delivered) -> MicroUsd {
+fn price(
+    shared: &Shared,
+    (job, endpoint): (&Job, Endpoint),
+    body: &Bytes,
+    delivered: &mut Delivered,
+) -> MicroUsd {
     let model = job.order.sold.offer.model.as_str();
     let output = shared.counter.count_whole_answer(model, body);
     delivered.output = Some(output);
-    let used = usage::extract(job.dialect, body).unwrap_or_else(|| {
-        let input = RequestView::parse(&job.body, job.dialect).map_or(0, |view| {
+    let used = usage::extract(endpoint.dialect(), body).unwrap_or_else(|| {
+        let input = RequestView::parse(&job.body, endpoint.dialect()).map_or(0, |view| {
             shared.counter.count_request(model, &job.body, &view).tokens
         });
         Usage {
@@ -109,7 +114,7 @@ fn price(shared: &Shared, job: &Job, body: &Bytes, delivered: &mut Delivered) ->
         }
     });
     delivered.reported = Some(used);
-    if used.output == 0 && !job.endpoint.owes_without_output() {
+    if used.output == 0 && !endpoint.owes_without_output() {
         MicroUsd::ZERO
     } else {
         job.order.sold.offer.price.cost(&used)

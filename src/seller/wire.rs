@@ -73,6 +73,16 @@ impl InferWire {
         }
     }
 
+    /// Both directions, to be used at once.
+    pub fn halves(
+        &mut self,
+    ) -> (
+        &mut FrameReader<ReadHalf<Stream>>,
+        &mut FrameWriter<WriteHalf<Stream>>,
+    ) {
+        (&mut self.reader, &mut self.writer)
+    }
+
     /// The payload of the first REQ_HEAD.
     pub async fn head(&mut self) -> Result<Bytes, NoOrder> {
         self.head_within(HEAD_TIMEOUT).await

@@ -43,6 +43,7 @@ mod responses;
 mod routing;
 mod service;
 mod simulated;
+mod stage_orders;
 mod unpaid;
 mod upstream;
 mod wallet;

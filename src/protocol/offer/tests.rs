@@ -57,10 +57,10 @@ fn each_wrong_part_is_refused_by_name() {
     };
     assert_eq!(check(dear, NOW), Err(OfferError::Price));
     let old = Offer {
-        version: 2,
+        version: 1,
         ..good.clone()
     };
-    assert_eq!(check(old, NOW), Err(OfferError::Version(2)));
+    assert_eq!(check(old, NOW), Err(OfferError::Version(1)));
     let long = Offer {
         not_after: NOW + LIFETIME_MS_MAX + 1,
         ..good.clone()
@@ -79,6 +79,84 @@ fn each_wrong_part_is_refused_by_name() {
         ..good
     };
     assert_eq!(check(empty, NOW), Err(OfferError::ModelName));
+}
+
+pub(crate) fn stage(seed: u64, manifest: u8, layers: std::ops::Range<u16>) -> Offer {
+    let manifest = Hash32([manifest; 32]);
+    let mut offer = offer(seed, stage_model(&manifest).as_str(), NOW);
+    offer.caps = Capabilities::PIPELINE;
+    offer.stage = Some(StageTerms {
+        manifest,
+        first: layers.start,
+        end: layers.end,
+        layers: 80,
+        free_positions: 8_192,
+        rows_per_s: 20,
+        wires: Wires::F16.union(Wires::F32),
+    });
+    offer
+}
+
+#[test]
+fn a_stage_has_a_name_of_its_own_and_possible_layers() {
+    let check = |o: Offer| SignedOffer::decode_and_verify(&signed(1, o).bytes, NET, NOW);
+    let good = stage(1, 7, 10..20);
+    assert_eq!(good.model.as_str(), format!("stage/{}", "07".repeat(16)));
+    let mut full = good.clone();
+    full.addrs = vec![vec![4; 20]; 4];
+    let made = signed(1, full);
+    assert!(made.bytes.len() <= 400, "{}", made.bytes.len());
+    assert!(SignedOffer::decode_and_verify(&made.bytes, NET, NOW).is_ok());
+
+    let terms = good.stage.unwrap();
+    let with = |terms: StageTerms| Offer {
+        stage: Some(terms),
+        ..good.clone()
+    };
+    let wires = |wires: u8| StageTerms {
+        wires: Wires(wires),
+        ..terms
+    };
+    let wrong = [
+        with(StageTerms { first: 20, ..terms }),
+        with(StageTerms { end: 81, ..terms }),
+        with(StageTerms {
+            layers: LAYERS_MAX + 1,
+            ..terms
+        }),
+        with(StageTerms {
+            manifest: Hash32([8; 32]),
+            ..terms
+        }),
+        with(wires(0)),
+        with(wires(0b1001)),
+        Offer {
+            stage: None,
+            ..good.clone()
+        },
+        Offer {
+            stage: None,
+            model: ModelId::new("m"),
+            ..good.clone()
+        },
+        Offer {
+            model: ModelId::new("m"),
+            ..good.clone()
+        },
+        Offer {
+            caps: Capabilities::PIPELINE.union(Capabilities::DIALECT_CHAT),
+            ..good.clone()
+        },
+        Offer {
+            stage: None,
+            caps: Capabilities::DIALECT_CHAT,
+            ..good.clone()
+        },
+    ];
+    for (at, offer) in wrong.into_iter().enumerate() {
+        assert_eq!(check(offer), Err(OfferError::Stage), "case {at}");
+    }
+    assert!(is_stage_model(&good.model) && !is_stage_model(&ModelId::new("stage/door")));
 }
 
 #[test]

@@ -13,4 +13,5 @@ pub mod market;
 pub mod node;
 pub mod peer;
 pub mod proxy;
+pub mod stage;
 pub mod upstream;
