@@ -295,7 +295,9 @@ impl StageMessage {
             Self::Show { pos, n } => is_span(pos, n),
             Self::State(state) => state.length <= STAGE_POSITIONS_MAX,
             Self::Route(route) => route.held.max(route.keep) <= STAGE_POSITIONS_MAX,
-            Self::Push(_) | Self::Halt(_) | Self::Ping(_) | Self::Pong(_) | Self::Error { .. } => true,
+            Self::Push(_) | Self::Halt(_) | Self::Ping(_) | Self::Pong(_) | Self::Error { .. } => {
+                true
+            }
         };
         let rows = usize::try_from(message.rows()).unwrap_or(usize::MAX);
         let fits = match rows_len.checked_rem(rows) {

@@ -29,10 +29,11 @@ const LAYERS: [&[&str]; 12] = [
 ];
 
 /// The imports within a layer that the design names. Buyer and seller never see each other.
-const SIDEWAYS: [(&str, &str); 3] = [
+const SIDEWAYS: [(&str, &str); 4] = [
     ("protocol", "keys"),
     ("buyer", "dashboard"),
     ("seller", "dashboard"),
+    ("pipeline", "seller"),
 ];
 
 /// Where a crate may be named: folders and files under `src`, without `.rs`.
