@@ -71,9 +71,22 @@ impl Head {
         let hidden = self.config.hidden;
         let last = rows.len().checked_sub(hidden).and_then(|at| rows.get(at..));
         let last = last.ok_or_else(|| EngineError::Shape("no whole row".to_owned()))?;
-        let row = Tensor::from_slice(last, (1, hidden), &Device::Cpu)?;
+        self.logits_each(last)
+    }
+
+    /// The logits after each of `rows`, `vocabulary` numbers a row.
+    ///
+    /// # Errors
+    /// When these are no whole rows.
+    pub fn logits_each(&self, rows: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let hidden = self.config.hidden;
+        let count = rows.len().checked_div(hidden).unwrap_or(0);
+        if count == 0 || count * hidden != rows.len() {
+            return Err(EngineError::Shape("no whole rows".to_owned()));
+        }
+        let rows = Tensor::from_slice(rows, (count, hidden), &Device::Cpu)?;
         let matrix = self.logits.as_ref().unwrap_or(&self.embedding);
-        let logits = matrix.forward(&self.norm.forward(&row)?)?;
+        let logits = matrix.forward(&self.norm.forward(&rows)?)?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }
 }

@@ -26,7 +26,7 @@ pub mod sampling;
 mod source;
 pub mod stage;
 #[cfg(test)]
-mod tests;
+pub(in crate::pipeline) mod tests;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -93,6 +93,8 @@ pub trait Engine: Send {
     /// [`EngineError::Gap`] when a span begins beyond what its slot remembers; nothing was changed.
     /// After [`EngineError::Compute`] the slots named have forgotten everything from `pos` on.
     fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError>;
+    /// Positions that may still be reserved.
+    fn positions_free(&self) -> usize;
     /// Positions that a slot remembers.
     fn length(&self, slot: Slot) -> Option<usize>;
     /// Forgets a slot; what it reserved is free again.

@@ -60,13 +60,6 @@ impl Stage {
         })
     }
 
-    /// Positions that may still be reserved.
-    #[must_use]
-    pub fn positions_free(&self) -> usize {
-        let reserved: usize = self.slots.values().map(|kv| kv.reserved).sum();
-        self.positions_max.saturating_sub(reserved)
-    }
-
     /// Checks that rows and spans fit, and that no span leaves a gap or comes twice.
     fn check(&self, spans: &[Span], numbers: usize) -> Result<usize, EngineError> {
         let mut rows = 0;
@@ -162,6 +155,10 @@ impl Engine for Stage {
             }
         }
         Ok(answer)
+    }
+    fn positions_free(&self) -> usize {
+        let reserved: usize = self.slots.values().map(|kv| kv.reserved).sum();
+        self.positions_max.saturating_sub(reserved)
     }
     fn length(&self, slot: Slot) -> Option<usize> {
         self.slots.get(&slot).map(|kv| kv.length)

@@ -2,7 +2,7 @@
 
 #![allow(clippy::as_conversions, reason = "small numbers of a test")]
 
-mod models;
+pub(in crate::pipeline) mod models;
 
 use std::path::Path;
 

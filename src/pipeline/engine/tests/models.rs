@@ -8,14 +8,14 @@ use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-pub(super) struct Case {
-    pub(super) name: String,
-    pub(super) config: Value,
-    pub(super) greedy: Vec<u32>,
-    pub(super) logits: Vec<f32>,
+pub(in crate::pipeline) struct Case {
+    pub(in crate::pipeline) name: String,
+    pub(in crate::pipeline) config: Value,
+    pub(in crate::pipeline) greedy: Vec<u32>,
+    pub(in crate::pipeline) logits: Vec<f32>,
 }
 
-pub(super) fn cases() -> (Vec<u32>, Vec<Case>) {
+pub(in crate::pipeline) fn cases() -> (Vec<u32>, Vec<Case>) {
     let all: Value = serde_json::from_str(include_str!("../reference/vectors.json")).unwrap();
     let tokens = |value: &Value| serde_json::from_value(value.clone()).unwrap();
     let models = all["models"].as_object().unwrap();
@@ -28,7 +28,7 @@ pub(super) fn cases() -> (Vec<u32>, Vec<Case>) {
     (tokens(&all["prompt"]), cases.collect())
 }
 
-pub(super) fn case(name: &str) -> Case {
+pub(in crate::pipeline) fn case(name: &str) -> Case {
     cases()
         .1
         .into_iter()
@@ -146,19 +146,19 @@ fn tensors(config: &Value) -> Vec<(String, String, Vec<usize>)> {
 }
 
 /// A model in files, gone with the value.
-pub(super) struct Files(tempfile::TempDir);
+pub(in crate::pipeline) struct Files(tempfile::TempDir);
 
 impl Files {
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::pipeline) fn path(&self) -> &Path {
         self.0.path()
     }
-    pub(super) fn gguf(&self) -> PathBuf {
+    pub(in crate::pipeline) fn gguf(&self) -> PathBuf {
         self.0.path().join("model.gguf")
     }
 }
 
 /// The model in two shards, as the hub stores large ones.
-pub(super) fn directory(case: &Case) -> Files {
+pub(in crate::pipeline) fn directory(case: &Case) -> Files {
     let dir = tempfile::tempdir().unwrap();
     let mut config = case.config.clone();
     config["architectures"] = serde_json::json!(["Any"]);
@@ -182,7 +182,7 @@ pub(super) fn directory(case: &Case) -> Files {
 }
 
 /// The same as GGUF, in the order of rows that its converters use.
-pub(super) fn gguf(case: &Case, dtype: GgmlDType) -> Files {
+pub(in crate::pipeline) fn gguf(case: &Case, dtype: GgmlDType) -> Files {
     use gguf_file::Value as V;
     let dir = tempfile::tempdir().unwrap();
     let arch = match case.config["model_type"].as_str().unwrap() {
