@@ -5,7 +5,8 @@
 //! - [`engine`]: computes both on this machine's processor; synchronous;
 //! - [`processor`]: the threads it computes on; [`worker`] and [`ends`]: the threads that drive it,
 //!   for many sessions together;
-//! - [`layers`]: the seam above them: rows through all layers, wherever those are.
+//! - [`layers`]: the seam above them: rows through all layers, wherever those are;
+//! - [`market`]: which stages there are, where another is worth most, the best way through them.
 //!
 //! # Invariants
 //! - A model cut into ranges gives the same bits as the whole.
@@ -16,6 +17,7 @@ pub mod ends;
 pub mod engine;
 pub mod error;
 pub mod layers;
+pub mod market;
 pub mod processor;
 pub mod worker;
 
