@@ -5,17 +5,7 @@ use futures::future::BoxFuture;
 
 use super::error::PipelineError;
 use super::worker::{Lease, Worker};
-
-/// Why rows are computed: priced apart, and decode goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepKind {
-    /// Many known rows: a prompt, or a replay.
-    Prefill,
-    /// The row of a token that was just chosen; somebody waits for the next.
-    Decode,
-    /// A few guessed rows, to see which of them hold.
-    Verify,
-}
+pub use crate::protocol::stage::StepKind;
 
 /// Runs rows through every layer of a model.
 pub trait Layers: Send + Sync {

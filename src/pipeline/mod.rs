@@ -6,19 +6,26 @@
 //! - [`processor`]: the threads it computes on; [`worker`] and [`ends`]: the threads that drive it,
 //!   for many sessions together;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are;
-//! - [`market`]: which stages there are, where another is worth most, the best way through them.
+//! - [`market`]: which stages there are, where another is worth most, the best way through them;
+//! - [`session`]: the pure rules by which rows go through stages exactly once, and are billed once;
+//! - [`service`]: a stage that others pay; [`chain`]: the layers that others have, ordered and paid;
+//!   [`rows`]: rows as bytes.
 //!
 //! # Invariants
 //! - A model cut into ranges gives the same bits as the whole.
 //! - Whatever is lost can be computed again from the rows that a stage was sent: positions are
 //!   explicit, and writing at a position forgets what came after it.
 
+pub mod chain;
 pub mod ends;
 pub mod engine;
 pub mod error;
 pub mod layers;
 pub mod market;
 pub mod processor;
+pub mod rows;
+pub mod service;
+pub mod session;
 pub mod worker;
 
 pub use error::PipelineError;

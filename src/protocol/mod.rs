@@ -11,6 +11,9 @@
 //! A third kind asks a seller to send a transaction that the asker signed by calls and has no gas
 //! for (`/souk/relay-tx/1`, [`relay`]).
 //!
+//! A stage of a pipeline is ordered like an answer, and then talks on its infer stream ([`stage`]);
+//! stages push rows to each other on a fourth kind (`/souk/rows/1`).
+//!
 //! Everything signed has a domain string ([`domain`]) and golden vectors. Everything decoded is
 //! bounded by the constants of [`limits`] before it allocates; a peer that exceeds one is reset.
 //! Encoding is postcard: compact, canonical for our types, without self-description to fuzz.
@@ -26,6 +29,7 @@ pub mod receipt;
 pub mod relay;
 pub mod session;
 pub mod signature;
+pub mod stage;
 pub mod terms;
 pub mod voucher;
 

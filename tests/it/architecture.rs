@@ -29,10 +29,11 @@ const LAYERS: [&[&str]; 12] = [
 ];
 
 /// The imports within a layer that the design names. Buyer and seller never see each other.
-const SIDEWAYS: [(&str, &str); 3] = [
+const SIDEWAYS: [(&str, &str); 4] = [
     ("protocol", "keys"),
     ("buyer", "dashboard"),
     ("seller", "dashboard"),
+    ("pipeline", "seller"),
 ];
 
 /// Where a crate may be named: folders and files under `src`, without `.rs`.
@@ -54,12 +55,13 @@ const CRATE_HOMES: [(&str, &[&str]); 5] = [
 ];
 
 /// Modules that only turn bytes into values: no socket is named there.
-const SOCKETLESS: [&str; 6] = [
+const SOCKETLESS: [&str; 7] = [
     "types",
     "protocol",
     "llm_api",
     "keys",
     "payment/channel",
+    "pipeline/session",
     "router",
 ];
 

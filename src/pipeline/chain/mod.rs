@@ -1,0 +1,201 @@
+//! A model's layers where others have them: [`Remote`] runs rows through stages of other peers.
+//!
+//! A session is an actor (`run`) around the pure [`super::session::Chain`]: it opens stages through
+//! a [`Source`], passes messages, pings whoever is silent, and has a lost stage's place taken. What
+//! a stage is owed goes to the one who opened it, as a count of rows. [`order`] is the source that
+//! orders and pays at the market.
+//!
+//! # Invariants
+//! - A caller of [`Run::step`] sees a loss only as time: the answer is that of the rows asked for.
+//! - A stage that was dismissed is not asked again in the same session.
+//! - A session that is dropped closes every stage it opened.
+
+mod account;
+pub mod order;
+mod run;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::PipelineError;
+use super::layers::{Layers, Run};
+use super::session::{HopId, Rows, Shape};
+use crate::protocol::stage::{StageMessage, StageSession, StepKind, WireFormat};
+use crate::tasks::Tasks;
+use crate::types::PeerId;
+
+/// A place in the chain that somebody is wanted for.
+#[derive(Clone, Debug)]
+pub struct Want {
+    /// What this stage will be called.
+    pub id: HopId,
+    /// The session's name at that stage.
+    pub session: StageSession,
+    /// First layer: exactly this.
+    pub first: u16,
+    /// The layer after the last: at most this.
+    pub end: u16,
+    /// Positions.
+    pub positions_max: u32,
+    /// How rows travel.
+    pub wire: WireFormat,
+    /// Who was dismissed in this session.
+    pub not: BTreeSet<PeerId>,
+}
+
+/// A session at a stage.
+#[derive(Debug)]
+pub struct Opened {
+    /// Who.
+    pub peer: PeerId,
+    /// The layer after its last.
+    pub end: u16,
+    /// What it is to be told. Dropping it closes the session.
+    pub orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What an open session is told.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// Pass this on.
+    Say(StageMessage, Bytes),
+    /// This much it has computed in all, by our own count.
+    Owe(Rows),
+}
+
+/// What comes from a stage: a message with its rows, or why nothing will come any more.
+pub type Heard = (HopId, Result<(StageMessage, Bytes), String>);
+
+/// Opens sessions at stages.
+pub trait Source: Send + Sync {
+    /// Opens one that takes `want`'s place, or a first part of it. What comes from it goes to
+    /// `heard`.
+    fn open(
+        &self,
+        want: Want,
+        heard: mpsc::Sender<Heard>,
+    ) -> BoxFuture<'static, Result<Opened, PipelineError>>;
+}
+
+/// How a session is kept alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Layers of the whole model.
+    pub layers: u16,
+    /// Numbers of a row.
+    pub hidden: usize,
+    /// How rows travel.
+    pub wire: WireFormat,
+    /// Stage to stage, or through the head.
+    pub shape: Shape,
+    /// A stage that is pinged and says nothing for this long is gone.
+    pub patience: Duration,
+    /// A stage that lives and computes nothing of what it was given for this long is dismissed.
+    pub stall: Duration,
+    /// A lost place is looked for so long; then the session fails.
+    pub search: Duration,
+}
+
+impl Settings {
+    /// The usual times for a model of this shape.
+    #[must_use]
+    pub const fn new(layers: u16, hidden: usize, wire: WireFormat) -> Self {
+        Self {
+            layers,
+            hidden,
+            wire,
+            shape: Shape::Push,
+            patience: Duration::from_millis(1_500),
+            stall: Duration::from_secs(120),
+            search: Duration::from_secs(30),
+        }
+    }
+}
+
+/// All layers, on other peers. Cheap to clone.
+#[derive(Clone)]
+pub struct Remote {
+    settings: Settings,
+    source: Arc<dyn Source>,
+    tasks: Tasks,
+}
+
+impl Remote {
+    /// Layers that `source` finds.
+    #[must_use]
+    pub const fn new(settings: Settings, source: Arc<dyn Source>, tasks: Tasks) -> Self {
+        Self {
+            settings,
+            source,
+            tasks,
+        }
+    }
+}
+
+impl Layers for Remote {
+    fn open(&self, positions_max: usize) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        Box::pin(async move {
+            let (asks, asked) = mpsc::channel(1);
+            let (ready, opened) = oneshot::channel();
+            let too_long = PipelineError::TooLong {
+                wanted: positions_max,
+                most: super::session::index(crate::protocol::limits::STAGE_POSITIONS_MAX),
+            };
+            let positions = u32::try_from(positions_max).ok();
+            let positions = positions
+                .filter(|n| (1..=crate::protocol::limits::STAGE_POSITIONS_MAX).contains(n));
+            let positions_max = positions.ok_or(too_long)?;
+            let actor = run::Actor::new(self.settings, positions_max, Arc::clone(&self.source));
+            self.tasks
+                .spawn("pipeline-session", actor.run(asked, ready));
+            opened.await.map_err(|_| PipelineError::Stopped)??;
+            let run: Box<dyn Run> = Box::new(RemoteRun { asks });
+            Ok(run)
+        })
+    }
+}
+
+/// Rows that are to go through, and who waits for them.
+struct Ask {
+    pos: usize,
+    rows: Vec<f32>,
+    kind: StepKind,
+    reply: oneshot::Sender<Result<Vec<f32>, PipelineError>>,
+}
+
+struct RemoteRun {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Run for RemoteRun {
+    fn step(
+        &mut self,
+        pos: usize,
+        rows: Vec<f32>,
+        kind: StepKind,
+    ) -> BoxFuture<'_, Result<Vec<f32>, PipelineError>> {
+        Box::pin(async move {
+            let (reply, answer) = oneshot::channel();
+            let ask = Ask {
+                pos,
+                rows,
+                kind,
+                reply,
+            };
+            let gone = |_| PipelineError::Stopped;
+            self.asks
+                .send(ask)
+                .await
+                .map_err(|_| PipelineError::Stopped)?;
+            answer.await.map_err(gone)?
+        })
+    }
+}
