@@ -139,6 +139,80 @@ impl SellArgs {
     }
 }
 
+/// Flags of `node contribute`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Contributing")]
+pub struct ContributeArgs {
+    /// Directory with safetensors and config.json, or a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<String>,
+    /// Layers from 0, END not among them, or auto: those that are needed most [default: auto]
+    #[arg(long, value_name = "FIRST..END|auto")]
+    pub layers: Option<String>,
+    /// Most memory for weights and sessions [default: half of what is free]
+    #[arg(long, value_name = "GIB")]
+    pub memory: Option<u32>,
+    /// Positions that all sessions together may reserve
+    #[arg(long, value_name = "N")]
+    pub positions: Option<u32>,
+    /// Price of prefill, USD per million rows through one layer [default: by the layer's size]
+    #[arg(long, value_name = "USD", conflicts_with = "free")]
+    pub price_in: Option<String>,
+    /// Price of decode, the same way
+    #[arg(long, value_name = "USD", conflicts_with = "free")]
+    pub price_out: Option<String>,
+    /// Serve at price 0
+    #[arg(long)]
+    pub free: bool,
+    /// Serve only this peer (repeatable)
+    #[arg(long, value_name = "PEER")]
+    pub allow: Vec<String>,
+    /// Never serve this peer (repeatable)
+    #[arg(long, value_name = "PEER")]
+    pub deny: Vec<String>,
+    /// Port of the stage's own pages on loopback, 0 = a free one [default: 5007]
+    #[arg(long, value_name = "PORT")]
+    pub http_port: Option<u16>,
+    /// Unsecured credit per payer
+    #[arg(long, value_name = "USD")]
+    pub credit_limit: Option<String>,
+}
+
+impl ContributeArgs {
+    /// The config keys that the given flags set.
+    #[must_use]
+    pub fn settings(&self) -> Vec<Setting> {
+        let list = |items: &[String]| (!items.is_empty()).then(|| items.to_vec());
+        let mut set = Flags::default();
+        set.given("contribute.model", "--model", self.model.clone());
+        set.given("contribute.layers", "--layers", self.layers.clone());
+        set.given("contribute.memory", "--memory", self.memory.map(i64::from));
+        let positions = self.positions.map(i64::from);
+        set.given("contribute.positions", "--positions", positions);
+        if self.free {
+            let unset = || Some(String::new());
+            set.given("contribute.price_in", "--free", unset());
+            set.given("contribute.price_out", "--free", unset());
+            set.given("contribute.free", "--free", Some(true));
+        } else if self.price_in.is_some() || self.price_out.is_some() {
+            set.given("contribute.free", "--price-in", Some(false));
+        }
+        set.given("contribute.price_in", "--price-in", self.price_in.clone());
+        set.given(
+            "contribute.price_out",
+            "--price-out",
+            self.price_out.clone(),
+        );
+        set.given("contribute.allow", "--allow", list(&self.allow));
+        set.given("contribute.deny", "--deny", list(&self.deny));
+        let port = self.http_port.map(i64::from);
+        set.given("contribute.http_port", "--http-port", port);
+        let credit = self.credit_limit.clone();
+        set.given("sell.credit_limit", "--credit-limit", credit);
+        set.0
+    }
+}
+
 /// Flags of `node buy`.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Buying")]

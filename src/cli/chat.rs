@@ -43,7 +43,7 @@ struct Answer {
 /// When no buyer runs, or the answer is an error.
 pub async fn run(global: &GlobalArgs, out: &Output, args: &ChatArgs) -> anyhow::Result<()> {
     let api = Api::find(global)?;
-    if api.info().role == "sell" {
+    if matches!(api.info().role.as_str(), "sell" | "contribute") {
         let message = "the node that runs here only sells";
         let hint = "start `node buy` (with its own --data-dir)";
         return Err(CliError::new(FailureKind::NotConfigured, message)

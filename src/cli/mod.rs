@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 pub use crate::failure::{Failure as CliError, FailureKind};
-pub use args::{BuyArgs, DemoArgs, ModelsArgs, RunArgs, SellArgs};
+pub use args::{BuyArgs, ContributeArgs, DemoArgs, ModelsArgs, RunArgs, SellArgs};
 
 use crate::config::{ConfigError, Loaded, Setting, Sources};
 use crate::data_dir::{DataDir, DataDirError};
@@ -95,6 +95,8 @@ enum Command {
     Keygen(keygen::KeygenArgs),
     /// Sell an upstream's models
     Sell(Box<SellArgs>),
+    /// Compute layers of a model for pipelines of others
+    Contribute(Box<ContributeArgs>),
     /// Run the local proxy that buys
     Buy(Box<BuyArgs>),
     /// Run every role that the config enables, in one process
@@ -160,6 +162,7 @@ impl Cli {
     fn settings(&self) -> Vec<Setting> {
         match &self.command {
             Command::Sell(args) => args.settings(),
+            Command::Contribute(args) => args.settings(),
             Command::Buy(args) => args.settings(),
             Command::Run(args) => args.settings(),
             Command::Demo(args) => args.settings(),
@@ -216,6 +219,7 @@ impl Cli {
                 ledger::run(*args, &env).await
             }
             Command::Sell(args) => roles::sell(&global, &args).await,
+            Command::Contribute(args) => roles::contribute(&global, &args).await,
             Command::Buy(args) => roles::buy(&global, &args).await,
             Command::Run(args) => roles::run(&global, &args).await,
             Command::Demo(args) => roles::demo(&global, &args).await,

@@ -12,7 +12,7 @@ use crate::telemetry::printable;
 /// Prints the models on offer.
 pub async fn run(args: &ModelsArgs, global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
     let api = Api::find(global)?;
-    if api.info().role == "sell" {
+    if matches!(api.info().role.as_str(), "sell" | "contribute") {
         let message = "the node that runs here only sells";
         return Err(CliError::new(FailureKind::NotConfigured, message)
             .hint("`node buy` (with its own --data-dir) sees the network's models")

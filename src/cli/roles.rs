@@ -9,7 +9,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{BuyArgs, CliError, DemoArgs, FailureKind, GlobalArgs, RunArgs, SellArgs};
+use super::{
+    BuyArgs, CliError, ContributeArgs, DemoArgs, FailureKind, GlobalArgs, RunArgs, SellArgs,
+};
 use crate::config::Setting;
 use crate::data_dir::DataDir;
 use crate::launch::Launch;
@@ -17,6 +19,11 @@ use crate::launch::Launch;
 /// Runs `node sell`.
 pub async fn sell(global: &GlobalArgs, args: &SellArgs) -> anyhow::Result<()> {
     serve(global, args.settings(), crate::node::sell).await
+}
+
+/// Runs `node contribute`.
+pub async fn contribute(global: &GlobalArgs, args: &ContributeArgs) -> anyhow::Result<()> {
+    serve(global, args.settings(), crate::node::contribute).await
 }
 
 /// Runs `node buy`.

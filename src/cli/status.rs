@@ -36,7 +36,7 @@ pub async fn run(global: &GlobalArgs, out: &Output, args: &StatusArgs) -> anyhow
         let status = api.get("/api/status").await?;
         // A node that only sells has no list of sellers.
         let sellers = match api.info().role.as_str() {
-            "sell" | "bootstrap" => Value::Null,
+            "sell" | "contribute" | "bootstrap" => Value::Null,
             _ => api.get("/api/sellers").await?,
         };
         if out.json {

@@ -7,6 +7,7 @@
 
 mod chain_rules;
 mod check;
+mod contribute;
 mod limits;
 mod routing;
 mod sections;
@@ -21,6 +22,7 @@ use toml::{Table, Value};
 
 use check::Checker;
 pub use check::model_entry;
+pub use contribute::ContributeSection;
 pub use limits::{BuyBudget, NamedClient, SellLimits};
 pub use routing::RoutingSection;
 pub use sections::{
@@ -57,6 +59,8 @@ pub struct Config {
     pub buy: BuySection,
     /// The upstream and its prices.
     pub sell: SellSection,
+    /// Layers for pipelines.
+    pub contribute: ContributeSection,
     /// How much may be at risk.
     pub payment: PaymentSection,
     /// Where deposits lie.

@@ -135,12 +135,16 @@ async fn seller(
     let address = demo_upstream::start(plan.upstream.clone(), &tasks).await?;
     config.sell.upstream = Some(format!("http://{address}/v1"));
     let (base, incoming) = Base::start(config, dir, "sell").await?;
+    let wares = sell::Wares {
+        answers: true,
+        layers: false,
+    };
     let (stop, front) = (base.front.cancelled(), base.front.clone());
     front.spawn("demo-upstream", async move {
         stop.cancelled().await;
         drop(tasks.shutdown(std::time::Duration::from_secs(1)).await);
     });
-    let selling = sell::start(&base, incoming, "sell", metrics).await?;
+    let selling = sell::start(&base, incoming, ("sell", wares), metrics).await?;
     base.lock.publish(&selling.run_info)?;
     Ok(base)
 }

@@ -8,6 +8,7 @@ mod agreement;
 mod base;
 mod buy;
 mod chain;
+mod contribute;
 mod demo;
 mod demo_chain;
 mod demo_scratch;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use base::Base;
 use reload::Targets;
+use sell::Wares;
 
 use crate::data_dir::RunInfo;
 use crate::failure::{Failure, FailureKind};
@@ -59,7 +61,11 @@ pub async fn bootstrap(launch: Launch) -> anyhow::Result<()> {
 /// When it cannot start, or a critical task failed.
 pub async fn sell(launch: Launch) -> anyhow::Result<()> {
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
-    let selling = sell::start(&base, incoming, "sell", Metrics::install()).await?;
+    let wares = Wares {
+        answers: true,
+        layers: false,
+    };
+    let selling = sell::start(&base, incoming, ("sell", wares), Metrics::install()).await?;
     base.lock.publish(&selling.run_info)?;
     say_credit(&base, &selling);
     let targets = Targets {
@@ -67,7 +73,26 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
         ..Targets::default()
     };
     reload::follow(&launch, &base, targets);
-    launch.ready(&sell_line(&base, &selling).await);
+    launch.ready(&sell_line(&base, "sell", &selling).await);
+    base.run_until(launch.stop).await
+}
+
+/// Computes layers of a model for pipelines of others.
+///
+/// # Errors
+/// When it cannot start, or a critical task failed.
+pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
+    let role = "contribute";
+    let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, role).await?;
+    let wares = Wares {
+        answers: false,
+        layers: true,
+    };
+    let selling = sell::start(&base, incoming, (role, wares), Metrics::install()).await?;
+    base.lock.publish(&selling.run_info)?;
+    say_credit(&base, &selling);
+    reload::follow(&launch, &base, Targets::default());
+    launch.ready(&sell_line(&base, role, &selling).await);
     base.run_until(launch.stop).await
 }
 
@@ -95,17 +120,22 @@ pub async fn buy(launch: Launch) -> anyhow::Result<()> {
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     let config = &launch.config;
     let sells = config.sell.enabled && config.sell.upstream.is_some();
-    if !sells && !config.buy.enabled {
+    let wares = Wares {
+        answers: sells,
+        layers: config.contribute.enabled && config.contribute.model.is_some(),
+    };
+    if !wares.answers && !wares.layers && !config.buy.enabled {
         let message = "no role is enabled";
-        let hint = "set [buy] enabled = true, or [sell] enabled = true with an upstream";
+        let hint = "set [buy] enabled = true, [sell] enabled = true with an upstream, or \
+                    [contribute] enabled = true with a model";
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());
     }
     let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;
     let metrics = Metrics::install();
-    let selling = if sells {
-        Some(sell::start(&base, incoming, "run", metrics.clone()).await?)
+    let selling = if wares.answers || wares.layers {
+        Some(sell::start(&base, incoming, ("run", wares), metrics.clone()).await?)
     } else {
         None
     };
@@ -152,12 +182,14 @@ fn buy_line(base: &Base, buying: &buy::Buying) -> String {
     )
 }
 
-async fn sell_line(base: &Base, selling: &sell::Selling) -> String {
+async fn sell_line(base: &Base, role: &str, selling: &sell::Selling) -> String {
+    let layers = selling.layers.as_ref();
     format!(
-        "ready role=sell peer={} listen={} models={} url={} mode={}",
+        "ready role={role} peer={} listen={} models={}{} url={} mode={}",
         base.network.local_peer(),
         listen_text(base).await,
         selling.models,
+        layers.map_or_else(String::new, |layers| format!(" {layers}")),
         selling.run_info.url,
         if base.chain.is_some() {
             "channel"

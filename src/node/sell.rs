@@ -3,28 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::agreement::Sold;
 use super::base::Base;
+use super::contribute::{Contribution, Desk, Tending};
 use super::stock::{self, Stock, Withdrawal};
 use super::upstream;
 use crate::data_dir::RunInfo;
 use crate::discovery::Announcer;
 use crate::http::guard::{self, Guard};
 use crate::http::server::{self, Server};
-use crate::network::Incoming;
+use crate::llm_api::Dialect;
+use crate::network::{Incoming, Stream};
 use crate::payment::payee::{self, PayeeHub};
 use crate::protocol::{SignedTerms, Terms};
-use crate::seller::admission::{BuyerPolicy, Gate, Lives};
+use crate::seller::admission::{BuyerPolicy, Gate, Lives, Policies};
 use crate::seller::catalogue::{Catalogue, OfferFrame};
 use crate::seller::control::{Control, ControlParts};
 use crate::seller::limits::{DAY_MS, LimitSettings, Limits};
 use crate::seller::pricing::PriceRules;
+use crate::seller::stage::StageService;
 use crate::seller::upstream::Upstream;
 use crate::seller::{Parts, Seller, Settings};
 use crate::telemetry::Metrics;
-use crate::types::MicroUsd;
+use crate::types::{MicroUsd, PeerId};
 use crate::wallet::Wallet;
 use crate::wallet::relay::ask::Sellers;
 
@@ -46,8 +49,19 @@ pub(super) struct Selling {
     pub models: usize,
     pub run_info: RunInfo,
     pub credit: MicroUsd,
+    /// The layers for sale, as the ready line says it.
+    pub layers: Option<String>,
     /// Takes new prices and models.
     pub rules: watch::Sender<PriceRules>,
+}
+
+/// What a node sells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wares {
+    /// An upstream's answers.
+    pub answers: bool,
+    /// Layers of a model.
+    pub layers: bool,
 }
 
 /// Starts the seller's parts; buyers are served when this returns.
@@ -57,12 +71,23 @@ pub(super) struct Selling {
 pub(super) async fn start(
     base: &Base,
     incoming: Incoming,
-    role: &str,
+    (role, wares): (&str, Wares),
     metrics: Option<Metrics>,
 ) -> anyhow::Result<Selling> {
     base.warm_counter();
     let config = &base.config;
-    let upstream = upstream::open(base).await?;
+    let upstream = if wares.answers {
+        Some(upstream::open(base).await?)
+    } else {
+        None
+    };
+    let contribution = if wares.layers {
+        Some(Contribution::start(base).await?)
+    } else {
+        None
+    };
+    let desk = contribution.as_ref().map(|one| Arc::clone(&one.desk));
+    let layers = contribution.as_ref().map(Contribution::summary);
     let (limit, total) = credit(base).await;
     let onchain = base.onchain();
     let address = base.keys.payment.address();
@@ -83,16 +108,20 @@ pub(super) async fn start(
     );
     let frame = OfferFrame {
         network: config.node.network.clone(),
-        dialect: upstream.dialect(),
-        completions: upstream.has_completions(),
+        dialect: upstream.as_ref().map_or(Dialect::Chat, Upstream::dialect),
+        completions: upstream.as_ref().is_some_and(Upstream::has_completions),
         reasoning_cap: REASONING_CAP,
         terms_hash: terms.hash,
-        free: config.sell.free,
+        free: (config.sell.free || !wares.answers) && (config.contribute.free || !wares.layers),
         addrs: base.network.offer_addresses().await,
     };
     let stock = Stock {
         rules: stock::rules(config),
         upstream: upstream.clone(),
+        layers: match &contribution {
+            Some(contribution) => contribution.on_sale(),
+            None => watch::Sender::new(None).subscribe(),
+        },
         frame,
     };
     let catalogue = Arc::new(Catalogue::new(base.keys.identity.clone()));
@@ -106,8 +135,14 @@ pub(super) async fn start(
     base.base
         .spawn("announcer", async move { runner.run(stop).await });
     let payee = open_payee(base, terms, limit, total).await?;
-    let seller = open_seller(base, upstream, Arc::clone(&catalogue), payee.clone()).await?;
-    accept(base, incoming, &seller, payee.clone());
+    let work = (upstream, desk.clone());
+    let seller = open_seller(base, work, Arc::clone(&catalogue), payee.clone()).await?;
+    accept(base, incoming, &seller, payee.clone(), desk);
+    if let Some(contribution) = contribution {
+        let tending = Tending::of(base);
+        base.front
+            .spawn("stage", async move { contribution.tend(tending).await });
+    }
     // A seller without gas asks whoever is connected; other sellers answer.
     let wallet = super::chain::wallet(base, connected(base), Sold(payee.clone()));
     if let Some(wallet) = &wallet {
@@ -133,12 +168,13 @@ pub(super) async fn start(
         models,
         run_info,
         credit: limit,
+        layers,
         rules,
     })
 }
 
 /// Off the market first when the node ends, so that buyers hear of it while what runs is finished;
-/// and the end of a node that only sells when it was told to drain and has nothing left to do.
+/// and the end of a node that does nothing else when it was told to drain and has nothing left to do.
 fn drain(base: &Base, role: &str, seller: &Seller, withdraw: Withdrawal, announcer: &Announcer) {
     let (stop, mut published) = (base.front.cancelled(), announcer.watch());
     base.front.spawn("withdraw", async move {
@@ -148,7 +184,7 @@ fn drain(base: &Base, role: &str, seller: &Seller, withdraw: Withdrawal, announc
         let heard = published.wait_for(|published| published.at_ms > before);
         let _ = tokio::time::timeout(WITHDRAW_WAIT, heard).await;
     });
-    if role != "sell" {
+    if role == "run" {
         return;
     }
     let (seller, front) = (seller.clone(), base.front.clone());
@@ -226,7 +262,7 @@ async fn open_payee(
 
 async fn open_seller(
     base: &Base,
-    upstream: Upstream,
+    (upstream, desk): (Option<Upstream>, Option<Arc<Desk>>),
     catalogue: Arc<Catalogue>,
     payee: PayeeHub,
 ) -> anyhow::Result<Seller> {
@@ -234,23 +270,31 @@ async fn open_seller(
         started_ms: base.clock.now_ms(),
         last_admission_ms: base.ledger.newest_admission().await?,
     };
-    let sell = &base.config.sell;
-    let policy = BuyerPolicy {
-        allow: super::buy::peers("sell.allow", &sell.allow)?,
-        deny: super::buy::peers("sell.deny", &sell.deny)?,
+    let (sell, layers) = (&base.config.sell, &base.config.contribute);
+    let policies = Policies {
+        answers: BuyerPolicy {
+            allow: super::buy::peers("sell.allow", &sell.allow)?,
+            deny: super::buy::peers("sell.deny", &sell.deny)?,
+        },
+        layers: BuyerPolicy {
+            allow: super::buy::peers("contribute.allow", &layers.allow)?,
+            deny: super::buy::peers("contribute.deny", &layers.deny)?,
+        },
     };
+    let answers = upstream.as_ref().map_or(0, |_| sell.max_concurrent);
+    let sessions = desk.as_ref().map_or(0, |_| layers.sessions);
     let gate = Gate::new(
         base.keys.identity.peer_id(),
         base.config.node.network.clone(),
         lives,
-        policy,
+        policies,
         catalogue,
     );
     let parts = Parts {
         gate,
         payee,
-        upstream: Some(upstream),
-        stages: None,
+        upstream,
+        stages: desk.map(|desk| desk as Arc<dyn StageService>),
         ledger: base.ledger.clone(),
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),
@@ -259,7 +303,7 @@ async fn open_seller(
         limits: limits(base).await?,
     };
     let settings = Settings {
-        max_concurrent: usize::try_from(base.config.sell.max_concurrent).unwrap_or(usize::MAX),
+        max_concurrent: usize::try_from(answers.saturating_add(sessions)).unwrap_or(usize::MAX),
         windows: base.windows(),
         idle_timeout: UPSTREAM_IDLE,
     };
@@ -287,14 +331,23 @@ async fn limits(base: &Base) -> anyhow::Result<Limits> {
 }
 
 /// Takes infer and session streams.
-fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
+fn accept(
+    base: &Base,
+    incoming: Incoming,
+    seller: &Seller,
+    payee: PayeeHub,
+    desk: Option<Arc<Desk>>,
+) {
     let Incoming {
         infer,
         mut session,
         relay,
-        // Nobody pushes rows to a node without stages; streams that come all the same are reset.
-        rows: _,
+        rows,
     } = incoming;
+    // Without layers nobody is told to push rows here; whoever does is reset.
+    if let Some(desk) = desk {
+        take_rows(base, rows, desk);
+    }
     super::chain::relay(base, relay);
     let seller = seller.clone();
     let last = base.base.clone();
@@ -317,6 +370,20 @@ fn accept(base: &Base, incoming: Incoming, seller: &Seller, payee: PayeeHub) {
     });
 }
 
+/// Takes rows from other stages.
+fn take_rows(base: &Base, mut rows: mpsc::Receiver<(PeerId, Stream)>, desk: Arc<Desk>) {
+    let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    base.front.spawn("accept-rows", async move {
+        loop {
+            let (from, stream) = tokio::select! {
+                next = rows.recv() => match next { Some(next) => next, None => return },
+                () = stop.cancelled() => return,
+            };
+            tasks.spawn("rows", desk.rows(from, stream));
+        }
+    });
+}
+
 /// The seller's own pages on loopback.
 async fn control(
     base: &Base,
@@ -327,7 +394,11 @@ async fn control(
     withdraw: Withdrawal,
     (wallet, metrics): (Option<Wallet>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
-    let port = base.config.sell.http_port;
+    let port = if role == "contribute" {
+        base.config.contribute.http_port
+    } else {
+        base.config.sell.http_port
+    };
     let settings = server::Settings {
         port,
         ..server::Settings::default()
@@ -345,6 +416,7 @@ async fn control(
         control: Some(run_info.token()),
     });
     let control = Control::new(ControlParts {
+        role: role.to_owned(),
         peer: base.keys.identity.peer_id(),
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),

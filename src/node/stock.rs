@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::discovery::Announcer;
 use crate::failure::{Failure, FailureKind};
 use crate::ledger::{Ledger, OfferRow, Row};
-use crate::llm_api::price_list;
+use crate::llm_api::price_list::{self, UpstreamModel};
 use crate::seller::Seller;
 use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
 use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
@@ -19,8 +19,36 @@ use crate::types::MicroUsd;
 /// What is sold, and through whom.
 pub(super) struct Stock {
     pub rules: PriceRules,
-    pub upstream: Upstream,
+    /// None where only layers are for sale.
+    pub upstream: Option<Upstream>,
+    /// Layers for sale, if any; they change when they are moved.
+    pub layers: watch::Receiver<Option<ModelForSale>>,
     pub frame: OfferFrame,
+}
+
+impl Stock {
+    /// The upstream's own list; none where there is no upstream, or its complaint.
+    async fn listed(&self) -> (Option<Vec<UpstreamModel>>, Option<String>) {
+        let Some(upstream) = &self.upstream else {
+            return (None, None);
+        };
+        match upstream.list_models().await {
+            Ok(body) => (price_list::parse(&body).ok(), None),
+            Err(error) => (None, Some(error.to_string())),
+        }
+    }
+    /// Models whose answers are for sale.
+    fn answers(&self, listed: Option<&[UpstreamModel]>) -> Result<pricing::Sale, PricingError> {
+        match self.upstream {
+            Some(_) => pricing::models_for_sale(&self.rules, listed),
+            None => Ok(pricing::Sale::default()),
+        }
+    }
+    /// The same with the layers.
+    fn with_layers(&self, mut models: Vec<ModelForSale>) -> Vec<ModelForSale> {
+        models.extend(self.layers.borrow().clone());
+        models
+    }
 }
 
 /// The config's prices.
@@ -64,10 +92,7 @@ pub(super) async fn publish(
     catalogue: &Catalogue,
     announcer: &Announcer,
 ) -> anyhow::Result<usize> {
-    let (listed, complaint) = match stock.upstream.list_models().await {
-        Ok(body) => (price_list::parse(&body).ok(), None),
-        Err(error) => (None, Some(error.to_string())),
-    };
+    let (listed, complaint) = stock.listed().await;
     let failed = |error: PricingError| match (&error, complaint.clone()) {
         (PricingError::NoPriceList | PricingError::NoModelList, Some(complaint)) => {
             let hint = "check --base-url and the key, or name models and prices: \
@@ -76,25 +101,17 @@ pub(super) async fn publish(
         }
         _ => Failure::new(FailureKind::BadConfig, error.to_string()),
     };
-    let sale = pricing::models_for_sale(&stock.rules, listed.as_deref())
-        .and_then(pricing::Sale::strict)
-        .map_err(failed)?;
+    let sale = stock.answers(listed.as_deref());
+    let sale = sale.and_then(pricing::Sale::strict).map_err(failed)?;
     if let Some(warning) = sale.warning() {
         tracing::warn!("{warning}");
     }
+    let models = stock.with_layers(sale.models);
     let now_ms = base.clock.now_ms();
     let kept = base.ledger.offers_since(now_ms).await?;
     let kept = kept.into_iter().map(|row| row.bytes);
-    catalogue.restore(kept, &sale.models, &stock.frame, now_ms);
-    offer(
-        &base.ledger,
-        stock,
-        catalogue,
-        announcer,
-        &sale.models,
-        now_ms,
-    )
-    .await
+    catalogue.restore(kept, &models, &stock.frame, now_ms);
+    offer(&base.ledger, stock, catalogue, announcer, &models, now_ms).await
 }
 
 async fn offer(
@@ -139,14 +156,12 @@ pub(super) fn refresh(
             tokio::select! {
                 () = tokio::time::sleep(every) => {}
                 Ok(()) = changed.changed() => stock.rules.clone_from(&changed.borrow_and_update()),
+                Ok(()) = stock.layers.changed() => {}
                 () = stop.cancelled() => return,
             }
-            let listed = match stock.upstream.list_models().await {
-                Ok(body) => price_list::parse(&body).ok(),
-                Err(_) => None,
-            };
-            let sale = match pricing::models_for_sale(&stock.rules, listed.as_deref()) {
-                Ok(sale) => sale,
+            let (listed, _) = stock.listed().await;
+            let models = match stock.answers(listed.as_deref()) {
+                Ok(sale) => stock.with_layers(sale.models),
                 Err(error) => {
                     tracing::warn!(%error, "prices not renewed; the last offers stay");
                     continue;
@@ -156,14 +171,7 @@ pub(super) fn refresh(
                 return;
             }
             let now_ms = clock.now_ms();
-            let offered = offer(
-                &ledger,
-                &stock,
-                &catalogue,
-                &announcer,
-                &sale.models,
-                now_ms,
-            );
+            let offered = offer(&ledger, &stock, &catalogue, &announcer, &models, now_ms);
             if let Err(error) = offered.await {
                 tracing::error!(%error, "offers not renewed");
             }

@@ -6,6 +6,7 @@
 //! - [`processor`]: the threads it computes on; [`worker`] and [`ends`]: the threads that drive it,
 //!   for many sessions together;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are;
+//! - [`market`]: which stages there are, where another is worth most, the best way through them;
 //! - [`session`]: the pure rules by which rows go through stages exactly once, and are billed once;
 //! - [`service`]: a stage that others pay; [`chain`]: the layers that others have, ordered and paid;
 //!   [`rows`]: rows as bytes.
@@ -20,6 +21,7 @@ pub mod ends;
 pub mod engine;
 pub mod error;
 pub mod layers;
+pub mod market;
 pub mod processor;
 pub mod rows;
 pub mod service;

@@ -227,7 +227,7 @@ impl Offer {
     /// A stage's offer looks like nothing else, and nothing else like it.
     fn check_stage(&self) -> Result<(), OfferError> {
         let Some(stage) = &self.stage else {
-            return if is_stage_model(&self.model) || self.caps.contains(Capabilities::PIPELINE) {
+            return if is_stage_model(&self.model) {
                 Err(OfferError::Stage)
             } else {
                 Ok(())

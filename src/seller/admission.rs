@@ -31,12 +31,37 @@ pub struct BuyerPolicy {
     pub deny: Vec<PeerId>,
 }
 
+impl BuyerPolicy {
+    fn allows(&self, peer: &PeerId) -> bool {
+        !self.deny.contains(peer) && (self.allow.is_empty() || self.allow.contains(peer))
+    }
+}
+
+/// Who may buy what.
+#[derive(Clone, Debug, Default)]
+pub struct Policies {
+    /// A model's answers.
+    pub answers: BuyerPolicy,
+    /// Layers of a pipeline.
+    pub layers: BuyerPolicy,
+}
+
+impl From<BuyerPolicy> for Policies {
+    /// The same for everything.
+    fn from(all: BuyerPolicy) -> Self {
+        Self {
+            answers: all.clone(),
+            layers: all,
+        }
+    }
+}
+
 /// Everything a head is checked against.
 pub struct Gate {
     me: PeerId,
     network: String,
     lives: Lives,
-    policy: BuyerPolicy,
+    policies: Policies,
     catalogue: Arc<Catalogue>,
     replay: Mutex<ReplayGuard>,
 }
@@ -65,7 +90,7 @@ impl Gate {
         me: PeerId,
         network: String,
         lives: Lives,
-        policy: BuyerPolicy,
+        policies: impl Into<Policies>,
         catalogue: Arc<Catalogue>,
     ) -> Self {
         let replay = Mutex::new(ReplayGuard::default());
@@ -73,7 +98,7 @@ impl Gate {
             me,
             network,
             lives,
-            policy,
+            policies: policies.into(),
             catalogue,
             replay,
         }
@@ -110,9 +135,8 @@ impl Gate {
         if head.seller != self.me {
             return Err(PeerErrorCode::WrongSeller);
         }
-        if self.policy.deny.contains(peer)
-            || (!self.policy.allow.is_empty() && !self.policy.allow.contains(peer))
-        {
+        let Policies { answers, layers } = &self.policies;
+        if !answers.allows(peer) && !layers.allows(peer) {
             return Err(PeerErrorCode::NotAllowed);
         }
         check_times(head.iat_ms, head.exp_ms, now_ms)?;
@@ -131,6 +155,15 @@ impl Gate {
             .by_offer(&head.offer_hash, now_ms)
             .filter(|sold| sold.offer.model.as_str() == head.model)
             .ok_or(PeerErrorCode::UnknownOffer)?;
+        // Now that it is known what is wanted.
+        let policy = if sold.offer.stage.is_some() {
+            layers
+        } else {
+            answers
+        };
+        if !policy.allows(peer) {
+            return Err(PeerErrorCode::NotAllowed);
+        }
         if sold.withdrawn {
             return Err(PeerErrorCode::OfferWithdrawn);
         }

@@ -59,7 +59,7 @@ impl ModelForSale {
     }
     /// True when `offer` promises what is still for sale: its paths, its layers.
     fn still_serves(&self, offer: &Offer, frame: &OfferFrame) -> bool {
-        offer.caps.contains(paths(frame, self.can)) && self.has_layers_of(offer)
+        offer.caps.contains(paths(frame, self)) && self.has_layers_of(offer)
     }
     fn has_layers_of(&self, offer: &Offer) -> bool {
         let layers = |terms: Option<StageTerms>| terms.map(|t| (t.manifest, t.range()));
@@ -235,7 +235,7 @@ impl Catalogue {
 
     fn offer(&self, model: &ModelForSale, frame: &OfferFrame, now_ms: UnixMs) -> Offer {
         let others = model.can.without(Capabilities::COMPLETIONS);
-        let caps = others.union(paths(frame, model.can));
+        let caps = others.union(paths(frame, model));
         let seller = self.identity.peer_id();
         Offer {
             not_after: now_ms.saturating_add(OFFER_LIFE_MS),
@@ -260,9 +260,9 @@ impl Catalogue {
 }
 
 /// The paths of a model; one that makes vectors has no other, nor has a stage.
-fn paths(frame: &OfferFrame, can: Capabilities) -> Capabilities {
-    let own = dialect_bit(frame.dialect);
-    if can.contains(Capabilities::PIPELINE) {
+fn paths(frame: &OfferFrame, model: &ModelForSale) -> Capabilities {
+    let (own, can) = (dialect_bit(frame.dialect), model.can);
+    if model.stage.is_some() {
         Capabilities::PIPELINE
     } else if can.contains(Capabilities::EMBEDDINGS) {
         Capabilities::EMBEDDINGS

@@ -34,6 +34,7 @@ use crate::network::Handle;
 use crate::payment::PaymentError;
 use crate::payment::onchain::Level;
 use crate::payment::payee::{PayeeHub, PayeePair};
+use crate::protocol::offer::SignedOffer;
 use crate::telemetry::Metrics;
 use crate::types::day::midnight_before;
 use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
@@ -44,6 +45,8 @@ const STATUS_REQUESTS: u32 = 10;
 
 /// What the control API shows and changes.
 pub struct ControlParts {
+    /// What it was started as.
+    pub role: String,
     /// This node.
     pub peer: PeerId,
     /// Its payment address, as people write it.
@@ -160,7 +163,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         .sum();
     let models: Vec<&str> = offers.iter().map(|o| o.offer.model.as_str()).collect();
     Ok(Json(json!({
-        "role": "sell",
+        "role": if parts.role == "contribute" { "contribute" } else { "sell" },
         "version": env!("CARGO_PKG_VERSION"),
         "peer": parts.peer.to_base58(),
         "evm_address": parts.evm_address,
@@ -170,6 +173,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
         "models": models,
+        "layers": layers(&offers),
         "in_flight": parts.seller.in_flight(),
         "served": stats.served.load(Ordering::Relaxed),
         "refused": stats.refused.load(Ordering::Relaxed),
@@ -187,6 +191,24 @@ async fn status(State(parts): Parts) -> ControlResult {
         "margins": parts.margins(&by_model.rows),
         "requests": recent,
     })))
+}
+
+/// The layers on sale; null when there are none.
+fn layers(offers: &[SignedOffer]) -> Value {
+    let of = |signed: &SignedOffer| {
+        let terms = signed.offer.stage?;
+        Some(json!({
+            "manifest": terms.manifest.to_string(),
+            "first": terms.first,
+            "end": terms.end,
+            "of": terms.layers,
+            "free_positions": terms.free_positions,
+            "rows_per_second": terms.rows_per_s,
+            "price_in_micro_usd": signed.offer.price.input,
+            "price_out_micro_usd": signed.offer.price.output,
+        }))
+    };
+    offers.iter().find_map(of).unwrap_or(Value::Null)
 }
 
 async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {

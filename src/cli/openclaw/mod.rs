@@ -109,7 +109,10 @@ pub async fn run(global: &GlobalArgs, out: &Output, args: &OpenClawArgs) -> anyh
 /// The provider as the running buyer's market makes it.
 async fn provider(global: &GlobalArgs, args: &SetupArgs) -> anyhow::Result<Provider> {
     let api = Api::find(global)?;
-    if api.info().role == "sell" || api.info().role == "bootstrap" {
+    if matches!(
+        api.info().role.as_str(),
+        "sell" | "contribute" | "bootstrap"
+    ) {
         let message = "the node that runs here does not buy";
         let hint = "start `node buy` (with its own --data-dir)";
         return Err(CliError::new(FailureKind::NotConfigured, message)

@@ -73,6 +73,7 @@ struct NamedArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Role {
     Sell,
+    Contribute,
     Buy,
     Run,
     Bootstrap,
@@ -82,6 +83,7 @@ impl Role {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Sell => "sell",
+            Self::Contribute => "contribute",
             Self::Buy => "buy",
             Self::Run => "run",
             Self::Bootstrap => "bootstrap",

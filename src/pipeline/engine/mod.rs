@@ -5,6 +5,7 @@
 //! - `source`: finds tensors by name and reads only those that are asked for;
 //! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3;
 //! - `rope`: the angles that positions turn queries and keys by;
+//! - [`manifest`]: what a model is, as one hash;
 //! - `kv`: what a session's layers remember, at explicit positions;
 //! - [`stage`]: a range of blocks behind [`Engine`]; [`head`]: embedding, last norm, output;
 //! - [`sampling`]: the next token from logits.
@@ -21,6 +22,7 @@ mod block;
 pub mod config;
 pub mod head;
 mod kv;
+pub mod manifest;
 mod rope;
 pub mod sampling;
 mod source;
@@ -29,12 +31,20 @@ pub mod stage;
 pub(in crate::pipeline) mod tests;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use config::{Family, ModelConfig};
 pub use head::Head;
 pub use sampling::Sampler;
 pub use stage::Stage;
+
+/// Reads a model's shape and no weights.
+///
+/// # Errors
+/// When files cannot be read or are no model that is computed here.
+pub fn shape(path: &Path) -> Result<ModelConfig, EngineError> {
+    source::Source::open(path).map(|(_, config)| config)
+}
 
 /// How weights are kept in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,6 +18,8 @@ use super::{EngineError, Precision};
 
 /// A safetensors header lists tensors; no published one takes a tenth of this. Bytes.
 const HEADER_BYTES_MAX: u64 = 100 << 20;
+/// Bytes read at once where all are read.
+const SCAN_BYTES: usize = 1 << 20;
 /// Weights of one 8-bit scale.
 const QUANT_GROUP: usize = 32;
 
@@ -113,9 +115,20 @@ struct Entry {
     bytes: usize,
 }
 
+/// A tensor's bytes as they lie in a file.
+pub(super) struct Extent {
+    pub(super) name: String,
+    /// How a number is kept.
+    pub(super) kind: String,
+    pub(super) shape: Vec<usize>,
+    file: usize,
+    begin: u64,
+    /// How many.
+    pub(super) bytes: u64,
+}
+
 pub(super) struct Gguf {
-    path: PathBuf,
-    file: File,
+    opened: (PathBuf, File),
     content: gguf_file::Content,
 }
 
@@ -136,10 +149,8 @@ impl Source {
         let content = gguf_file::Content::read(&mut file)
             .map_err(|error| malformed(path, format!("no GGUF file: {error}")))?;
         let config = ModelConfig::from_gguf(&content).map_err(config_error(path))?;
-        let path = path.to_owned();
         let gguf = Gguf {
-            path,
-            file,
+            opened: (path.to_owned(), file),
             content,
         };
         Ok((Self::Gguf(gguf), config))
@@ -172,7 +183,12 @@ impl Source {
                     quantised.dtype(),
                     GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16
                 );
-                check_shape(&gguf.path, name, quantised.shape().dims(), &[rows, columns])?;
+                check_shape(
+                    &gguf.opened.0,
+                    name,
+                    quantised.shape().dims(),
+                    &[rows, columns],
+                )?;
                 if !is_exact && precision == Precision::Q8 {
                     return Ok(QMatMul::from_qtensor(quantised)?);
                 }
@@ -198,18 +214,84 @@ impl Source {
         Ok(tensor.to_dtype(DType::F32)?)
     }
 
+    /// Every tensor's place, by name.
+    pub(super) fn extents(&self) -> Vec<Extent> {
+        let mut all: Vec<Extent> = match self {
+            Self::Directory(directory) => directory.tensors.iter().map(extent_of).collect(),
+            Self::Gguf(gguf) => gguf.extents(),
+        };
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Reads a tensor's bytes in pieces, in order.
+    pub(super) fn scan(
+        &mut self,
+        extent: &Extent,
+        piece: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), EngineError> {
+        let place = match self {
+            Self::Directory(directory) => directory.files.get_mut(extent.file),
+            Self::Gguf(gguf) => Some(&mut gguf.opened),
+        };
+        let Some((path, file)) = place else {
+            return Ok(());
+        };
+        file.seek(SeekFrom::Start(extent.begin)).map_err(io(path))?;
+        let mut left = extent.bytes;
+        let mut buffer = vec![0; SCAN_BYTES];
+        while left > 0 {
+            let most = usize::try_from(left).map_or(SCAN_BYTES, |left| left.min(SCAN_BYTES));
+            let part = buffer.get_mut(..most).unwrap_or_default();
+            file.read_exact(part).map_err(io(path))?;
+            piece(part);
+            left = left.saturating_sub(u64::try_from(most).unwrap_or(left));
+        }
+        Ok(())
+    }
+
     fn path(&self) -> &Path {
         match self {
             Self::Directory(directory) => &directory.path,
-            Self::Gguf(gguf) => &gguf.path,
+            Self::Gguf(gguf) => &gguf.opened.0,
         }
     }
 }
 
 impl Gguf {
     fn read(&mut self, name: &str) -> Result<QTensor, EngineError> {
-        let tensor = self.content.tensor(&mut self.file, name, &Device::Cpu);
-        tensor.map_err(|error| malformed(&self.path, format!("{name}: {error}")))
+        let (path, file) = &mut self.opened;
+        let tensor = self.content.tensor(file, name, &Device::Cpu);
+        tensor.map_err(|error| malformed(path, format!("{name}: {error}")))
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        let infos = self.content.tensor_infos.iter();
+        let extent = |(name, info): (&String, &gguf_file::TensorInfo)| {
+            let (numbers, kind) = (info.shape.elem_count(), info.ggml_dtype);
+            let blocks = numbers.checked_div(kind.block_size()).unwrap_or(0);
+            let bytes = blocks.saturating_mul(kind.type_size());
+            Extent {
+                name: name.clone(),
+                kind: format!("{kind:?}"),
+                shape: info.shape.dims().to_vec(),
+                file: 0,
+                begin: self.content.tensor_data_offset.saturating_add(info.offset),
+                bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+            }
+        };
+        infos.map(extent).collect()
+    }
+}
+
+fn extent_of((name, entry): (&String, &Entry)) -> Extent {
+    Extent {
+        name: name.clone(),
+        kind: entry.dtype.as_str().to_owned(),
+        shape: entry.shape.clone(),
+        file: entry.file,
+        begin: entry.begin,
+        bytes: u64::try_from(entry.bytes).unwrap_or(u64::MAX),
     }
 }
 
@@ -340,7 +422,7 @@ pub(super) fn malformed(path: &Path, why: String) -> EngineError {
     EngineError::Malformed { path, why }
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> EngineError {
+pub(super) fn io(path: &Path) -> impl Fn(std::io::Error) -> EngineError {
     let path = path.to_owned();
     move |source| EngineError::Io {
         path: path.clone(),

@@ -47,7 +47,7 @@ impl Capabilities {
     pub const JSON: Self = Self(1 << 5);
     /// OpenAI embeddings.
     pub const EMBEDDINGS: Self = Self(1 << 6);
-    /// A stage of a pipeline.
+    /// Layers lie on several peers: a stage itself, or a model whose prompts pass through stages.
     pub const PIPELINE: Self = Self(1 << 7);
     /// OpenAI completions: text goes on without a chat around it.
     pub const COMPLETIONS: Self = Self(1 << 8);

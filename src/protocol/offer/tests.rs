@@ -135,11 +135,6 @@ fn a_stage_has_a_name_of_its_own_and_possible_layers() {
             ..good.clone()
         },
         Offer {
-            stage: None,
-            model: ModelId::new("m"),
-            ..good.clone()
-        },
-        Offer {
             model: ModelId::new("m"),
             ..good.clone()
         },

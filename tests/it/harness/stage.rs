@@ -11,7 +11,7 @@ use souk::payment::WindowSettings;
 use souk::payment::payee::{self, PayeeHub};
 use souk::protocol::offer::{SignedOffer, StageTerms};
 use souk::protocol::{SignedTerms, Terms};
-use souk::seller::admission::{BuyerPolicy, Gate, Lives};
+use souk::seller::admission::{BuyerPolicy, Gate, Lives, Policies};
 use souk::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
 use souk::seller::limits::{LimitSettings, Limits};
 use souk::seller::stage::StageService;
@@ -99,8 +99,12 @@ impl StageSeller {
             last_admission_ms: None,
         };
         let me = keys.identity.peer_id();
+        let policies = Policies {
+            answers: BuyerPolicy::default(),
+            layers: policy,
+        };
         let parts = Parts {
-            gate: Gate::new(me, NETWORK.to_owned(), lives, policy, catalogue),
+            gate: Gate::new(me, NETWORK.to_owned(), lives, policies, catalogue),
             payee: payee.clone(),
             upstream: None,
             stages: Some(Arc::clone(&service)),
