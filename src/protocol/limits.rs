@@ -28,8 +28,8 @@ pub const STREAMS_PER_NODE_MAX: usize = 10_000;
 pub const REPLAY_WINDOW: u64 = 65_536;
 /// Live processes remembered per buyer.
 pub const REPLAY_PROCESSES_MAX: usize = 16;
-/// A stage message without its rows, bytes: the longest names a peer, a session and a key.
-pub const STAGE_HEADER_BYTES_MAX: usize = 512;
+/// A stage message without its rows, bytes: the longest holds all addresses of an offer.
+pub const STAGE_HEADER_BYTES_MAX: usize = 1024;
 /// Rows of one stage message, bytes: 256 rows of 8192 16-bit numbers.
 pub const STAGE_ROWS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Positions of one stage session: the longest contexts that models have.

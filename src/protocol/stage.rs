@@ -228,7 +228,7 @@ impl StageError {
 }
 
 /// One message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StageMessage {
     /// First on a stream of pushed rows.
     Push(Push),
@@ -250,6 +250,14 @@ pub enum StageMessage {
         pos: u32,
         /// How many.
         n: u32,
+    },
+    /// Head → stage: where another stage is to be found. Precedes the ROUTE that names it.
+    Meet {
+        /// Who.
+        #[serde(with = "peer_bytes")]
+        peer: PeerId,
+        /// Its addresses, as its offer has them.
+        addresses: Vec<Vec<u8>>,
     },
     /// Head → stage: are you there? Answered at once, also while rows are computed.
     Ping(u32),
@@ -288,16 +296,19 @@ impl StageMessage {
     /// Decodes a header that says how its `rows_len` bytes are to be read.
     fn decode(header: &[u8], rows_len: usize) -> Result<Self, DecodeError> {
         let message: Self = decode("stage message", header, STAGE_HEADER_BYTES_MAX)?;
-        let is_sound = match message {
+        let is_sound = match &message {
             Self::Step(step) => is_span(step.pos, step.n),
             Self::Out(out) => is_span(out.pos, out.n) && (1..=out.n).contains(&out.rows),
             Self::Done(done) => is_span(done.pos, done.n),
-            Self::Show { pos, n } => is_span(pos, n),
+            Self::Show { pos, n } => is_span(*pos, *n),
             Self::State(state) => state.length <= STAGE_POSITIONS_MAX,
             Self::Route(route) => route.held.max(route.keep) <= STAGE_POSITIONS_MAX,
-            Self::Push(_) | Self::Halt(_) | Self::Ping(_) | Self::Pong(_) | Self::Error { .. } => {
-                true
-            }
+            Self::Push(_)
+            | Self::Halt(_)
+            | Self::Meet { .. }
+            | Self::Ping(_)
+            | Self::Pong(_)
+            | Self::Error { .. } => true,
         };
         let rows = usize::try_from(message.rows()).unwrap_or(usize::MAX);
         let fits = match rows_len.checked_rem(rows) {
@@ -422,7 +433,7 @@ mod tests {
             epoch: 1,
             length: 9,
         });
-        assert!(wire(state, &[]).is_ok_and(|m| m.is_some()));
+        assert!(wire(state.clone(), &[]).is_ok_and(|m| m.is_some()));
         assert!(wire(state, &[0]).is_err());
     }
 

@@ -56,6 +56,8 @@ pub struct Want {
 pub struct Opened {
     /// Who.
     pub peer: PeerId,
+    /// Where the stage before it finds it, as its offer says.
+    pub addresses: Vec<Vec<u8>>,
     /// The layer after its last.
     pub end: u16,
     /// What it is to be told. Dropping it closes the session.

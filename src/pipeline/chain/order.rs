@@ -182,6 +182,7 @@ impl Shared {
         parts.tasks.spawn("stage-order", serving);
         Ok(Opened {
             peer: offer.seller,
+            addresses: offer.addrs.clone(),
             end: terms.end,
             orders,
         })

@@ -14,7 +14,7 @@ use super::{Ask, Heard, Opened, Order, Settings, Source, Want};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::rows;
 use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, index};
-use crate::protocol::stage::{StageMessage, StageSession};
+use crate::protocol::stage::{Next, StageMessage, StageSession};
 use crate::types::PeerId;
 
 /// Messages of all stages that wait for the session.
@@ -42,12 +42,14 @@ pub(super) struct Actor {
     /// Since when layers are missing.
     missing_since: Option<Instant>,
     last_progress: Instant,
-    why: String,
+    /// Why the last search or stage failed.
+    why: PipelineError,
     waiting: Option<Reply>,
 }
 
 struct Open {
     peer: PeerId,
+    addresses: Vec<Vec<u8>>,
     orders: mpsc::UnboundedSender<Order>,
     last_heard: Instant,
 }
@@ -71,7 +73,7 @@ impl Actor {
             next_id: 0,
             missing_since: None,
             last_progress: Instant::now(),
-            why: "no stage was found".to_owned(),
+            why: PipelineError::Lost("no stage was found".to_owned()),
             waiting: None,
         }
     }
@@ -192,7 +194,7 @@ impl Actor {
             }
             Err(why) => {
                 if self.hops.contains_key(&id) {
-                    self.why = why;
+                    self.why = PipelineError::Lost(why);
                 }
                 self.chain.lose(id, "its stream ended", &mut effects);
             }
@@ -241,7 +243,7 @@ impl Actor {
         let since = *self.missing_since.get_or_insert(now);
         let is_over = now.saturating_duration_since(since) >= self.settings.search;
         if is_over || self.chain.epoch() > EPOCHS_MAX {
-            return Err(PipelineError::Lost(self.why.clone()));
+            return Err(self.why.clone());
         }
         for (first, end) in missing {
             if !self.sought.insert(first) {
@@ -282,7 +284,7 @@ impl Actor {
             Ok(opened) => opened,
             Err(error) => {
                 tracing::debug!(%error, first = want.first, end = want.end, "no stage yet");
-                self.why = error.to_string();
+                self.why = error;
                 return;
             }
         };
@@ -295,6 +297,7 @@ impl Actor {
         };
         let open = Open {
             peer: opened.peer,
+            addresses: opened.addresses,
             orders: opened.orders,
             last_heard: Instant::now(),
         };
@@ -310,7 +313,10 @@ impl Actor {
     fn act(&mut self, effects: Vec<ChainEffect>) {
         for effect in effects {
             match effect {
-                ChainEffect::Send(id, message, rows) => self.tell(id, Order::Say(message, rows)),
+                ChainEffect::Send(id, message, rows) => {
+                    self.introduce(id, &message);
+                    self.tell(id, Order::Say(message, rows));
+                }
                 ChainEffect::Dismiss(id, rows, why) => {
                     self.tell(id, Order::Owe(rows));
                     if let Some(open) = self.hops.remove(&id) {
@@ -326,6 +332,21 @@ impl Actor {
                     }
                 }
             }
+        }
+    }
+
+    /// Says where the next stage is before a route names it.
+    fn introduce(&self, id: HopId, message: &StageMessage) {
+        let StageMessage::Route(route) = message else {
+            return;
+        };
+        let Next::Stage { peer, .. } = route.next else {
+            return;
+        };
+        if let Some(next) = self.hops.values().find(|open| open.peer == peer) {
+            let addresses = next.addresses.clone();
+            let meet = StageMessage::Meet { peer, addresses };
+            self.tell(id, Order::Say(meet, Bytes::new()));
         }
     }
 

@@ -1,1 +1,547 @@
-//! x
+//! Real engines behind real sessions in one process: pipes instead of a network, and stages that are
+//! killed while they compute.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Heard, Opened, Order, Remote, Settings, Source, Want};
+use crate::pipeline::ends::Ends;
+use crate::pipeline::engine::tests::models::{Files, case, directory};
+use crate::pipeline::engine::{Head, Load, Precision, Stage};
+use crate::pipeline::error::PipelineError;
+use crate::pipeline::layers::{Layers, Local};
+use crate::pipeline::processor::Processor;
+use crate::pipeline::service::{Duplex, End, HeadSide, Peers, Stages};
+use crate::pipeline::session::{Rows, Shape};
+use crate::pipeline::worker::Worker;
+use crate::protocol::stage::{
+    StageDecoder, StageMessage, StageOpen, StageSession, StepKind, WireFormat,
+};
+use crate::tasks::Tasks;
+use crate::types::{Hash32, PeerId, Usage};
+
+const MANIFEST: Hash32 = Hash32([3; 32]);
+const LAYERS: u16 = 6;
+/// Positions of every engine: enough for sessions that end later than their successors begin.
+const POSITIONS: usize = 4_000;
+/// Longer than any of these tests stalls on a loaded machine; deaths are seen by the stream's end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A stage that can die.
+struct Node {
+    peer: PeerId,
+    first: u16,
+    end: u16,
+    stages: Stages,
+    life: CancellationToken,
+    /// Its death is not seen at its streams' ends: they stay open.
+    is_silent: bool,
+}
+
+/// What one session was said to cost, by both sides.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bill {
+    layers: u64,
+    stated: Usage,
+    owed: Rows,
+    is_dead: bool,
+}
+
+/// Everyone who serves layers, and the links between them.
+struct Town {
+    nodes: Mutex<Vec<Arc<Node>>>,
+    bills: Mutex<BTreeMap<StageSession, Bill>>,
+    /// Of every link, one way.
+    delay: Duration,
+    tasks: Tasks,
+    workers: BTreeMap<(u16, u16), Worker>,
+    silent: bool,
+}
+
+impl Town {
+    async fn new(path: &std::path::Path, ranges: &[(u16, u16)], delay: Duration) -> Arc<Self> {
+        let mut workers = BTreeMap::new();
+        for (first, end) in ranges {
+            let worker = worker(path, usize::from(*first)..usize::from(*end)).await;
+            workers.insert((*first, *end), worker);
+        }
+        Arc::new(Self {
+            nodes: Mutex::new(vec![]),
+            bills: Mutex::new(BTreeMap::new()),
+            delay,
+            tasks: Tasks::new(),
+            workers,
+            silent: false,
+        })
+    }
+
+    /// One more stage for these layers.
+    fn settle(self: &Arc<Self>, first: u16, end: u16) -> PeerId {
+        let peer = PeerId::random();
+        let peers: Arc<dyn Peers> = Arc::new(Streets(Arc::clone(self)));
+        let worker = self.workers[&(first, end)].clone();
+        let node = Node {
+            peer,
+            first,
+            end,
+            stages: Stages::new(MANIFEST, worker, peers, self.tasks.clone()),
+            life: CancellationToken::new(),
+            is_silent: self.silent,
+        };
+        self.nodes.lock().push(Arc::new(node));
+        peer
+    }
+
+    /// Kills one that serves a session now.
+    fn kill(&self, at: usize) -> Option<(u16, u16)> {
+        let mut nodes = self.nodes.lock();
+        let busy: Vec<usize> = (0..nodes.len())
+            .filter(|i| nodes[*i].stages.sessions() > 0)
+            .collect();
+        let index = *busy.get(at % busy.len().max(1))?;
+        let node = nodes.remove(index);
+        node.life.cancel();
+        Some((node.first, node.end))
+    }
+
+    fn remote(self: &Arc<Self>, settings: Settings) -> Remote {
+        let source = Arc::new(Streets(Arc::clone(self)));
+        Remote::new(settings, source, self.tasks.clone())
+    }
+
+    /// Waits until every session is over and gives what each was said to cost.
+    async fn bills(&self) -> Vec<Bill> {
+        while self.nodes.lock().iter().any(|n| n.stages.sessions() > 0) {
+            tokio::task::yield_now().await;
+        }
+        self.bills.lock().values().copied().collect()
+    }
+}
+
+/// The town as its people see it.
+struct Streets(Arc<Town>);
+
+impl Peers for Streets {
+    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            let nodes = self.0.nodes.lock();
+            let node = nodes.iter().find(|node| node.peer == *peer).cloned();
+            drop(nodes);
+            let node = node.ok_or("no such peer")?;
+            let (ours, theirs) = pipe(self.0.delay);
+            tokio::spawn(async move {
+                let mut theirs = theirs;
+                tokio::select! {
+                    () = node.stages.take_rows(&mut theirs) => {}
+                    () = node.life.cancelled() => if node.is_silent {
+                        std::future::pending::<()>().await;
+                    },
+                }
+            });
+            let stream: Box<dyn Duplex> = Box::new(ours);
+            Ok(stream)
+        })
+    }
+    fn meet(&self, _: &PeerId, _: &[Vec<u8>]) {}
+}
+
+/// Two ends of a stream whose bytes take `delay`.
+fn pipe(delay: Duration) -> (tokio::io::DuplexStream, tokio::io::DuplexStream) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const BYTES: usize = 1 << 20;
+    if delay.is_zero() {
+        return tokio::io::duplex(BYTES);
+    }
+    let (ours, near) = tokio::io::duplex(BYTES);
+    let (far, theirs) = tokio::io::duplex(BYTES);
+    let (mut from_us, mut to_us) = tokio::io::split(near);
+    let (mut from_them, mut to_them) = tokio::io::split(far);
+    let (send, mut queue) = mpsc::unbounded_channel::<(Instant, Bytes)>();
+    tokio::spawn(async move {
+        let mut buffer = BytesMut::with_capacity(BYTES);
+        while from_us.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
+            let _ = send.send((Instant::now() + delay, buffer.split().freeze()));
+        }
+    });
+    tokio::spawn(async move {
+        while let Some((at, bytes)) = queue.recv().await {
+            tokio::time::sleep_until(at.into()).await;
+            if to_them.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move { tokio::io::copy(&mut from_them, &mut to_us).await });
+    (ours, theirs)
+}
+
+/// A channel whose messages take `delay`.
+fn lane<T: Send + 'static>(delay: Duration) -> (mpsc::UnboundedSender<T>, mpsc::Receiver<T>) {
+    let (send, mut queue) = mpsc::unbounded_channel::<T>();
+    let (out, receiver) = mpsc::channel(1_024);
+    let (timed, mut late) = mpsc::unbounded_channel::<(Instant, T)>();
+    tokio::spawn(async move {
+        while let Some(message) = queue.recv().await {
+            let _ = timed.send((Instant::now() + delay, message));
+        }
+    });
+    tokio::spawn(async move {
+        while let Some((at, message)) = late.recv().await {
+            if !delay.is_zero() {
+                tokio::time::sleep_until(at.into()).await;
+            }
+            if out.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    (send, receiver)
+}
+
+impl Source for Streets {
+    fn open(
+        &self,
+        want: Want,
+        heard: mpsc::Sender<Heard>,
+    ) -> BoxFuture<'static, Result<Opened, PipelineError>> {
+        let town = Arc::clone(&self.0);
+        Box::pin(async move {
+            let fits = |node: &&Arc<Node>| {
+                node.first == want.first && node.end <= want.end && !want.not.contains(&node.peer)
+            };
+            let node = town.nodes.lock().iter().find(fits).cloned();
+            let node = node.ok_or_else(|| PipelineError::Lost("nobody".to_owned()))?;
+            let open = StageOpen {
+                session: want.session,
+                manifest: MANIFEST,
+                first: node.first,
+                end: node.end,
+                positions_max: want.positions_max,
+                wire: want.wire,
+            };
+            let reserved = node.stages.reserve(&open.to_bytes()).await?;
+            let bill = Bill {
+                layers: u64::from(node.end - node.first),
+                ..Bill::default()
+            };
+            town.bills.lock().insert(want.session, bill);
+            let (orders, mut told) = mpsc::unbounded_channel();
+            let (to_stage, from_head) = lane(town.delay);
+            let (to_head, mut from_stage) = lane(town.delay);
+            let (id, session) = (want.id, want.session);
+            let keeper = Arc::clone(&town);
+            tokio::spawn(async move {
+                while let Some(order) = told.recv().await {
+                    match order {
+                        Order::Say(message, rows) => {
+                            let mut bytes = BytesMut::new();
+                            message.encode_into(&rows, &mut bytes);
+                            let _ = to_stage.send(bytes.freeze());
+                        }
+                        Order::Owe(rows) => {
+                            keeper.bills.lock().get_mut(&session).unwrap().owed = rows;
+                        }
+                    }
+                }
+            });
+            tokio::spawn(async move {
+                while let Some(what) = from_stage.recv().await {
+                    let _ = heard.send((id, what)).await;
+                }
+            });
+            let head = PipeHead {
+                from_head,
+                to_head: to_head.clone(),
+                gathered: StageDecoder::default(),
+                town: Arc::clone(&town),
+                session,
+            };
+            let keeper = Arc::clone(&town);
+            let (peer, end) = (node.peer, node.end);
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = reserved.run(head) => {}
+                    () = node.life.cancelled() => {
+                        keeper.bills.lock().get_mut(&session).unwrap().is_dead = true;
+                        if !node.is_silent {
+                            let _ = to_head.send(Err("killed".to_owned()));
+                        } else {
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                }
+            });
+            Ok(Opened {
+                peer,
+                addresses: vec![],
+                end,
+                orders,
+            })
+        })
+    }
+}
+
+/// A session's head over channels.
+struct PipeHead {
+    from_head: mpsc::Receiver<Bytes>,
+    to_head: mpsc::UnboundedSender<Result<(StageMessage, Bytes), String>>,
+    gathered: StageDecoder,
+    town: Arc<Town>,
+    session: StageSession,
+}
+
+impl HeadSide for PipeHead {
+    async fn read(&mut self) -> Result<Bytes, End> {
+        self.from_head.recv().await.ok_or(End::Closed)
+    }
+    fn put(&mut self, bytes: &[u8]) {
+        self.gathered.push(bytes);
+    }
+    async fn flush(&mut self) -> Result<(), End> {
+        while let Some(message) = self.gathered.next_message().unwrap() {
+            let _ = self.to_head.send(Ok(message));
+        }
+        Ok(())
+    }
+    async fn deliver(&mut self, usage: Usage) -> Result<(), End> {
+        self.town
+            .bills
+            .lock()
+            .get_mut(&self.session)
+            .unwrap()
+            .stated = usage;
+        Ok(())
+    }
+}
+
+async fn worker(path: &std::path::Path, layers: std::ops::Range<usize>) -> Worker {
+    let load = Load {
+        path: path.to_owned(),
+        layers,
+        precision: Precision::Q8,
+        positions_max: POSITIONS,
+    };
+    let processor = Processor::start(Some(1)).unwrap();
+    let stage = move || Ok(Stage::load(&load, &mut |_| {})?);
+    Worker::start(processor, stage).await.unwrap()
+}
+
+/// A model, its ends, and what a session needs to know of it.
+struct Model {
+    files: Files,
+    ends: Ends,
+    hidden: usize,
+}
+
+impl Model {
+    async fn new(name: &str) -> Self {
+        let files = directory(&case(name));
+        let path = files.path().to_owned();
+        let processor = Processor::start(Some(1)).unwrap();
+        let head = move || Ok(Head::load(&path, Precision::Q8)?);
+        let ends = Ends::start(processor, head).await.unwrap();
+        let hidden = ends.embed(vec![1]).await.unwrap().len();
+        Self {
+            files,
+            ends,
+            hidden,
+        }
+    }
+
+    fn settings(&self, wire: WireFormat, shape: Shape) -> Settings {
+        Settings {
+            shape,
+            patience: PATIENCE,
+            ..Settings::new(LAYERS, self.hidden, wire)
+        }
+    }
+
+    /// A greedy answer of `count` tokens with all its logits; `each` is called before each step.
+    async fn answer(
+        &self,
+        layers: &dyn Layers,
+        prompt: usize,
+        count: usize,
+        mut each: impl FnMut(usize),
+    ) -> Vec<Vec<f32>> {
+        let prompt: Vec<u32> = (0u32..).map(|t| (t * 7 + 3) % 256).take(prompt).collect();
+        let mut pos = prompt.len();
+        let mut run = layers.open(pos + count).await.unwrap();
+        let rows = self.ends.embed(prompt).await.unwrap();
+        each(0);
+        let mut last = run.step(0, rows, StepKind::Prefill).await.unwrap();
+        let mut all: Vec<Vec<f32>> = vec![];
+        loop {
+            let logits = self.ends.logits(last).await.unwrap();
+            let best = (0u32..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1));
+            let rows = self.ends.embed(vec![best.unwrap().0]).await.unwrap();
+            all.push(logits);
+            if all.len() == count {
+                return all;
+            }
+            each(all.len());
+            last = run.step(pos, rows, StepKind::Decode).await.unwrap();
+            pos += 1;
+        }
+    }
+}
+
+const THIRDS: [(u16, u16); 3] = [(0, 2), (2, 4), (4, 6)];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_stages_give_the_bits_of_one_machine_and_agree_on_every_bill() {
+    let model = Model::new("llama").await;
+    let whole = Local::new(worker(model.files.path(), 0..6).await).unwrap();
+    let alone = model.answer(&whole, 70, 8, |_| {}).await;
+    for shape in [Shape::Push, Shape::Star] {
+        let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+        for (first, end) in THIRDS {
+            town.settle(first, end);
+        }
+        let remote = town.remote(model.settings(WireFormat::F32, shape));
+        let split = model.answer(&remote, 70, 8, |_| {}).await;
+        assert!(split == alone, "{shape:?}");
+        let bills = town.bills().await;
+        assert_eq!(bills.len(), 3);
+        for bill in bills {
+            // 70 rows of the prompt and 7 more through two layers each.
+            assert_eq!((bill.stated.input, bill.stated.output), (140, 14));
+            assert_eq!((bill.owed.prefill, bill.owed.decode), (70, 7));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
+    let model = Model::new("llama").await;
+    let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+    town.settle(0, 2);
+    let mut settings = model.settings(WireFormat::F16, Shape::Push);
+    settings.search = Duration::from_millis(50);
+    settings.patience = Duration::from_millis(50);
+    let refused = town.remote(settings).open(10).await.err();
+    assert_eq!(refused, Some(PipelineError::Lost("nobody".to_owned())));
+}
+
+/// Answers under fire: kills, the recoveries' times, and whether all was as in peace.
+async fn under_fire(answers: usize, silent: bool, patience: Duration) -> (usize, Vec<Duration>) {
+    const TOKENS: usize = 24;
+    let model = Model::new("llama").await;
+    // Halves of the last third: replacement by two shorter stages.
+    let ranges = [(0, 2), (2, 4), (4, 6), (4, 5), (5, 6)];
+    let mut town = Town::new(model.files.path(), &ranges, Duration::ZERO).await;
+    Arc::get_mut(&mut town).unwrap().silent = silent;
+    for (first, end) in THIRDS {
+        town.settle(first, end);
+    }
+    let settings = Settings {
+        patience,
+        ..model.settings(WireFormat::F32, Shape::Push)
+    };
+    let remote = town.remote(settings);
+    let peace = model.answer(&remote, 40, TOKENS, |_| {}).await;
+    let (mut kills, mut recoveries) = (0, vec![]);
+    let mut dice = 7u64;
+    for _ in 0..answers {
+        let (mut struck, mut since) = (false, Instant::now());
+        let mut times = vec![];
+        let war = model.answer(&remote, 40, TOKENS, |step| {
+            if std::mem::take(&mut struck) {
+                times.push(since.elapsed());
+            }
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(step as u64 | 1);
+            if (dice >> 33) % 4 != 0 {
+                return;
+            }
+            // Before this step's rows leave, or while they are on their way.
+            let later = Duration::from_micros((dice >> 40) % 3_000);
+            let at = usize::try_from((dice >> 50) % 3).unwrap();
+            let streets = Arc::clone(&town);
+            (struck, since) = (true, Instant::now());
+            kills += 1;
+            tokio::spawn(async move {
+                tokio::time::sleep(later).await;
+                match streets.kill(at) {
+                    Some((4, 6)) if at == 0 => {
+                        streets.settle(4, 5);
+                        streets.settle(5, 6);
+                    }
+                    Some((first, end)) => drop(streets.settle(first, end)),
+                    None => {}
+                }
+            });
+        });
+        assert!(war.await == peace, "an answer under fire differs");
+        recoveries.extend(times);
+    }
+    for bill in town.bills.lock().values() {
+        let stated = (bill.stated.input, bill.stated.output);
+        let owed = (
+            bill.owed.prefill * bill.layers,
+            bill.owed.decode * bill.layers,
+        );
+        assert!(owed.0 <= stated.0 && owed.1 <= stated.1, "{bill:?}");
+    }
+    recoveries.sort();
+    (kills, recoveries)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_stages_change_no_answer() {
+    let (kills, _) = under_fire(12, false, PATIENCE).await;
+    assert!(kills > 30, "{kills}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_falls_silent_is_found_by_pings() {
+    let (kills, _) = under_fire(1, true, Duration::from_millis(600)).await;
+    assert!(kills > 2, "{kills}");
+}
+
+/// `cargo test --release --lib thousand_kills -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment: minutes, and it prints figures"]
+async fn thousand_kills() {
+    let (kills, times) = under_fire(180, false, PATIENCE).await;
+    let at = |share: usize| times[(times.len() - 1) * share / 100];
+    println!(
+        "{kills} kills, 0 answers differ; a struck step took p50 {:?}, p99 {:?}",
+        at(50),
+        at(99)
+    );
+    assert!(kills >= 1_000, "{kills}");
+}
+
+/// `cargo test --release --lib push_against_star -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment: it prints figures"]
+async fn push_against_star() {
+    let model = Model::new("llama").await;
+    for shape in [Shape::Push, Shape::Star] {
+        let town = Town::new(model.files.path(), &THIRDS, Duration::from_millis(50)).await;
+        for (first, end) in THIRDS {
+            town.settle(first, end);
+        }
+        let remote = town.remote(model.settings(WireFormat::F16, shape));
+        let mut begun = None;
+        let tokens = 20;
+        model
+            .answer(&remote, 40, tokens + 1, |step| {
+                if step == 1 {
+                    begun = Some(Instant::now());
+                }
+            })
+            .await;
+        let rate = (tokens as f64 - 1.0) / begun.unwrap().elapsed().as_secs_f64();
+        println!("{shape:?}: {rate:.2} tokens/s with 50 ms per link, three stages");
+    }
+}

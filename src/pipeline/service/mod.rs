@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use super::error::PipelineError;
 use super::worker::{Lease, Worker};
 use crate::network::framed::FrameReader;
+use crate::network::{Handle, Protocol};
 use crate::protocol::FrameKind;
 use crate::protocol::stage::{
     Push, PushKey, StageDecoder, StageMessage, StageOpen, StageSession, Step,
@@ -52,6 +53,21 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub trait Peers: Send + Sync {
     /// A fresh stream; the reason when there is none.
     fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>>;
+    /// The head says where one is to be found.
+    fn meet(&self, peer: &PeerId, addresses: &[Vec<u8>]);
+}
+
+impl Peers for Handle {
+    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
+        Box::pin(async move {
+            let stream = Handle::open(self, peer, Protocol::Rows).await;
+            let stream: Box<dyn Duplex> = Box::new(stream.map_err(|error| error.to_string())?);
+            Ok(stream)
+        })
+    }
+    fn meet(&self, peer: &PeerId, addresses: &[Vec<u8>]) {
+        self.add_raw_addresses(peer, addresses);
+    }
 }
 
 /// How a session ended.

@@ -147,6 +147,10 @@ impl<H: HeadSide> Running<H> {
                 let shown = self.machine.show(pos, n);
                 self.send(shown.into_iter().collect()).await
             }
+            StageMessage::Meet { peer, addresses } => {
+                self.reserved.shared.peers.meet(&peer, &addresses);
+                Ok(())
+            }
             _ => Err(End::Failed("malformed")),
         }
     }

@@ -324,7 +324,7 @@ impl Market {
             return true;
         };
         let node = self.nodes.get_mut(&to).unwrap();
-        let effects = match message {
+        let effects = match message.clone() {
             StageMessage::Halt(halt) => node.machine.halt(halt).into_iter().collect(),
             StageMessage::Route(route) => node.machine.route_to(route),
             StageMessage::Step(step) => match take(node, step, &rows, self.flaw) {

@@ -1,0 +1,328 @@
+//! A model on several sellers: real engines, real orders, money and rows over libp2p.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use souk::keys::{NodeKeys, Seed, WordCount};
+use souk::ledger::{self, Ledger, OpenRow, Role};
+use souk::network::{self, Handle};
+use souk::payment::WindowSettings;
+use souk::payment::payer::{self, PayerHub, Spending};
+use souk::pipeline::chain::order::{Listed, Market, Parts};
+use souk::pipeline::chain::{Remote, Settings};
+use souk::pipeline::ends::Ends;
+use souk::pipeline::engine::{Head, Load, Precision, Stage};
+use souk::pipeline::layers::{Layers, Local, StepKind};
+use souk::pipeline::processor::Processor;
+use souk::pipeline::service::{Duplex, Peers, Stages};
+use souk::pipeline::worker::Worker;
+use souk::protocol::offer::{SignedOffer, StageTerms, Wires};
+use souk::protocol::stage::WireFormat;
+use souk::seller::admission::BuyerPolicy;
+use souk::tasks::Tasks;
+use souk::types::{AttemptId, ChannelId, Clock, Hash32, MicroUsd, PeerId, PriceTable, SystemClock};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::peer::{NETWORK, PATIENCE};
+use crate::harness::stage::StageSeller;
+use crate::tiny_model::TinyModel;
+
+const MANIFEST: Hash32 = Hash32([5; 32]);
+const LAYERS: u16 = 6;
+/// Micro-USD per million block-tokens: one for each of prefill, three for each of decode, so that a
+/// chunk of 64 rows through two layers lies within the window.
+const PRICE: PriceTable = PriceTable {
+    input: 1_000_000,
+    cache_read: 0,
+    cache_write: 0,
+    output: 3_000_000,
+};
+const PROMPT: u32 = 40;
+const TOKENS: usize = 16;
+
+/// A seller's network, known only when it runs.
+struct Later(Arc<OnceLock<Handle>>);
+
+impl Peers for Later {
+    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
+        Peers::open(self.0.get().expect("it runs"), peer)
+    }
+    fn meet(&self, peer: &PeerId, addresses: &[Vec<u8>]) {
+        Peers::meet(self.0.get().expect("it runs"), peer, addresses);
+    }
+}
+
+/// Spending without limits.
+struct Freely;
+
+impl Spending for Freely {
+    fn inherited(&self, _: &OpenRow, _: MicroUsd) {}
+    fn parked(&self, _: &AttemptId, _: MicroUsd) {}
+    fn spent(&self, _: &AttemptId, _: MicroUsd) {}
+}
+
+async fn worker(path: &Path, layers: Range<usize>) -> Worker {
+    let load = Load {
+        path: path.to_owned(),
+        layers,
+        precision: Precision::Q8,
+        positions_max: 2_048,
+    };
+    let stage = move || Ok(Stage::load(&load, &mut |_| {})?);
+    let processor = Processor::start(Some(1)).unwrap();
+    Worker::start(processor, stage).await.unwrap()
+}
+
+/// One seller of the layers `first..end`.
+async fn seller(path: &Path, first: u16, end: u16) -> StageSeller {
+    let worker = worker(path, usize::from(first)..usize::from(end)).await;
+    let handle = Arc::new(OnceLock::new());
+    let peers = Arc::new(Later(Arc::clone(&handle)));
+    let stages = Stages::new(MANIFEST, worker, peers, Tasks::new());
+    let terms = StageTerms {
+        manifest: MANIFEST,
+        first,
+        end,
+        layers: LAYERS,
+        free_positions: 2_048,
+        rows_per_s: 100,
+        wires: Wires(Wires::F16.0 | Wires::F32.0),
+    };
+    let seller = StageSeller::start(Arc::new(stages), terms, PRICE, BuyerPolicy::default()).await;
+    assert!(handle.set(seller.handle.clone()).is_ok());
+    seller
+}
+
+/// Who runs the head and pays.
+struct Payer {
+    ledger: Ledger,
+    remote: Remote,
+    cancel: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Payer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl Payer {
+    async fn start(sellers: &[&StageSeller], hidden: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let seed = Seed::generate(WordCount::Twelve).unwrap();
+        let keys = NodeKeys::from_seed(&seed, 0).unwrap();
+        let (tasks, cancel) = (Tasks::new(), CancellationToken::new());
+        let path = folder.path().join("ledger.db");
+        let opened = Ledger::open(&path, Arc::clone(&clock), ledger::Settings::default()).await;
+        let (ledger, writer) = opened.unwrap();
+        tokio::spawn(writer.run(cancel.clone()));
+        let settings = network::Settings {
+            listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()],
+            mdns: false,
+            ..network::Settings::new(keys.identity.secret_bytes())
+        };
+        let (handle, _, runner) = network::start(settings, Arc::clone(&clock)).unwrap();
+        tokio::spawn(runner.run(cancel.clone()));
+        for seller in sellers {
+            let listen = seller.listen().await;
+            let (address, _) = listen.rsplit_once("/p2p/").unwrap();
+            let peer = seller.handle.local_peer();
+            handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
+        }
+        // Stages find each other: these offers carry no addresses.
+        for one in sellers {
+            for other in sellers {
+                let listen = other.listen().await;
+                let (address, _) = listen.rsplit_once("/p2p/").unwrap();
+                let peer = other.handle.local_peer();
+                one.handle.add_addresses(&peer, &[address.to_owned()]);
+            }
+        }
+        let settings = payer::Settings {
+            network: NETWORK.to_owned(),
+            windows: WindowSettings::default(),
+            handshake_timeout: PATIENCE,
+            device: 0,
+            onchain: None,
+        };
+        let payer = PayerHub::restore(
+            ledger.clone(),
+            handle.clone(),
+            keys.clone(),
+            Arc::clone(&clock),
+            tasks.clone(),
+            Arc::new(Freely),
+            settings,
+        );
+        let offers: Vec<Arc<SignedOffer>> = sellers
+            .iter()
+            .map(|seller| Arc::new(seller.offer.clone()))
+            .collect();
+        let market = Market::new(Parts {
+            places: Arc::new(Listed(offers)),
+            payer: payer.await.unwrap(),
+            ledger: ledger.clone(),
+            network: handle,
+            keys,
+            clock,
+            tasks: tasks.clone(),
+            network_name: NETWORK.to_owned(),
+            windows: WindowSettings::default(),
+        });
+        let settings = Settings {
+            patience: Duration::from_secs(4),
+            ..Settings::new(LAYERS, hidden, WireFormat::F32)
+        };
+        let remote = Remote::new(settings, Arc::new(market), tasks);
+        Self {
+            ledger,
+            remote,
+            cancel,
+            _folder: folder,
+        }
+    }
+
+    /// What each channel's attempts cost here, once none is open.
+    async fn booked(ledger: &Ledger, role: Role) -> Option<Vec<(ChannelId, MicroUsd)>> {
+        let channels = ledger.load(role).await.unwrap();
+        let all_booked = channels.iter().all(|channel| channel.unfinished.is_empty());
+        let mut sums: Vec<_> = channels
+            .iter()
+            .map(|channel| (channel.row.channel, channel.accepted_sum))
+            .collect();
+        sums.sort();
+        all_booked.then_some(sums)
+    }
+}
+
+/// All logits of a greedy answer; `each` is called before each of its steps.
+async fn answer(
+    layers: &dyn Layers,
+    ends: &Ends,
+    mut each: impl AsyncFnMut(usize),
+) -> Vec<Vec<f32>> {
+    let prompt: Vec<u32> = (0..PROMPT).map(|t| (t * 7 + 3) % 256).collect();
+    let mut pos = prompt.len();
+    let mut run = layers.open(pos + TOKENS).await.unwrap();
+    let rows = ends.embed(prompt).await.unwrap();
+    let mut last = run.step(0, rows, StepKind::Prefill).await.unwrap();
+    let mut all: Vec<Vec<f32>> = vec![];
+    loop {
+        let logits = ends.logits(last).await.unwrap();
+        let best = (0u32..).zip(&logits).max_by(|a, b| a.1.total_cmp(b.1));
+        let rows = ends.embed(vec![best.unwrap().0]).await.unwrap();
+        all.push(logits);
+        if all.len() == TOKENS {
+            return all;
+        }
+        each(all.len()).await;
+        last = run.step(pos, rows, StepKind::Decode).await.unwrap();
+        pos += 1;
+    }
+}
+
+struct Scene {
+    _files: tempfile::TempDir,
+    ends: Ends,
+    alone: Vec<Vec<f32>>,
+    hidden: usize,
+    files: std::path::PathBuf,
+}
+
+async fn scene() -> Scene {
+    let folder = tempfile::tempdir().unwrap();
+    let model = TinyModel::default();
+    model.write(folder.path());
+    let files = folder.path().to_owned();
+    let path = files.clone();
+    let head = move || Ok(Head::load(&path, Precision::Q8)?);
+    let ends = Ends::start(Processor::start(Some(1)).unwrap(), head).await;
+    let ends = ends.unwrap();
+    let whole = Local::new(worker(&files, 0..usize::from(LAYERS)).await).unwrap();
+    let alone = answer(&whole, &ends, async |_| {}).await;
+    Scene {
+        _files: folder,
+        ends,
+        alone,
+        hidden: model.hidden,
+        files,
+    }
+}
+
+/// Waits until the buyer's and these sellers' books agree on every channel they share.
+async fn agreed(payer: &Payer, sellers: &[&StageSeller]) -> Vec<MicroUsd> {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let bought = Payer::booked(&payer.ledger, Role::Buy).await;
+        let mut sold = vec![];
+        for seller in sellers {
+            sold.push(Payer::booked(&seller.ledger, Role::Sell).await);
+        }
+        if let Some(bought) = &bought
+            && let Some(sold) = sold.iter().cloned().collect::<Option<Vec<_>>>()
+        {
+            let mut sold: Vec<_> = sold.into_iter().flatten().collect();
+            sold.sort();
+            if *bought == sold && bought.len() == sellers.len() {
+                return bought.iter().map(|(_, sum)| *sum).collect();
+            }
+        }
+        let now = tokio::time::Instant::now();
+        assert!(now < end, "the books differ: {bought:?} {sold:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_sellers_compute_what_one_machine_does_and_all_books_agree() {
+    let scene = scene().await;
+    let a = seller(&scene.files, 0, 2).await;
+    let b = seller(&scene.files, 2, 4).await;
+    let c = seller(&scene.files, 4, LAYERS).await;
+    let payer = Payer::start(&[&a, &b, &c], scene.hidden).await;
+    let split = answer(&payer.remote, &scene.ends, async |_| {}).await;
+    assert!(split == scene.alone, "the split answer differs");
+    // 40 rows of prompt at 1 and 15 of answer at 3, through two layers each.
+    let each = MicroUsd(u64::from(PROMPT) * 2 + 15 * 2 * 3);
+    assert_eq!(agreed(&payer, &[&a, &b, &c]).await, [each; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_that_dies_mid_answer_is_replaced_and_the_answer_is_the_same() {
+    let scene = scene().await;
+    let a = seller(&scene.files, 0, 2).await;
+    let mut b = Some(seller(&scene.files, 2, 4).await);
+    let spare = seller(&scene.files, 2, 4).await;
+    let c = seller(&scene.files, 4, LAYERS).await;
+    let middle = b.as_ref().unwrap();
+    let payer = Payer::start(&[&a, middle, &spare, &c], scene.hidden).await;
+    let split = answer(&payer.remote, &scene.ends, async |step| {
+        if step == 7 {
+            b = None;
+        }
+    })
+    .await;
+    assert!(split == scene.alone, "the answer changed by a loss");
+    // The survivors computed every row once, and the spare all of them.
+    let each = MicroUsd(u64::from(PROMPT) * 2 + 15 * 2 * 3);
+    let end = tokio::time::Instant::now() + PATIENCE;
+    for survivor in [&a, &c] {
+        loop {
+            let sums = Payer::booked(&survivor.ledger, Role::Sell).await;
+            let sums = sums.unwrap_or_default();
+            if sums.iter().any(|(_, sum)| *sum == each) {
+                break;
+            }
+            assert!(
+                tokio::time::Instant::now() < end,
+                "{sums:?} and not {each:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
