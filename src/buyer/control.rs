@@ -51,6 +51,8 @@ pub struct ControlParts {
     pub evm_address: String,
     /// Who is connected.
     pub network: Handle,
+    /// The stages of pipelines that are on offer, as JSON.
+    pub pipelines: Arc<dyn Fn() -> Value + Send + Sync>,
     /// Who sells what.
     pub book: OfferBook,
     /// What is known of the sellers.
@@ -103,6 +105,7 @@ impl Control {
             .route("/api/openapi.json", get(async || control::openapi("buy")))
             .route("/api/status", get(status))
             .route("/api/sellers", get(list_sellers))
+            .route("/api/pipelines", get(pipelines))
             .route("/api/requests", get(requests))
             .route("/api/ledger", get(sums))
             .route("/api/channels", get(channels))
@@ -182,6 +185,10 @@ async fn list_sellers(State(parts): Parts) -> ControlResult {
         now_ms: parts.clock.now_ms(),
     });
     Ok(Json(json!({ "sellers": list })))
+}
+
+async fn pipelines(State(parts): Parts) -> ControlResult {
+    Ok(Json((parts.pipelines)()))
 }
 
 async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {

@@ -76,6 +76,7 @@ async fn start() -> Node {
         evm_address: "0xabc".to_owned(),
         network,
         book: book.clone(),
+        pipelines: Arc::new(|| serde_json::json!({ "pipelines": [], "privacy": "" })),
         router: crate::router::Router::new(
             crate::router::Settings::default(),
             Arc::new(crate::types::SystemClock),

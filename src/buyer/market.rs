@@ -102,6 +102,7 @@ fn entry(summary: &ModelSummary, anthropic: bool) -> Value {
         "other_paths": paths,
         "tools": summary.caps.contains(Capabilities::TOOLS),
         "supported_parameters": summary.caps.parameters(),
+        "split": summary.caps.contains(Capabilities::PIPELINE),
         "structured_output": summary.caps.contains(Capabilities::JSON),
         "context_length": summary.context_max,
         "max_output": summary.output_max,

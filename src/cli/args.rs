@@ -344,4 +344,7 @@ pub struct ModelsArgs {
     /// Say for each seller of this model what its score is made of, or why it is not asked.
     #[arg(long, value_name = "MODEL")]
     pub explain: Option<String>,
+    /// Show which layers of which models peers compute for pipelines.
+    #[arg(long, conflicts_with = "explain")]
+    pub pipelines: bool,
 }

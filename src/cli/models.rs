@@ -8,6 +8,7 @@ use super::args::ModelsArgs;
 use super::output::{self, Output};
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::telemetry::printable;
+use crate::types::MicroUsd;
 
 /// Prints the models on offer.
 pub async fn run(args: &ModelsArgs, global: &GlobalArgs, out: &Output) -> anyhow::Result<()> {
@@ -20,6 +21,9 @@ pub async fn run(args: &ModelsArgs, global: &GlobalArgs, out: &Output) -> anyhow
     }
     if let Some(model) = &args.explain {
         return explain(&api, model, out).await;
+    }
+    if args.pipelines {
+        return pipelines(&api, out).await;
     }
     let list = api.get("/v1/models").await?;
     if out.json {
@@ -43,7 +47,81 @@ pub async fn run(args: &ModelsArgs, global: &GlobalArgs, out: &Output) -> anyhow
         "CONTEXT",
     ];
     output::text(&output::table(&header, &[1, 2, 3, 4, 5, 6, 7], rows));
+    let split = models
+        .into_iter()
+        .flatten()
+        .filter(|m| m.get("split") == Some(&Value::Bool(true)));
+    let split: Vec<&str> = split.filter_map(|m| m.get("id")?.as_str()).collect();
+    if !split.is_empty() {
+        let report = api.get("/api/pipelines").await?;
+        let names = printable(&split.join(", "));
+        output::message(&format!(
+            "computed by several peers: {names}. {}",
+            privacy(&report)
+        ));
+    }
     Ok(())
+}
+
+/// Prints how far the layers of each model are covered, and the best way through them.
+async fn pipelines(api: &Api, out: &Output) -> anyhow::Result<()> {
+    let report = api.get("/api/pipelines").await?;
+    if out.json {
+        output::json(&report);
+        return Ok(());
+    }
+    let list = report.get("pipelines").and_then(Value::as_array);
+    let rows: Vec<Vec<String>> = list.into_iter().flatten().map(pipeline_row).collect();
+    if rows.is_empty() {
+        output::message("no peer offers layers; `node contribute --model PATH` is a beginning");
+        return Ok(());
+    }
+    let header = [
+        "STAGES OF",
+        "LAYERS",
+        "PEERS",
+        "HOPS",
+        "TOK/S",
+        "IN $/M",
+        "OUT $/M",
+    ];
+    output::text(&output::table(&header, &[1, 2, 3, 4, 5, 6], rows));
+    output::message(&privacy(&report));
+    Ok(())
+}
+
+fn privacy(report: &Value) -> String {
+    printable(
+        report
+            .get("privacy")
+            .and_then(Value::as_str)
+            .unwrap_or_default(),
+    )
+}
+
+fn pipeline_row(one: &Value) -> Vec<String> {
+    let figure = |key: &str| number(one.get(key));
+    let thousandths = one.get("milli_tokens_per_second").and_then(Value::as_u64);
+    let usd = |key: &str| {
+        let micro = one.get(key).and_then(Value::as_u64);
+        micro.map_or_else(|| "-".to_owned(), |micro| MicroUsd(micro).to_string())
+    };
+    vec![
+        figure("stage_model"),
+        format!("{}/{}", figure("covered"), figure("layers")),
+        figure("stages"),
+        figure("hops"),
+        thousandths.map_or_else(
+            || "-".to_owned(),
+            |rate| {
+                Decimal::new(i64::try_from(rate).unwrap_or(i64::MAX), 3)
+                    .round_dp(1)
+                    .to_string()
+            },
+        ),
+        usd("price_in_micro_usd"),
+        usd("price_out_micro_usd"),
+    ]
 }
 
 /// Prints each seller's score for an ordinary request, or why it is not asked.
@@ -142,6 +220,21 @@ fn per_million(value: Option<&Value>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipeline_shows_what_is_missing_as_such() {
+        let whole = serde_json::json!({
+            "stage_model": "stage/00", "layers": 80, "covered": 80, "stages": 5, "hops": 3,
+            "milli_tokens_per_second": 4_960, "price_in_micro_usd": 140_000,
+            "price_out_micro_usd": 420_000,
+        });
+        let expected = ["stage/00", "80/80", "5", "3", "5.0", "0.140000", "0.420000"];
+        assert_eq!(pipeline_row(&whole), expected);
+        let part = serde_json::json!({
+            "stage_model": "stage/00", "layers": 80, "covered": 31, "stages": 2, "hops": null,
+        });
+        assert_eq!(pipeline_row(&part)[1..], ["31/80", "2", "-", "-", "-", "-"]);
+    }
 
     #[test]
     fn prices_are_shown_per_million_tokens() {

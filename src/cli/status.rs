@@ -69,6 +69,9 @@ fn screen(out: &Output, head: &str, status: &Value, sellers: &Value) -> String {
             lines.push(format!("{label:<9}{text}"));
         }
     }
+    if let Some(line) = layers_line(status.get("layers")) {
+        lines.push(format!("{:<9}{line}", "layers"));
+    }
     if let Some(peers) = status.get("peers") {
         lines.push(format!("{:<9}{}", "peers", count(peers)));
     }
@@ -94,6 +97,20 @@ fn count(value: &Value) -> String {
         Value::Array(items) => items.len().to_string(),
         other => number(Some(other)),
     }
+}
+
+/// What a stage of pipelines computes.
+fn layers_line(layers: Option<&Value>) -> Option<String> {
+    let layers = layers.filter(|layers| layers.is_object())?;
+    let figure = |key: &str| number(layers.get(key));
+    Some(format!(
+        "{}..{} of {} / {} rows per second / {} positions free",
+        figure("first"),
+        figure("end"),
+        figure("of"),
+        figure("rows_per_second"),
+        figure("free_positions"),
+    ))
 }
 
 /// `wallet / reserved / spent today / owed`, from micro-USD fields.

@@ -89,6 +89,7 @@ pub(super) async fn start(
         evm_address: crate::keys::to_checksum(&base.keys.payment.address()),
         network: base.network.clone(),
         book: book.clone(),
+        pipelines: super::pipelines::report(book.clone()),
         router: router.clone(),
         payer: payer.clone(),
         ledger: base.ledger.clone(),

@@ -13,6 +13,7 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod pipelines;
 pub mod probe;
 pub mod purse;
 mod reclaim;
@@ -33,6 +34,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::launch::Launch;
 use crate::telemetry::Metrics;
 
+pub use contribute::check_model;
 pub use demo::demo;
 
 /// Runs a bare node that others start from.

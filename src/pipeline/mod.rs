@@ -7,6 +7,7 @@
 //!   for many sessions together;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are;
 //! - [`market`]: which stages there are, where another is worth most, the best way through them;
+//!   [`routed`]: that way for a head that orders;
 //! - [`session`]: the pure rules by which rows go through stages exactly once, and are billed once;
 //! - [`service`]: a stage that others pay; [`chain`]: the layers that others have, ordered and paid;
 //!   [`rows`]: rows as bytes.
@@ -23,6 +24,7 @@ pub mod error;
 pub mod layers;
 pub mod market;
 pub mod processor;
+pub mod routed;
 pub mod rows;
 pub mod service;
 pub mod session;

@@ -22,6 +22,7 @@ mod chain;
 mod choosing;
 mod commands;
 mod concurrency;
+mod contribute;
 mod crash;
 mod dashboard;
 mod dialects;

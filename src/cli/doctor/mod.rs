@@ -91,6 +91,7 @@ async fn examine(global: &GlobalArgs, patient: Patient, checks: &mut Vec<Check>)
         checks.push(reach::money(config, dir).await);
     }
     checks.push(reach::upstream(config).await);
+    checks.extend(place::layers(config));
     checks.push(reach::clock(config).await);
     checks.push(super::openclaw::check(config).await);
 }

@@ -157,6 +157,19 @@ pub(super) fn name() -> Check {
     }
 }
 
+/// The model whose layers are contributed, where one is configured.
+pub(super) fn layers(config: &Config) -> Option<Check> {
+    let path = config.contribute.model.as_deref()?;
+    Some(match crate::node::check_model(path) {
+        Ok(said) => Check::pass("layers", format!("{}: {said}", path.display())),
+        Err(why) => Check::fail(
+            "layers",
+            why,
+            "name a directory with safetensors and config.json, or a GGUF file, in [contribute] model",
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::check::Verdict;

@@ -19,7 +19,7 @@ pub mod moves;
 pub mod placement;
 pub mod route;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use sha2::{Digest, Sha256};
 
@@ -72,6 +72,11 @@ impl Offered {
     pub fn row_us(&self) -> u64 {
         let compute = 1_000_000 / u64::from(self.rows_per_s.max(1));
         compute.saturating_add(self.link_us)
+    }
+    /// What a million prefill rows cost here, micro-USD.
+    #[must_use]
+    pub fn prefill_price(&self) -> u64 {
+        self.price.input.saturating_mul(self.terms.width().into())
     }
     /// What a million decode rows cost here, micro-USD.
     #[must_use]

@@ -8,14 +8,19 @@ use super::*;
 use crate::protocol::offer::Wires;
 
 /// An id made of a number, without computing a key.
-fn peer(n: u16) -> PeerId {
+pub(in crate::pipeline) fn peer(n: u16) -> PeerId {
     let mut bytes = vec![0, 36, 8, 1, 18, 32];
     bytes.extend_from_slice(&[7; 30]);
     bytes.extend_from_slice(&n.to_be_bytes());
     PeerId::from_bytes(&bytes).unwrap()
 }
 
-fn stage(n: u16, layers: u16, range: Range<u16>, rows_per_s: u32) -> Offered {
+pub(in crate::pipeline) fn stage(
+    n: u16,
+    layers: u16,
+    range: Range<u16>,
+    rows_per_s: u32,
+) -> Offered {
     Offered {
         peer: peer(n),
         offer: Hash32([0; 32]),

@@ -1,0 +1,156 @@
+//! `node contribute`: layers on offer, what others see of them, and who may order them.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use souk::protocol::offer::STAGE_PATH;
+use souk::types::PeerId;
+
+use crate::harness::http::{self, Request};
+use crate::harness::market::{Hold, start_buyer};
+use crate::harness::model;
+use crate::harness::node::{Home, Node};
+use crate::harness::peer::{PATIENCE, Peer};
+
+/// A model on disk and a network without sellers.
+struct Scene {
+    folder: tempfile::TempDir,
+    bootstrap: Node,
+    _hold: Hold,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let hold = Hold::shared().await;
+        let folder = tempfile::tempdir().unwrap();
+        model::write(folder.path(), 7);
+        Self {
+            folder,
+            bootstrap: Node::start(&["bootstrap"]),
+            _hold: hold,
+        }
+    }
+
+    fn contribute(&self, layers: &str, more: &[&str]) -> Node {
+        let path = self.folder.path().to_str().unwrap();
+        let mut args = vec!["contribute", "--model", path, "--layers", layers];
+        args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
+        args.extend(more);
+        Node::start(&args)
+    }
+}
+
+async fn get(node: &Node, path: &str) -> Value {
+    http::send(node.http(), &Request::get(path)).await.json()
+}
+
+/// What the buyer sees of the one model's stages, once `is_so` holds.
+async fn pipeline(buyer: &Node, is_so: impl Fn(&Value) -> bool) -> Value {
+    // What is few is asked for again every ten seconds.
+    let end = tokio::time::Instant::now() + PATIENCE * 4;
+    loop {
+        let report = get(buyer, "/api/pipelines").await;
+        let one = report["pipelines"][0].clone();
+        if is_so(&one) {
+            assert!(report["privacy"].as_str().unwrap().contains("rebuilt"));
+            assert_eq!(report["pipelines"].as_array().unwrap().len(), 1);
+            return one;
+        }
+        assert!(tokio::time::Instant::now() < end, "{report}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_two_peers_make_a_way_that_only_heads_use() {
+    let scene = Scene::start().await;
+    let first = scene.contribute("0..2", &["--price-in", "0.01", "--price-out", "0.02"]);
+    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
+    let status = get(&first, "/api/status").await;
+    assert_eq!(status["role"], "contribute");
+    assert_eq!(
+        (&status["layers"]["first"], &status["layers"]["end"]),
+        (&0.into(), &2.into())
+    );
+    assert_eq!(status["layers"]["of"], model::LAYERS);
+    assert!(status["layers"]["rows_per_second"].as_u64().unwrap() > 0);
+
+    let part = pipeline(&buyer, |one| one["covered"] == 2).await;
+    assert_eq!(
+        (&part["whole"], &part["hops"]),
+        (&false.into(), &Value::Null)
+    );
+    let _second = scene.contribute("2..6", &["--price-in", "0.01", "--price-out", "0.02"]);
+    let whole = pipeline(&buyer, |one| one["whole"] == true).await;
+    assert_eq!((&whole["hops"], &whole["stages"]), (&2.into(), &2.into()));
+    // Six layers at $0.02 a million rows each.
+    assert_eq!(whole["price_out_micro_usd"], 120_000);
+    assert!(whole["milli_tokens_per_second"].as_u64().unwrap() > 0);
+
+    // Nobody is offered them as a model.
+    let listed = get(&buyer, "/v1/models").await;
+    assert_eq!(listed["data"].as_array().unwrap().len(), 0, "{listed}");
+    let name = whole["stage_model"].as_str().unwrap();
+    let body = serde_json::json!({"model": name, "messages": [{"role": "user", "content": "Hi"}]});
+    let answer = http::send(buyer.http(), &Request::post("/v1/chat/completions", &body)).await;
+    assert_eq!(answer.status, 404, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_takes_what_the_others_leave_open() {
+    let scene = Scene::start().await;
+    let _first = scene.contribute("2..6", &[]);
+    let joiner = scene.contribute("auto", &[]);
+    let layers = get(&joiner, "/api/status").await["layers"].clone();
+    // It has memory for all of them, and one hop is less than two.
+    assert_eq!((&layers["first"], &layers["end"]), (&0.into(), &6.into()));
+    assert!(
+        layers["price_out_micro_usd"].as_u64().unwrap() > 0,
+        "{layers}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_stage_refuses_strangers() {
+    let scene = Scene::start().await;
+    let (friend, stranger) = (Peer::start(), Peer::start());
+    let allowed = friend.id().to_string();
+    let stage = scene.contribute("0..6", &["--free", "--allow", &allowed]);
+    let mut refusals = Vec::new();
+    for peer in [&stranger, &friend] {
+        let to: PeerId = peer.dial(stage.listen()).await;
+        let offer = peer.offer_of(&to).await;
+        assert!(offer.offer.price.is_free());
+        let standing = peer.session(&to, None).await;
+        let mut head = peer.head(&offer, standing.channel, b"no order");
+        STAGE_PATH.clone_into(&mut head.path);
+        let answer = peer.ask(&to, &peer.sign(head).bytes, b"no order").await;
+        refusals.push(answer.error);
+    }
+    assert_eq!(refusals, [Some("not_allowed"), Some("malformed")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_contributed_is_said_before_anything_starts() {
+    let scene = Scene::start().await;
+    let path = scene.folder.path().to_str().unwrap();
+    for (model, layers, word) in [
+        ("/nonexistent/model", "auto", "/nonexistent/model"),
+        (path, "0..99", "the model has 6"),
+        (path, "5..5", "no range of layers"),
+    ] {
+        let args = [
+            "contribute",
+            "--model",
+            model,
+            "--layers",
+            layers,
+            "--http-port",
+            "0",
+        ];
+        let run = Home::new().run(&args);
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(64), "{said}");
+        assert!(said.contains(word), "{said}");
+    }
+}
