@@ -550,7 +550,7 @@ async fn under_fire(answers: usize, silent: bool, patience: Duration) -> (usize,
             dice = dice
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(step as u64 | 1);
-            if (dice >> 33) % 4 != 0 {
+            if !(dice >> 33).is_multiple_of(4) {
                 return;
             }
             // Before this step's rows leave, or while they are on their way.
