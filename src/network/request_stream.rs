@@ -67,12 +67,25 @@ impl Protocol {
     }
 }
 
+/// Which connection carries a stream. A peer may have several, and a dead one looks alive for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier(ConnectionId);
+
 /// A stream to or from a peer. Dropping it ends both directions; a reader on the other side then sees the end of
 /// the stream without an END frame.
 #[derive(Debug)]
 pub struct Stream {
     io: Compat<libp2p::Stream>,
+    carrier: Carrier,
     _permits: Permits,
+}
+
+impl Stream {
+    /// The connection that carries it.
+    #[must_use]
+    pub const fn carrier(&self) -> Carrier {
+        self.carrier
+    }
 }
 
 #[derive(Debug)]
@@ -152,6 +165,15 @@ struct Peer {
     warm: Arc<AtomicBool>,
 }
 
+impl Peer {
+    /// Where a stream is opened: QUIC before TCP, and of those the newest, for an older one may be of
+    /// a process that was killed since.
+    fn best(&self) -> Option<&Connection> {
+        let open = self.connections.iter().filter(|c| c.is_open());
+        open.max_by_key(|c| (c.quic, c.id))
+    }
+}
+
 #[derive(Default)]
 struct Index {
     peers: RwLock<HashMap<PeerId, Peer>>,
@@ -191,11 +213,13 @@ impl Control {
     }
     fn best(&self, peer: &PeerId) -> Option<Connection> {
         let peers = self.index.peers.read();
-        let list = &peers.get(peer)?.connections;
-        list.iter()
-            .filter(|c| c.is_open())
-            .max_by_key(|c| (c.quic, c.id))
-            .cloned()
+        peers.get(peer)?.best().cloned()
+    }
+    /// True while the next stream to `peer` goes over this connection.
+    pub(super) fn is_best(&self, peer: &PeerId, carrier: Carrier) -> bool {
+        let peers = self.index.peers.read();
+        let best = peers.get(peer).and_then(Peer::best);
+        best.is_some_and(|connection| connection.id == carrier.0)
     }
     /// The connection of `peer` that was made first.
     pub(super) fn oldest(&self, peer: &PeerId) -> Option<ConnectionId> {
@@ -302,6 +326,7 @@ impl Behaviour {
         });
         Handler {
             peer,
+            carrier: Carrier(id),
             queue,
             warm: entry.warm.clone(),
             index: self.index.clone(),
@@ -394,6 +419,7 @@ impl InboundUpgrade<libp2p::Stream> for AnyOfThem {
 /// One connection's side, run by the connection's task.
 pub(super) struct Handler {
     peer: PeerId,
+    carrier: Carrier,
     queue: mpsc::Receiver<Opener>,
     warm: Arc<AtomicBool>,
     index: Arc<Index>,
@@ -416,6 +442,7 @@ impl Handler {
         let taken = permits.is_ok_and(|(connection, node)| {
             let stream = Stream {
                 io: io.compat(),
+                carrier: self.carrier,
                 _permits: Permits {
                     _connection: connection,
                     _node: Some(node),
@@ -476,6 +503,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 let stream = Stream {
                     io: io.compat(),
+                    carrier: self.carrier,
                     _permits: Permits {
                         _connection: opener.permit,
                         _node: None,

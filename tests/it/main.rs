@@ -40,6 +40,7 @@ mod openapi;
 mod overbilling;
 mod replay;
 mod responses;
+mod restarted;
 mod routing;
 mod service;
 mod simulated;
