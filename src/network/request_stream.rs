@@ -8,10 +8,11 @@
 //! long as its [`Stream`].
 //! Called by `network::behaviour` (swarm side) and `network::handle` (opener side).
 
+mod stream;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -31,9 +32,12 @@ use libp2p::swarm::{
 };
 use libp2p::{InboundUpgrade, Multiaddr, PeerId, StreamProtocol};
 use parking_lot::RwLock;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+pub use stream::{Carrier, Stream};
+
+use stream::Permits;
 
 use super::limits::{
     ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX,
@@ -64,59 +68,6 @@ impl Protocol {
             Self::Session => StreamProtocol::new("/souk/session/1"),
             Self::Relay => StreamProtocol::new("/souk/relay-tx/1"),
         }
-    }
-}
-
-/// Which connection carries a stream. A peer may have several, and a dead one looks alive for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Carrier(ConnectionId);
-
-/// A stream to or from a peer. Dropping it ends both directions; a reader on the other side then sees the end of
-/// the stream without an END frame.
-#[derive(Debug)]
-pub struct Stream {
-    io: Compat<libp2p::Stream>,
-    carrier: Carrier,
-    _permits: Permits,
-}
-
-impl Stream {
-    /// The connection that carries it.
-    #[must_use]
-    pub const fn carrier(&self) -> Carrier {
-        self.carrier
-    }
-}
-
-#[derive(Debug)]
-struct Permits {
-    _connection: OwnedSemaphorePermit,
-    _node: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
