@@ -95,20 +95,18 @@ async fn five_sellers_get_traffic_by_price_speed_and_success() {
         QUICK,
         &[],
         vec![
-            // An answer costs some 450 micro-USD at the second: what a busy machine adds to the wait
-            // is small beside that.
-            (("2.40", "9.60"), quick()),
-            (("1.80", "7.20"), quick()),
+            (("0.40", "1.60"), quick()),
+            (("0.30", "1.20"), quick()),
             // Cheaper, and not worth the wait, the failures; dear.
             (
-                ("1.50", "6.00"),
+                ("0.25", "1.00"),
                 quick().first_byte_after(Duration::from_secs(1)),
             ),
             (
-                ("1.75", "7.00"),
+                ("0.20", "0.80"),
                 quick().fault(Fault::Flaky { percent: 60 }),
             ),
-            (("18.00", "72.00"), quick()),
+            (("3.00", "12.00"), quick()),
         ],
     )
     .await;
@@ -117,9 +115,9 @@ async fn five_sellers_get_traffic_by_price_speed_and_success() {
     let shares = market.shares(&answers);
     println!("{good} of 500 good; by seller (fair, best, slow, flaky, dear): {shares:?}");
     assert!(good >= 495, "{good}");
-    // The best in hindsight is the second; the first costs a little more.
-    assert!(shares[1] > 250, "{shares:?}");
-    assert!(shares[2] + shares[3] + shares[4] < 125, "{shares:?}");
+    // The second is the best in hindsight. The first costs 13 micro-USD more an answer, 26 ms of
+    // waiting: on a busy machine either may look quicker by that.
+    assert!(shares[0] + shares[1] > 375, "{shares:?}");
     let costs = Costs::of(&market);
     println!("{costs}");
     // Learning who is best costs something, and so does asking the others now and then.
