@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::keys::{load_payment_key, parse_address};
 use crate::node::deploy::{self, Deployed, Wanted};
@@ -53,12 +54,17 @@ pub async fn run(global: &GlobalArgs, out: &Output, command: ChainCommand) -> an
         mint: args.mint,
     };
     let is_quiet = out.json || global.quiet;
+    let progress = Progress::new(!is_quiet, "asking the chain");
     let tell = |text: &str| {
-        if !is_quiet {
+        if !is_quiet && !progress.is_shown() {
             output::message(text);
         }
+        progress.name(text);
     };
-    let deployed = deploy::deploy(&config, key, &wanted, &tell).await?;
+    let work = deploy::deploy(&config, key, &wanted, &tell);
+    let deployed = progress.during(work).await;
+    drop(progress);
+    let deployed = deployed?;
     if out.json {
         output::json(&deployed);
     } else {

@@ -17,6 +17,7 @@ mod ledger_view;
 mod models;
 mod openclaw;
 mod output;
+mod progress;
 mod roles;
 mod service;
 mod shell;
