@@ -178,7 +178,7 @@ async fn carry_out_at(
         output::json(&json!({ "plan": plan, "transactions": transactions }));
     } else {
         output::text(&plan_text(&plan));
-        output::text(&outcome_text(&states));
+        output::text(&output::own_name(&outcome_text(&states)));
     }
     let has_failed = states.iter().any(|one| word(one) == "failed");
     if has_failed {

@@ -17,7 +17,7 @@ const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 66.0;
 const BOTTOM: f64 = 28.0;
 const TOP: f64 = 26.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 26.0;
 /// Share of its place that a bar fills.
 const BAR_SHARE: f64 = 0.8;
 /// Labels under the bars, at most.

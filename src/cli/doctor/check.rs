@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::output::Output;
+use crate::cli::output::{Output, own_name};
 
 /// How a look ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -78,6 +78,7 @@ impl Check {
             self.message
         );
         if let Some(fix) = &self.fix {
+            let fix = own_name(fix);
             text.push_str(&format!("\n      fix: {fix}"));
         }
         text
