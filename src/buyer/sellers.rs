@@ -248,7 +248,6 @@ mod tests {
         let two_of_three = Record {
             attempts: 3,
             good: 2,
-            ..Record::default()
         };
         assert_eq!(two_of_three.quality(), Some(0.67));
         assert_eq!(median(vec![]), None);

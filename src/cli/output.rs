@@ -82,7 +82,10 @@ fn under_name(text: &str, name: &str) -> String {
         return text.to_owned();
     }
     let text = text.replace(&format!("`{NAME} "), &format!("`{name} "));
-    match text.strip_prefix(NAME).and_then(|rest| rest.strip_prefix(' ')) {
+    match text
+        .strip_prefix(NAME)
+        .and_then(|rest| rest.strip_prefix(' '))
+    {
         Some(rest) => format!("{name} {rest}"),
         None => text,
     }
@@ -163,7 +166,10 @@ mod tests {
         assert_eq!(under_name(hint, "node"), hint);
         let named = under_name(hint, "souk");
         assert_eq!(named, "start one with `souk buy`, or a node of yours");
-        assert_eq!(under_name("node openclaw setup", "souk"), "souk openclaw setup");
+        assert_eq!(
+            under_name("node openclaw setup", "souk"),
+            "souk openclaw setup"
+        );
         assert_eq!(under_name("nodes", "souk"), "nodes");
     }
 

@@ -145,7 +145,7 @@ impl Line {
             (done, 0) => format!("{done}, {} s", elapsed.as_secs()),
             (done, total) => {
                 let done = done.min(total);
-                let left = self.left(elapsed);
+                let left = self.left(elapsed).filter(|seconds| *seconds > 0);
                 let left = left.map_or_else(String::new, |s| format!(", about {s} s left"));
                 format!("{} {done} of {total}{left}", bar(done, total))
             }
