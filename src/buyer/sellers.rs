@@ -144,7 +144,7 @@ fn state_of(
         .iter()
         .all(|offer| offer.offer.price.is_free());
     if credit == Some(MicroUsd::ZERO) && !is_free {
-        let how = "its credit is used up; pay it, it books that with `node ledger settle`";
+        let how = "it gives no credit, or it is used up; pay it, and it books that with `node ledger settle`";
         return ("no_credit", Some(how.to_owned()));
     }
     if seller.pair.as_ref().is_some_and(|pair| pair.is_up()) {

@@ -93,7 +93,11 @@ fn under_name(text: &str, name: &str) -> String {
 
 /// Writes a failure to stderr, for people or as one JSON object.
 pub fn error(failure: &CliError, json: bool, color: bool) {
-    message(&error_text(failure, json, color));
+    let named = CliError {
+        hint: failure.hint.as_deref().map(own_name),
+        ..failure.clone()
+    };
+    message(&error_text(&named, json, color));
 }
 
 fn error_text(failure: &CliError, json: bool, color: bool) -> String {
@@ -102,7 +106,6 @@ fn error_text(failure: &CliError, json: bool, color: bool) -> String {
     }
     let mut text = format!("{} {}", paint("error:", "1;31", color), failure.message);
     if let Some(hint) = &failure.hint {
-        let hint = own_name(hint);
         text.push_str(&format!("\n{} {hint}", paint("hint:", "1;36", color)));
     }
     text

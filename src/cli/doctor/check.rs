@@ -75,10 +75,9 @@ impl Check {
             "{}  {:<15} {}",
             out.paint(word, color),
             self.check,
-            self.message
+            own_name(&self.message)
         );
-        if let Some(fix) = &self.fix {
-            let fix = own_name(fix);
+        if let Some(fix) = self.fix.as_deref().map(own_name) {
             text.push_str(&format!("\n      fix: {fix}"));
         }
         text
