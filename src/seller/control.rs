@@ -442,6 +442,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_voucher_covers_is_not_owed_and_the_fee_of_an_opening_is_no_doubt() {
+        let account = |onchain_settled, settlements, open_fee| Account {
+            buyer: String::new(),
+            channel: String::new(),
+            deposit: 500_000,
+            voucher: 30_000,
+            delivered: 30_700,
+            accepted: 20_000,
+            settlements,
+            unaccepted: 1,
+            mode: "",
+            confirmed: None,
+            onchain_settled,
+            open_fee,
+        };
+        let channel = account(Some(25_000), 0, 10_000);
+        assert_eq!((channel.owed(), channel.in_doubt()), (700, 700));
+        // On credit a voucher is a promise; only a payment counts.
+        let credit = account(None, 5_000, 0);
+        assert_eq!((credit.owed(), credit.in_doubt()), (25_700, 10_700));
+    }
+
+    #[test]
     fn a_settlement_names_a_buyer_and_a_positive_amount() {
         let peer = PeerId::random();
         let of = |value: Value| Settlement::parse(value.to_string().as_bytes());
