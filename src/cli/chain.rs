@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::keys::{load_payment_key, parse_address};
 use crate::node::deploy::{self, Deployed, Estimate, Wanted};
@@ -66,12 +67,17 @@ pub async fn run(global: &GlobalArgs, out: &Output, command: ChainCommand) -> an
         return Ok(());
     }
     let is_quiet = out.json || global.quiet;
+    let progress = Progress::new(!is_quiet, "asking the chain");
     let tell = |text: &str| {
-        if !is_quiet {
+        if !is_quiet && !progress.is_shown() {
             output::message(text);
         }
+        progress.name(text);
     };
-    let deployed = deploy::deploy(&config, key, &wanted, &tell).await?;
+    let work = deploy::deploy(&config, key, &wanted, &tell);
+    let deployed = progress.during(work).await;
+    drop(progress);
+    let deployed = deployed?;
     if out.json {
         output::json(&deployed);
     } else {
