@@ -44,6 +44,7 @@ mod overbilling;
 mod pipeline;
 mod replay;
 mod responses;
+mod restarted;
 mod routing;
 mod service;
 mod simulated;
