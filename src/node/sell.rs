@@ -281,6 +281,7 @@ async fn open_seller(
             deny: super::buy::peers("contribute.deny", &layers.deny)?,
         },
     };
+    let stages = desk.clone().map(|desk| -> Arc<dyn StageService> { desk });
     let answers = upstream.as_ref().map_or(0, |_| sell.max_concurrent);
     let sessions = desk.as_ref().map_or(0, |_| layers.sessions);
     let gate = Gate::new(
@@ -294,7 +295,7 @@ async fn open_seller(
         gate,
         payee,
         upstream,
-        stages: desk.map(|desk| desk as Arc<dyn StageService>),
+        stages,
         ledger: base.ledger.clone(),
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),

@@ -15,19 +15,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::base::Base;
 use crate::discovery::{NoCache, OfferBook};
 use crate::failure::{Failure, FailureKind};
-use crate::network::{Handle, Protocol};
+use crate::network::Handle;
 use crate::pipeline::engine::{Load, ModelConfig, Precision, Stage, manifest};
 use crate::pipeline::market::moves::LOOK_EVERY;
 use crate::pipeline::market::{Coverage, Joiner, Mover, Offered, Step, place};
 use crate::pipeline::processor::Processor;
-use crate::pipeline::service::{Duplex, Peers, Stages};
+use crate::pipeline::service::Stages;
 use crate::pipeline::worker::Worker;
 use crate::pipeline::{PipelineError, StepKind};
 use crate::protocol::offer::{StageTerms, Wires};
@@ -379,7 +377,7 @@ impl Loader {
         });
         let worker = worker.await?;
         let rows_per_s = measure(&worker).await?;
-        let peers = Arc::new(Streets(self.network.clone()));
+        let peers = Arc::new(self.network.clone());
         let tasks = self.tasks.clone();
         Ok(Loaded {
             stages: Stages::new(model.manifest, worker.clone(), peers, tasks),
@@ -402,21 +400,6 @@ async fn measure(worker: &Worker) -> Result<u32, PipelineError> {
     let us = started.elapsed().as_micros().max(1);
     let rows = u128::try_from(MEASURED_ROWS).unwrap_or(1) * 1_000_000 / us;
     Ok(u32::try_from(rows).unwrap_or(u32::MAX).max(1))
-}
-
-/// Streams of rows to other stages.
-struct Streets(Handle);
-
-impl Peers for Streets {
-    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
-        async move {
-            let stream = self.0.open(peer, Protocol::Rows).await;
-            let stream = stream.map_err(|error| error.to_string())?;
-            let stream: Box<dyn Duplex> = Box::new(stream);
-            Ok(stream)
-        }
-        .boxed()
-    }
 }
 
 /// One line of progress on a terminal; nothing elsewhere.
