@@ -26,7 +26,9 @@ use souk::tasks::Tasks;
 use souk::types::{AttemptId, ChannelId, Clock, Hash32, MicroUsd, PeerId, PriceTable, SystemClock};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::peer::{NETWORK, PATIENCE};
+use crate::harness::books;
+use crate::harness::node::Node;
+use crate::harness::peer::{NETWORK, PATIENCE, now_ms};
 use crate::harness::stage::StageSeller;
 use crate::tiny_model::TinyModel;
 
@@ -111,7 +113,26 @@ impl Drop for Payer {
 }
 
 impl Payer {
+    /// Pays these sellers, which know how to reach each other.
     async fn start(sellers: &[&StageSeller], hidden: usize) -> Self {
+        let mut listed = vec![];
+        for seller in sellers {
+            listed.push((seller.listen().await, Some(seller.offer.clone())));
+        }
+        // These offers carry no addresses, so the sellers are told.
+        for (one, (listen, _)) in sellers
+            .iter()
+            .flat_map(|s| listed.iter().map(move |l| (s, l)))
+        {
+            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
+            let peer = peer.parse().unwrap();
+            one.handle.add_addresses(&peer, &[address.to_owned()]);
+        }
+        Self::of(listed, hidden).await
+    }
+
+    /// Pays whoever listens at these addresses; an offer that is not known is asked for.
+    async fn of(listed: Vec<(String, Option<SignedOffer>)>, hidden: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let seed = Seed::generate(WordCount::Twelve).unwrap();
@@ -128,20 +149,16 @@ impl Payer {
         };
         let (handle, _, runner) = network::start(settings, Arc::clone(&clock)).unwrap();
         tokio::spawn(runner.run(cancel.clone()));
-        for seller in sellers {
-            let listen = seller.listen().await;
-            let (address, _) = listen.rsplit_once("/p2p/").unwrap();
-            let peer = seller.handle.local_peer();
+        let mut offers = vec![];
+        for (listen, offer) in listed {
+            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
+            let peer = peer.parse().unwrap();
             handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
-        }
-        // Stages find each other: these offers carry no addresses.
-        for one in sellers {
-            for other in sellers {
-                let listen = other.listen().await;
-                let (address, _) = listen.rsplit_once("/p2p/").unwrap();
-                let peer = other.handle.local_peer();
-                one.handle.add_addresses(&peer, &[address.to_owned()]);
-            }
+            let offer = match offer {
+                Some(offer) => offer,
+                None => stage_offer_of(&handle, &peer).await,
+            };
+            offers.push(Arc::new(offer));
         }
         let settings = payer::Settings {
             network: NETWORK.to_owned(),
@@ -197,6 +214,23 @@ impl Payer {
             .collect();
         sums.sort();
         all_booked.then_some(sums)
+    }
+}
+
+/// The stage's offer that a peer makes.
+async fn stage_offer_of(handle: &Handle, peer: &PeerId) -> SignedOffer {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        for bytes in handle.pull_catalogue(peer).await.unwrap_or_default() {
+            if let Ok(signed) = SignedOffer::decode_and_verify(&bytes, NETWORK, now_ms())
+                && signed.offer.seller == *peer
+                && signed.offer.stage.is_some()
+            {
+                return signed;
+            }
+        }
+        assert!(tokio::time::Instant::now() < end, "{peer} offers no layers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -323,6 +357,45 @@ async fn a_seller_that_dies_mid_answer_is_replaced_and_the_answer_is_the_same() 
                 "{sums:?} and not {each:?}"
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// A process that contributes these layers at the prices of [`PRICE`].
+fn contribute(path: &Path, layers: &str) -> Node {
+    let path = path.to_str().unwrap();
+    let mut args = vec!["contribute", "--model", path, "--layers", layers];
+    args.extend(["--price-in", "1", "--price-out", "3", "--positions", "512"]);
+    args.extend(["--http-port", "0", "--credit-limit", "1"]);
+    Node::start(&args)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_killed_mid_answer_is_replaced_and_the_answer_is_the_same() {
+    let scene = scene().await;
+    let ranges = ["0..2", "2..4", "2..4", "4..6"];
+    let mut nodes = ranges.map(|layers| contribute(&scene.files, layers));
+    let listed = nodes.iter().map(|node| (node.listen().to_owned(), None));
+    let payer = Payer::of(listed.collect(), scene.hidden).await;
+    let split = answer(&payer.remote, &scene.ends, async |step| {
+        if step == 7 {
+            nodes[1].kill();
+        }
+    })
+    .await;
+    assert!(split == scene.alone, "the answer changed by a kill");
+    // Whoever lived from the start to the end computed, and was paid for, every row once.
+    let each = u64::from(PROMPT) * 2 + 15 * 2 * 3;
+    for survivor in [&nodes[0], &nodes[3]] {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let rows = books::rows(survivor.home());
+            let billed: Vec<_> = rows.values().map(|row| row.billed).collect();
+            if billed == [Some(each)] {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < end, "{billed:?}, not {each}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 }

@@ -77,6 +77,10 @@ impl Account {
         *self.rows.lock() = rows;
         self.pair.receive(&self.attempt, self.cost());
     }
+    /// It computed something else: nothing more is promised, and its receipt is not believed.
+    pub fn forfeit(&self) {
+        *self.rows.lock() = Rows::default();
+    }
     /// The seller says its clock shows `seller_ms`.
     pub fn learn_clock(&self, seller_ms: u64) {
         self.pair.learn_clock(seller_ms, self.clock.now_ms());

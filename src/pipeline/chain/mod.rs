@@ -11,6 +11,8 @@
 //! - A session that is dropped closes every stage it opened.
 
 mod account;
+mod audit;
+mod auditing;
 pub mod order;
 mod run;
 #[cfg(test)]
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::PipelineError;
@@ -71,6 +74,8 @@ pub enum Order {
     Say(StageMessage, Bytes),
     /// This much it has computed in all, by our own count.
     Owe(Rows),
+    /// It computed something else than its layers: nothing more is paid.
+    Forfeit,
 }
 
 /// What comes from a stage: a message with its rows, or why nothing will come any more.
@@ -86,6 +91,10 @@ pub trait Source: Send + Sync {
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>>;
 }
+
+/// Steps for each audit: an audit of a prefix costs as many rows of one stage as a step costs of all,
+/// times the prefix, so this keeps them at a few per cent of the work.
+const AUDIT_ONE_IN: u32 = 2_000;
 
 /// How a session is kept alive.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +113,8 @@ pub struct Settings {
     pub stall: Duration,
     /// A lost place is looked for so long; then the session fails.
     pub search: Duration,
+    /// After one step in so many a stage's work is done again by another; 0 never.
+    pub audit_one_in: u32,
 }
 
 impl Settings {
@@ -118,6 +129,7 @@ impl Settings {
             patience: Duration::from_millis(1_500),
             stall: Duration::from_secs(120),
             search: Duration::from_secs(30),
+            audit_one_in: AUDIT_ONE_IN,
         }
     }
 }
@@ -128,17 +140,26 @@ pub struct Remote {
     settings: Settings,
     source: Arc<dyn Source>,
     tasks: Tasks,
+    /// Who was found to compute something else than its layers.
+    distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
 }
 
 impl Remote {
     /// Layers that `source` finds.
     #[must_use]
-    pub const fn new(settings: Settings, source: Arc<dyn Source>, tasks: Tasks) -> Self {
+    pub fn new(settings: Settings, source: Arc<dyn Source>, tasks: Tasks) -> Self {
         Self {
             settings,
             source,
             tasks,
+            distrusted: Arc::default(),
         }
+    }
+
+    /// Who was found to compute something else than its layers, and is not asked again.
+    #[must_use]
+    pub fn distrusted(&self) -> Vec<PeerId> {
+        self.distrusted.lock().iter().copied().collect()
     }
 }
 
@@ -155,7 +176,9 @@ impl Layers for Remote {
             let positions = positions
                 .filter(|n| (1..=crate::protocol::limits::STAGE_POSITIONS_MAX).contains(n));
             let positions_max = positions.ok_or(too_long)?;
-            let actor = run::Actor::new(self.settings, positions_max, Arc::clone(&self.source));
+            let distrusted = Arc::clone(&self.distrusted);
+            let source = Arc::clone(&self.source);
+            let actor = run::Actor::new(self.settings, positions_max, source, distrusted);
             self.tasks
                 .spawn("pipeline-session", actor.run(asked, ready));
             opened.await.map_err(|_| PipelineError::Stopped)??;

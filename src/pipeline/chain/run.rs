@@ -7,9 +7,11 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::audit::{Evidence, Verdict};
 use super::{Ask, Heard, Opened, Order, Settings, Source, Want};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::rows;
@@ -28,12 +30,12 @@ type Opening = BoxFuture<'static, (Want, Result<Opened, PipelineError>)>;
 type Reply = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 pub(super) struct Actor {
-    settings: Settings,
+    pub(super) settings: Settings,
     positions_max: u32,
-    source: Arc<dyn Source>,
-    chain: Chain,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) chain: Chain,
     hops: BTreeMap<HopId, Open>,
-    dismissed: BTreeSet<PeerId>,
+    pub(super) dismissed: BTreeSet<PeerId>,
     opening: FuturesUnordered<Opening>,
     /// Places that somebody is being found for.
     sought: BTreeSet<u16>,
@@ -45,6 +47,11 @@ pub(super) struct Actor {
     /// Why the last search or stage failed.
     why: PipelineError,
     waiting: Option<Reply>,
+    pub(super) distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
+    /// The audit whose rows are being shown.
+    pub(super) evidence: Option<Evidence>,
+    /// The audit that is being judged.
+    pub(super) judging: Option<BoxFuture<'static, (HopId, PeerId, Verdict)>>,
 }
 
 struct Open {
@@ -55,7 +62,12 @@ struct Open {
 }
 
 impl Actor {
-    pub fn new(settings: Settings, positions_max: u32, source: Arc<dyn Source>) -> Self {
+    pub fn new(
+        settings: Settings,
+        positions_max: u32,
+        source: Arc<dyn Source>,
+        distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
+    ) -> Self {
         let row_bytes = settings.wire.row_bytes(settings.hidden);
         let secret: [u8; 32] = rand::random();
         // Replaced when the session runs; nothing is opened before.
@@ -66,7 +78,7 @@ impl Actor {
             source,
             chain: Chain::new(settings.layers, row_bytes, settings.shape, secret),
             hops: BTreeMap::new(),
-            dismissed: BTreeSet::new(),
+            dismissed: distrusted.lock().clone(),
             opening: FuturesUnordered::new(),
             sought: BTreeSet::new(),
             heard,
@@ -75,6 +87,9 @@ impl Actor {
             last_progress: Instant::now(),
             why: PipelineError::Lost("no stage was found".to_owned()),
             waiting: None,
+            distrusted,
+            evidence: None,
+            judging: None,
         }
     }
 
@@ -115,6 +130,7 @@ impl Actor {
                 Some((want, opened)) = self.opening.next() => self.opened(&want, opened),
                 () = tokio::time::sleep(look), if is_busy => self.look(),
                 () = gone(&mut self.waiting) => break,
+                (id, peer, verdict) = judged(&mut self.judging) => self.judged(id, peer, verdict),
             }
         }
         self.close(&mut ears).await;
@@ -183,8 +199,12 @@ impl Actor {
                     open.last_heard = Instant::now();
                 }
                 let is_done = matches!(message, StageMessage::Done(_));
-                if matches!(message, StageMessage::Pong(_)) {
-                    return;
+                match &message {
+                    StageMessage::Pong(_) => return,
+                    StageMessage::Out(out) if out.epoch == 0 => {
+                        return self.shown(id, out.pos, &rows);
+                    }
+                    _ => {}
                 }
                 self.chain.heard(id, message, rows, &mut effects);
                 self.last_progress = Instant::now();
@@ -310,7 +330,7 @@ impl Actor {
         self.act(effects);
     }
 
-    fn act(&mut self, effects: Vec<ChainEffect>) {
+    pub(super) fn act(&mut self, effects: Vec<ChainEffect>) {
         for effect in effects {
             match effect {
                 ChainEffect::Send(id, message, rows) => {
@@ -330,6 +350,7 @@ impl Actor {
                         let torn = || PipelineError::Failed("a torn row".to_owned());
                         let _ = reply.send(row.ok_or_else(torn));
                     }
+                    self.audit_some();
                 }
             }
         }
@@ -350,11 +371,19 @@ impl Actor {
         }
     }
 
-    fn tell(&self, id: HopId, order: Order) {
+    pub(super) fn tell(&self, id: HopId, order: Order) {
         if let Some(open) = self.hops.get(&id) {
             // One that is gone says so itself.
             let _ = open.orders.send(order);
         }
+    }
+}
+
+/// Resolves when an audit is judged.
+async fn judged<T>(judging: &mut Option<BoxFuture<'static, T>>) -> T {
+    match judging {
+        Some(judging) => judging.await,
+        None => std::future::pending().await,
     }
 }
 

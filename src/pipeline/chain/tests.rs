@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Heard, Opened, Order, Remote, Settings, Source, Want};
 use crate::pipeline::ends::Ends;
 use crate::pipeline::engine::tests::models::{Files, case, directory};
-use crate::pipeline::engine::{Head, Load, Precision, Stage};
+use crate::pipeline::engine::{
+    Engine, EngineError, Head, Load, ModelConfig, Precision, Slot, Span, Stage,
+};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::layers::{Layers, Local};
 use crate::pipeline::processor::Processor;
@@ -51,7 +53,7 @@ struct Bill {
     layers: u64,
     stated: Usage,
     owed: Rows,
-    is_dead: bool,
+    is_forfeit: bool,
 }
 
 /// Everyone who serves layers, and the links between them.
@@ -84,9 +86,13 @@ impl Town {
 
     /// One more stage for these layers.
     fn settle(self: &Arc<Self>, first: u16, end: u16) -> PeerId {
+        let worker = self.workers[&(first, end)].clone();
+        self.settle_with(first, end, worker)
+    }
+
+    fn settle_with(self: &Arc<Self>, first: u16, end: u16, worker: Worker) -> PeerId {
         let peer = PeerId::random();
         let peers: Arc<dyn Peers> = Arc::new(Streets(Arc::clone(self)));
-        let worker = self.workers[&(first, end)].clone();
         let node = Node {
             peer,
             first,
@@ -248,6 +254,10 @@ impl Source for Streets {
                         Order::Owe(rows) => {
                             keeper.bills.lock().get_mut(&session).unwrap().owed = rows;
                         }
+                        Order::Forfeit => {
+                            let mut bills = keeper.bills.lock();
+                            bills.get_mut(&session).unwrap().is_forfeit = true;
+                        }
                     }
                 }
             });
@@ -263,13 +273,11 @@ impl Source for Streets {
                 town: Arc::clone(&town),
                 session,
             };
-            let keeper = Arc::clone(&town);
             let (peer, end) = (node.peer, node.end);
             tokio::spawn(async move {
                 tokio::select! {
                     _ = reserved.run(head) => {}
                     () = node.life.cancelled() => {
-                        keeper.bills.lock().get_mut(&session).unwrap().is_dead = true;
                         if !node.is_silent {
                             let _ = to_head.send(Err("killed".to_owned()));
                         } else {
@@ -359,6 +367,7 @@ impl Model {
         Settings {
             shape,
             patience: PATIENCE,
+            audit_one_in: 0,
             ..Settings::new(LAYERS, self.hidden, wire)
         }
     }
@@ -428,6 +437,82 @@ async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
     settings.patience = Duration::from_millis(50);
     let refused = town.remote(settings).open(10).await.err();
     assert_eq!(refused, Some(PipelineError::Lost("nobody".to_owned())));
+}
+
+/// Gives rows that are a twentieth too long.
+struct Liar(Stage);
+
+impl Engine for Liar {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+    fn layers(&self) -> std::ops::Range<usize> {
+        self.0.layers()
+    }
+    fn open(&mut self, positions_max: usize) -> Result<Slot, EngineError> {
+        self.0.open(positions_max)
+    }
+    fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+        let rows = self.0.forward(spans, rows)?;
+        Ok(rows.into_iter().map(|x| x * 1.05).collect())
+    }
+    fn positions_free(&self) -> usize {
+        Engine::positions_free(&self.0)
+    }
+    fn length(&self, slot: Slot) -> Option<usize> {
+        self.0.length(slot)
+    }
+    fn close(&mut self, slot: Slot) {
+        self.0.close(slot);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
+    let model = Model::new("llama").await;
+    let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+    let load = Load {
+        path: model.files.path().to_owned(),
+        layers: 2..4,
+        precision: Precision::Q8,
+        positions_max: POSITIONS,
+    };
+    let stage = move || Ok(Liar(Stage::load(&load, &mut |_| {})?));
+    let liar = Worker::start(Processor::start(Some(1)).unwrap(), stage).await;
+    let liar = town.settle_with(2, 4, liar.unwrap());
+    // Two of each: whoever is audited, two others can be asked about the middle and one of the ends.
+    for (first, end) in THIRDS.into_iter().chain(THIRDS) {
+        town.settle(first, end);
+    }
+    let settings = Settings {
+        audit_one_in: 1,
+        ..model.settings(WireFormat::F16, Shape::Push)
+    };
+    let remote = town.remote(settings);
+    let mut sessions = 0;
+    while remote.distrusted().is_empty() {
+        sessions += 1;
+        assert!(sessions < 50, "it was never found");
+        model.answer(&remote, 20, 12, |_| {}).await;
+    }
+    assert_eq!(remote.distrusted(), [liar]);
+    let is_forfeit = |bill: &&Bill| bill.is_forfeit;
+    assert_eq!(town.bills.lock().values().filter(is_forfeit).count(), 1);
+    let whole = Local::new(worker(model.files.path(), 0..6).await).unwrap();
+    let alone = model.answer(&whole, 20, 12, |_| {}).await;
+    let settings = Settings {
+        wire: WireFormat::F32,
+        ..settings
+    };
+    // Those left compute what one machine does, audits or not, and nobody else is found at fault.
+    let rest = Remote {
+        settings,
+        ..remote.clone()
+    };
+    for _ in 0..3 {
+        assert!(model.answer(&rest, 20, 12, |_| {}).await == alone);
+    }
+    assert_eq!(rest.distrusted(), [liar]);
 }
 
 /// Answers under fire: kills, the recoveries' times, and whether all was as in peace.

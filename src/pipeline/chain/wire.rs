@@ -104,8 +104,10 @@ impl Wire {
                 let _ = heard.send((id, Err(why.clone()))).await;
                 drop(heard);
                 while let Some(order) = told.recv().await {
-                    if let Order::Owe(rows) = order {
-                        self.account.owe(rows);
+                    match order {
+                        Order::Owe(rows) => self.account.owe(rows),
+                        Order::Forfeit => self.account.forfeit(),
+                        Order::Say(..) => {}
                     }
                 }
                 Some(why)
@@ -140,6 +142,7 @@ async fn write(
         while let Some(order) = next {
             match order {
                 Order::Owe(rows) => account.owe(rows),
+                Order::Forfeit => account.forfeit(),
                 Order::Say(message, rows) => {
                     bytes.clear();
                     message.encode_into(&rows, &mut bytes);

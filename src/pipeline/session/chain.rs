@@ -96,6 +96,11 @@ impl Chain {
         }
     }
 
+    /// Rows that were asked for, from position 0.
+    #[must_use]
+    pub fn asked_rows(&self, end: u32) -> Bytes {
+        self.log.read(0, end)
+    }
     /// How many routes there were: 1 without a loss.
     #[must_use]
     pub const fn epoch(&self) -> u32 {
@@ -217,6 +222,20 @@ impl Chain {
             effects.push(ChainEffect::Dismiss(id, lost.tally.rows(), why));
             self.resume(effects);
         }
+    }
+
+    /// A stage computed something else than its layers: it goes, and those behind it, whose rows were
+    /// made of its own, compute all of them again.
+    pub fn condemn(&mut self, id: HopId, why: &'static str, effects: &mut Vec<ChainEffect>) {
+        let at = self.members.iter().position(|m| m.hop.id == id);
+        for member in self
+            .members
+            .iter_mut()
+            .skip(at.map_or(usize::MAX, |at| at + 1))
+        {
+            member.tally.forget();
+        }
+        self.lose(id, why, effects);
     }
 
     /// Halts everyone and routes anew: after a loss, and after rows were lost between two who live.

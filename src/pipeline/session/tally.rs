@@ -93,6 +93,15 @@ impl Tally {
         ahead.fold(self.cursor, u32::min)
     }
 
+    /// What it remembers was made of wrong rows: from the next route on all of it counts as missing.
+    pub fn forget(&mut self) {
+        self.ahead.push_back(Segment {
+            from: 0,
+            to: 0,
+            kind: StepKind::Prefill,
+        });
+    }
+
     /// A new route: what it lacks up to `to` is on its way again, as prefill.
     pub fn restart(&mut self, to: u32) {
         let held = self.held();
