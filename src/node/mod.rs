@@ -12,6 +12,7 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod pipeline;
 pub mod probe;
 pub mod purse;
 mod reclaim;

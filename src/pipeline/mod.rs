@@ -5,6 +5,8 @@
 //! - [`engine`]: computes both on this machine's processor; synchronous;
 //! - [`processor`]: the threads it computes on; [`worker`] and [`ends`]: the threads that drive it,
 //!   for many sessions together;
+//! - [`tokens`]: text to tokens and back;
+//! - [`generate`]: an answer, token by token; [`serve`]: the same as an HTTP service on loopback;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are.
 //!
 //! # Invariants
@@ -15,8 +17,14 @@
 pub mod ends;
 pub mod engine;
 pub mod error;
+pub mod generate;
 pub mod layers;
 pub mod processor;
+pub mod serve;
+#[cfg(test)]
+#[path = "../../tests/tiny_model/mod.rs"]
+mod tiny_model;
+pub mod tokens;
 pub mod worker;
 
 pub use error::PipelineError;

@@ -14,6 +14,8 @@ mod architecture;
 mod harness;
 #[path = "../sim/mod.rs"]
 mod sim;
+#[path = "../tiny_model/mod.rs"]
+mod tiny_model;
 
 mod budgets;
 mod chain;
@@ -38,6 +40,7 @@ mod offers;
 mod onchain;
 mod openapi;
 mod overbilling;
+mod pipeline_upstream;
 mod replay;
 mod responses;
 mod routing;

@@ -7,6 +7,7 @@
 //! - `rope`: the angles that positions turn queries and keys by;
 //! - `kv`: what a session's layers remember, at explicit positions;
 //! - [`stage`]: a range of blocks behind [`Engine`]; [`head`]: embedding, last norm, output;
+//! - `vocabulary`: what a GGUF file says about text;
 //! - [`sampling`]: the next token from logits.
 //!
 //! # Invariants
@@ -27,6 +28,7 @@ mod source;
 pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
+mod vocabulary;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -35,6 +37,7 @@ pub use config::{Family, ModelConfig};
 pub use head::Head;
 pub use sampling::Sampler;
 pub use stage::Stage;
+pub use vocabulary::Vocabulary;
 
 /// How weights are kept in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
