@@ -24,7 +24,7 @@ pub struct SellArgs {
     /// File that holds the upstream's key
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<String>,
-    /// Model to sell (repeatable; none = all that the upstream lists)
+    /// Model to sell (repeatable; none = all that the upstream lists); for a pipeline its files, as [ID=]PATH
     #[arg(long = "model", value_name = "ID[=UPSTREAM_ID]")]
     pub models: Vec<String>,
     /// Input price, USD per million tokens

@@ -13,6 +13,7 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod pipeline;
 mod pipelines;
 pub mod probe;
 pub mod purse;

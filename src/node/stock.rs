@@ -64,8 +64,11 @@ pub(super) fn rules(config: &Config) -> PriceRules {
         }
     };
     let models = sell.models.iter().map(|m| ModelRule {
-        id: m.id.clone(),
-        upstream_id: m.upstream_id.clone(),
+        id: super::pipeline::name_of(config, m),
+        upstream_id: m
+            .upstream_id
+            .clone()
+            .filter(|_| !super::pipeline::is_used(config)),
         price: flags(m.price_in, m.price_out, m.price_cached, m.price_cache_write),
         context: m.context,
         max_output: m.max_output,
