@@ -15,6 +15,9 @@ pub struct SellArgs {
     /// Replaces a preset's address
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
+    /// With --upstream pipeline: other peers compute the layers (`contribute`) and are paid
+    #[arg(long)]
+    pub split: bool,
     /// The upstream's dialect
     #[arg(long, value_parser = crate::config::UPSTREAM_APIS)]
     pub api: Option<String>,
@@ -73,6 +76,7 @@ impl SellArgs {
         set.given("sell.upstream", "--upstream", self.upstream.clone());
         set.given("sell.base_url", "--base-url", self.base_url.clone());
         set.given("sell.api", "--api", self.api.clone());
+        set.given("sell.split", "--split", self.split.then_some(true));
         if self.api_key_env.is_some() || self.api_key_file.is_some() {
             // The one replaces the other, also when the file says otherwise.
             let env = self.api_key_env.clone().unwrap_or_default();

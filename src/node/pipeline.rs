@@ -66,7 +66,7 @@ pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
     };
     let path = PathBuf::from(model.upstream_id.as_ref().unwrap_or(&model.id));
     let name = name_of(&base.config, model);
-    let loaded = load(&path).await.map_err(|error| {
+    let loaded = load(base, &path).await.map_err(|error| {
         let hint =
             "--model [ID=]PATH names a folder with safetensors and tokenizer.json, or a GGUF file";
         Failure::new(FailureKind::BadConfig, error.to_string()).hint(hint)
@@ -97,12 +97,19 @@ pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
     })
 }
 
-/// The whole model in this process.
-async fn load(path: &Path) -> Result<Model, PipelineError> {
+/// The model: both ends here, the layers here or, with `[sell] split`, on other peers.
+async fn load(base: &Base, path: &Path) -> Result<Model, PipelineError> {
     let processor = Processor::start(None)?;
     let precision = Precision::default();
     let (own, for_tokens) = (path.to_owned(), path.to_owned());
     let ends = Ends::start(processor.clone(), move || Ok(Head::load(&own, precision)?)).await?;
+    let tokens = tokio::task::spawn_blocking(move || Tokens::load(&for_tokens));
+    let tokens = tokens.await.map_err(|_| PipelineError::Stopped)??;
+    if base.config.sell.split {
+        let layers = super::remote::layers(base, path).await?;
+        let positions_max = ends.config().context;
+        return Ok(Model::new(tokens, ends, layers, positions_max));
+    }
     let positions_max = positions_max(ends.config());
     let load = Load {
         path: path.to_owned(),
@@ -116,8 +123,6 @@ async fn load(path: &Path) -> Result<Model, PipelineError> {
         Ok(stage?)
     });
     let layers = Arc::new(Local::new(worker.await?)?);
-    let tokens = tokio::task::spawn_blocking(move || Tokens::load(&for_tokens));
-    let tokens = tokens.await.map_err(|_| PipelineError::Stopped)??;
     Ok(Model::new(tokens, ends, layers, positions_max))
 }
 

@@ -118,6 +118,7 @@ pub(super) async fn start(
     let stock = Stock {
         rules: stock::rules(config),
         upstream: upstream.clone(),
+        is_split: super::pipeline::is_used(config) && config.sell.split,
         layers: match &contribution {
             Some(contribution) => contribution.on_sale(),
             None => watch::Sender::new(None).subscribe(),

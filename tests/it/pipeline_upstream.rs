@@ -14,7 +14,7 @@ use crate::harness::market::{Hold, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
 use crate::tiny_model::TinyModel;
 
-const NAME: &str = "tiny/random";
+pub const NAME: &str = "tiny/random";
 /// The books of both sides agree within this on a loaded machine.
 const BOOKS_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -59,7 +59,7 @@ async fn three() -> Three {
 }
 
 /// The greedy answer, by the engine alone: its text and its number of tokens.
-fn direct(path: &Path, content: &str, count: usize) -> (String, u64) {
+pub fn direct(path: &Path, content: &str, count: usize) -> (String, u64) {
     let load = Load {
         path: path.to_owned(),
         layers: 0..6,
@@ -96,7 +96,7 @@ fn direct(path: &Path, content: &str, count: usize) -> (String, u64) {
     (all, chosen as u64)
 }
 
-fn ask(content: &str, is_stream: bool) -> Request {
+pub fn ask(content: &str, is_stream: bool) -> Request {
     let body = json!({
         "model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 24,
         "temperature": 0, "stream": is_stream, "stream_options": {"include_usage": true},
@@ -105,7 +105,7 @@ fn ask(content: &str, is_stream: bool) -> Request {
 }
 
 /// The text of a stream's events.
-fn streamed(events: &[String]) -> String {
+pub fn streamed(events: &[String]) -> String {
     let events = events.iter().filter(|event| *event != "[DONE]");
     let values = events.map(|event| serde_json::from_str::<Value>(event).unwrap());
     values

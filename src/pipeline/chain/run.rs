@@ -72,13 +72,14 @@ impl Actor {
         let secret: [u8; 32] = rand::random();
         // Replaced when the session runs; nothing is opened before.
         let (heard, _) = mpsc::channel(1);
+        let dismissed = distrusted.lock().clone();
         Self {
             settings,
             positions_max,
             source,
             chain: Chain::new(settings.layers, row_bytes, settings.shape, secret),
             hops: BTreeMap::new(),
-            dismissed: distrusted.lock().clone(),
+            dismissed,
             opening: FuturesUnordered::new(),
             sought: BTreeSet::new(),
             heard,
