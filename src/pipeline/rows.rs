@@ -58,8 +58,11 @@ fn put_int8(row: &[f32], out: &mut BytesMut) {
     for x in row {
         let steps = if scale > 0.0 { x / scale } else { 0.0 };
         let steps = steps.round().clamp(-INT8_STEPS, INT8_STEPS);
-        // A float within ±127 is an i8; there is no checked cast from floats.
-        #[allow(clippy::as_conversions, clippy::cast_possible_truncation)]
+        #[allow(
+            clippy::as_conversions,
+            clippy::cast_possible_truncation,
+            reason = "a float within ±127 is an i8, and floats have no checked cast"
+        )]
         out.put_i8(steps as i8);
     }
 }

@@ -158,7 +158,7 @@ async fn again(
     }
     let say = |message, rows| {
         // One that is gone is heard of below.
-        let _ = orders.send(Order::Say(message, rows));
+        let _ = orders.try_send(Order::Say(message, rows));
     };
     let key = PushKey(rand::random());
     say(StageMessage::Halt(Halt { epoch: 1, key }), Bytes::new());
@@ -194,7 +194,7 @@ async fn again(
             Ok((StageMessage::Done(_), _)) if done.total() >= u64::from(pos) => return Err(lost()),
             Ok((StageMessage::Done(one), _)) => {
                 done.add(one.n.min(CHUNK_ROWS), StepKind::Prefill);
-                let _ = orders.send(Order::Owe(done));
+                let _ = orders.try_send(Order::Owe(done));
             }
             Ok((StageMessage::Out(out), rows)) => {
                 if out.pos != output.length() || !output.put(out.pos, &rows) {

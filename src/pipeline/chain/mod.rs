@@ -64,7 +64,7 @@ pub struct Opened {
     /// The layer after its last.
     pub end: u16,
     /// What it is to be told. Dropping it closes the session.
-    pub orders: mpsc::UnboundedSender<Order>,
+    pub orders: mpsc::Sender<Order>,
 }
 
 /// What an open session is told.
@@ -80,6 +80,15 @@ pub enum Order {
 
 /// What comes from a stage: a message with its rows, or why nothing will come any more.
 pub type Heard = (HopId, Result<(StageMessage, Bytes), String>);
+
+/// Room for what a session is told: a whole replay, and some more. What does not fit is lost, as on a
+/// bad wire: the session mends it, or gives up a stage that reads nothing.
+#[must_use]
+pub fn orders_max(positions_max: u32) -> usize {
+    const BESIDE: usize = 1_024;
+    let chunks = positions_max / super::session::CHUNK_ROWS_MAX;
+    super::session::index(chunks).saturating_add(BESIDE)
+}
 
 /// Opens sessions at stages.
 pub trait Source: Send + Sync {

@@ -176,7 +176,7 @@ impl Shared {
         let stream = parts.network.open(&offer.seller, Protocol::Infer).await;
         let mut wire = Wire::new(stream.map_err(|error| error.to_string())?, account);
         wire.order(&head, &body).await?;
-        let (orders, told) = mpsc::unbounded_channel();
+        let (orders, told) = mpsc::channel(super::orders_max(want.positions_max));
         let id = want.id;
         let serving = wire.serve(id, told, heard);
         parts.tasks.spawn("stage-order", serving);

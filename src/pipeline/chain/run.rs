@@ -57,7 +57,7 @@ pub(super) struct Actor {
 struct Open {
     peer: PeerId,
     addresses: Vec<Vec<u8>>,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
     last_heard: Instant,
 }
 
@@ -70,6 +70,7 @@ impl Actor {
     ) -> Self {
         let row_bytes = settings.wire.row_bytes(settings.hidden);
         let secret: [u8; 32] = rand::random();
+        let dismissed = distrusted.lock().clone();
         // Replaced when the session runs; nothing is opened before.
         let (heard, _) = mpsc::channel(1);
         let dismissed = distrusted.lock().clone();
@@ -238,7 +239,7 @@ impl Actor {
         for open in self.hops.values() {
             if silent(open) >= patience / LOOKS {
                 let ping = StageMessage::Ping(0);
-                let _ = open.orders.send(Order::Say(ping, Bytes::new()));
+                let _ = open.orders.try_send(Order::Say(ping, Bytes::new()));
             }
         }
         for id in dead {
@@ -375,7 +376,7 @@ impl Actor {
     pub(super) fn tell(&self, id: HopId, order: Order) {
         if let Some(open) = self.hops.get(&id) {
             // One that is gone says so itself.
-            let _ = open.orders.send(order);
+            let _ = open.orders.try_send(order);
         }
     }
 }

@@ -1,6 +1,12 @@
 //! Real engines behind real sessions in one process: pipes instead of a network, and stages that are
 //! killed while they compute.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::as_conversions,
+    reason = "a test's tasks and queues end with it, and its numbers are small"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -238,7 +244,7 @@ impl Source for Streets {
                 ..Bill::default()
             };
             town.bills.lock().insert(want.session, bill);
-            let (orders, mut told) = mpsc::unbounded_channel();
+            let (orders, mut told) = mpsc::channel(super::orders_max(want.positions_max));
             let (to_stage, from_head) = lane(town.delay);
             let (to_head, mut from_stage) = lane(town.delay);
             let (id, session) = (want.id, want.session);

@@ -87,7 +87,7 @@ impl Wire {
     pub async fn serve(
         mut self,
         id: HopId,
-        mut told: mpsc::UnboundedReceiver<Order>,
+        mut told: mpsc::Receiver<Order>,
         heard: mpsc::Sender<Heard>,
     ) {
         let over = tokio::select! {
@@ -134,7 +134,7 @@ impl Wire {
 async fn write(
     writer: &mut FrameWriter<WriteHalf<Stream>>,
     account: &Account,
-    told: &mut mpsc::UnboundedReceiver<Order>,
+    told: &mut mpsc::Receiver<Order>,
 ) -> Over {
     let mut bytes = BytesMut::new();
     while let Some(first) = told.recv().await {

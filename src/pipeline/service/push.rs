@@ -12,23 +12,27 @@ use crate::protocol::stage::{Push, StageMessage, Step};
 use crate::tasks::Tasks;
 use crate::types::PeerId;
 
-/// Where rows are left for the next stage. They are slices of the session's log, so that what waits
-/// here takes no memory of its own. Dropping it ends the stream.
+/// Messages that may wait beside a whole catch-up.
+const WAITING_MAX: usize = 256;
+
+/// Where rows are left for the next stage: room for a catch-up of the whole session and some more.
+/// Dropping it ends the stream.
 pub(super) struct Pusher {
-    rows: mpsc::UnboundedSender<(Step, Bytes)>,
+    rows: mpsc::Sender<(Step, Bytes)>,
 }
 
 impl Pusher {
-    /// Opens a stream to `peer` in the background; `failed` hears the epoch if that or sending does
-    /// not work.
+    /// Opens a stream to `peer` in the background, for a session that is sent again in `chunks`
+    /// messages; `failed` hears the epoch if that or sending does not work.
     pub fn start(
         tasks: &Tasks,
         peers: Arc<dyn Peers>,
         peer: PeerId,
         push: Push,
+        chunks: usize,
         failed: mpsc::Sender<u32>,
     ) -> Self {
-        let (rows, queue) = mpsc::unbounded_channel();
+        let (rows, queue) = mpsc::channel(chunks.saturating_add(WAITING_MAX));
         tasks.spawn("push", async move {
             if let Err(why) = run(&*peers, &peer, push, queue).await {
                 tracing::debug!(%peer, why, "rows do not reach the next stage");
@@ -39,9 +43,15 @@ impl Pusher {
         Self { rows }
     }
 
-    /// Sends a step after all before it; a failure is told through the channel given at the start.
+    /// Sends a step after all before it. One for which there is no room is lost, as on a bad wire: the
+    /// next stage finds the gap. A failure is told through the channel given at the start.
     pub fn send(&self, step: Step, rows: Bytes) {
-        let _ = self.rows.send((step, rows));
+        let _ = self.rows.try_send((step, rows));
+    }
+
+    /// True when results may be sent again although they were sent before.
+    pub fn has_room(&self) -> bool {
+        self.rows.capacity() >= WAITING_MAX / 2
     }
 }
 
@@ -49,7 +59,7 @@ async fn run(
     peers: &dyn Peers,
     peer: &PeerId,
     push: Push,
-    mut queue: mpsc::UnboundedReceiver<(Step, Bytes)>,
+    mut queue: mpsc::Receiver<(Step, Bytes)>,
 ) -> Result<(), String> {
     let stream = peers.open(peer).await?;
     let (read, write) = tokio::io::split(stream);

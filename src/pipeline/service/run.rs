@@ -9,7 +9,7 @@ use super::push::Pusher;
 use super::{End, HeadSide, Reserved};
 use crate::pipeline::rows;
 use crate::pipeline::session::{
-    StageEffect, StageMachine, StageRefusal, StageVerdict, Work, index,
+    CHUNK_ROWS_MAX, StageEffect, StageMachine, StageRefusal, StageVerdict, Work, index,
 };
 use crate::protocol::stage::{
     Halt, Next, Push, Route, StageDecoder, StageError, StageMessage, Step, WireFormat,
@@ -178,13 +178,19 @@ impl<H: HeadSide> Running<H> {
             let shared = &self.reserved.shared;
             let peers = std::sync::Arc::clone(&shared.peers);
             let failed = self.failed.clone();
-            self.pusher = Some(Pusher::start(&shared.tasks, peers, peer, push, failed));
+            let chunks = index(self.reserved.open.positions_max / CHUNK_ROWS_MAX);
+            let pusher = Pusher::start(&shared.tasks, peers, peer, push, chunks, failed);
+            self.pusher = Some(pusher);
         }
         self.send(effects).await
     }
 
     async fn step(&mut self, step: Step, rows: Bytes, is_pushed: bool) -> Result<(), End> {
         match self.machine.step(step, rows.len()) {
+            // Whoever repeats itself to a slow next stage fills no queue.
+            Ok(StageVerdict::Again(_)) if self.pusher.as_ref().is_some_and(|p| !p.has_room()) => {
+                Ok(())
+            }
             Ok(StageVerdict::Again(effects)) => self.send(effects).await,
             Ok(StageVerdict::Compute(work)) => self.compute(work, &rows).await,
             Err(StageRefusal::Stale) => Ok(()),

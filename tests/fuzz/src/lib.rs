@@ -6,6 +6,9 @@ pub mod llm_api;
 #[path = "../../../src/types/mod.rs"]
 pub mod types;
 
+pub mod pipeline;
+pub mod protocol;
+
 use bytes::Bytes;
 use llm_api::Dialect;
 use types::Usage;

@@ -1,0 +1,4 @@
+//! The rules of stage sessions.
+
+#[path = "../../../src/pipeline/session/mod.rs"]
+pub mod session;
