@@ -6,12 +6,10 @@ use serde_json::Value;
 use souk::protocol::offer::STAGE_PATH;
 use souk::types::PeerId;
 
-use crate::harness::books;
 use crate::harness::http::{self, Request};
-use crate::harness::market::{Hold, start_buyer, wait_for_model};
+use crate::harness::market::{Hold, start_buyer};
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::{PATIENCE, Peer};
-use crate::pipeline_upstream::{NAME, ask, direct, streamed};
 use crate::tiny_model::TinyModel;
 
 /// Layers of the tiny model.
@@ -99,53 +97,6 @@ async fn layers_of_two_peers_make_a_way_that_only_heads_use() {
     let body = serde_json::json!({"model": name, "messages": [{"role": "user", "content": "Hi"}]});
     let answer = http::send(buyer.http(), &Request::post("/v1/chat/completions", &body)).await;
     assert_eq!(answer.status, 404, "{}", answer.text());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_model_on_three_peers_says_what_it_says_on_one_and_all_books_agree() {
-    let scene = Scene::start().await;
-    let stages = ["0..2", "2..4", "4..6"].map(|layers| scene.contribute(layers, &[]));
-    let model = format!("{NAME}={}", scene.folder.path().display());
-    let mut args = vec![
-        "sell",
-        "--upstream",
-        "pipeline",
-        "--split",
-        "--model",
-        &model,
-    ];
-    args.extend(["--price-in", "1", "--price-out", "4", "--http-port", "0"]);
-    args.extend(["--bootstrap", scene.bootstrap.listen()]);
-    let head = Node::start(&args);
-    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
-    wait_for_model(&buyer, NAME).await;
-    let listed = get(&buyer, &format!("/v1/models/{NAME}")).await;
-    assert_eq!(listed["split"], true, "buyers are told");
-
-    let content = "Say something long.";
-    let (expected, _) = direct(scene.folder.path(), content, 24);
-    let answer = http::send(buyer.http(), &ask(content, true)).await;
-    assert_eq!(
-        answer.status,
-        200,
-        "{}\n{}",
-        answer.text(),
-        head.stderr_tail()
-    );
-    assert_eq!(streamed(&answer.data()), expected, "{}", head.stderr_tail());
-
-    let buyers = [buyer.home(), head.home()];
-    let sellers: Vec<&Home> = std::iter::once(head.home())
-        .chain(stages.iter().map(Node::home))
-        .collect();
-    let agreed = books::agreed(&buyers, &sellers, PATIENCE * 4).await;
-    let (bought, sold) = agreed.unwrap();
-    assert_eq!(
-        (bought.len(), sold.len()),
-        (4, 4),
-        "one answer, three stages"
-    );
-    assert!(bought.values().all(|row| row.billed.is_some()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,10 +176,6 @@ impl Payer {
             Arc::new(Freely),
             settings,
         );
-        let offers: Vec<Arc<SignedOffer>> = sellers
-            .iter()
-            .map(|seller| Arc::new(seller.offer.clone()))
-            .collect();
         let market = Market::new(Parts {
             places: Arc::new(Listed(offers)),
             payer: payer.await.unwrap(),

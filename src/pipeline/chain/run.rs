@@ -73,7 +73,6 @@ impl Actor {
         let dismissed = distrusted.lock().clone();
         // Replaced when the session runs; nothing is opened before.
         let (heard, _) = mpsc::channel(1);
-        let dismissed = distrusted.lock().clone();
         Self {
             settings,
             positions_max,
