@@ -32,6 +32,9 @@ const FEW_OFFERS_MS: u64 = 30 * 1_000;
 const INTEREST_LASTS_MS: u64 = 60 * 60 * 1_000;
 /// A peer's catalogue is pulled again after, in ms.
 const PULL_MS: u64 = 60 * 1_000;
+/// The same while nobody sells anything that we know of, in ms: a market that has just begun must
+/// not look empty for a minute to who came before its first seller.
+const PULL_EMPTY_MS: u64 = 5 * 1_000;
 /// Peers pulled in one refresh.
 const PULLS_PER_REFRESH: usize = 4;
 /// The catalogue keys are walked again after, in ms.
@@ -112,11 +115,16 @@ impl OfferBookRunner {
     }
     fn queue_pull(&mut self, peer: PeerId) {
         let now = self.inner.clock.now_ms();
-        let last = self.pulled.get(&peer).copied().unwrap_or(0);
-        if last == 0 || now >= last.saturating_add(PULL_MS) {
+        if self.is_due(&peer, now) {
             self.pulled.put(peer, now);
             self.queue_work(Work::Pull(peer));
         }
+    }
+    fn is_due(&self, peer: &PeerId, now: UnixMs) -> bool {
+        let is_empty = self.inner.catalogue.read().len() == 0;
+        let pause = if is_empty { PULL_EMPTY_MS } else { PULL_MS };
+        let last = self.pulled.peek(peer);
+        last.is_none_or(|at| now >= at.saturating_add(pause))
     }
     fn event(&mut self, event: Result<NetworkEvent, broadcast::error::RecvError>) {
         match event {
@@ -159,10 +167,9 @@ impl OfferBookRunner {
         }
         let mut peers = self.inner.handle.connected_peers();
         peers.shuffle(&mut rand::rng());
-        let due = |peer: &PeerId| self.pulled.peek(peer).is_none_or(|at| now >= at + PULL_MS);
         let due: Vec<PeerId> = peers
             .into_iter()
-            .filter(due)
+            .filter(|peer| self.is_due(peer, now))
             .take(PULLS_PER_REFRESH)
             .collect();
         for peer in due {

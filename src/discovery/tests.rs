@@ -78,6 +78,25 @@ impl OfferCache for Memory {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_buyer_that_knows_of_nothing_asks_its_peers_again_soon() {
+    let boot = run(settings(140, &[QUIC], &[]));
+    let list = boot.handle.listeners().await;
+    let node = buyer(141, &list);
+    let book = buy(&node);
+    until(10, || node.handle.is_connected(&boot.handle.local_peer())).await;
+    // Its first look around, at an empty market, is over.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Neither meets the other: what is sold is heard of at the bootstrap node alone.
+    let hidden = crate::network::Settings {
+        server: Some(false),
+        ..settings(142, &[], &list)
+    };
+    let seller = sell(run(hidden), &["first"]).await;
+    until(30, || book.models().len() == 1).await;
+    assert!(!node.handle.is_connected(&seller.node.handle.local_peer()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fresh_buyer_finds_all_30_sellers_through_one_bootstrap() {
     let boot = run(settings(100, &[QUIC], &[]));
     let list = boot.handle.listeners().await;

@@ -215,8 +215,9 @@ impl<'a> View<'a> {
         resort.map(|(index, _)| index).collect()
     }
 
-    /// Newcomers alone, none dearer than usual: else a good one beside better known sellers would
-    /// never be asked. A conversation is not torn from its cache for this.
+    /// Newcomers alone, none dearer than usual or than the best known seller with its wait: else a
+    /// good one beside better known sellers would never be asked, and a cheap slow seller that came
+    /// first would keep the market. A conversation is not torn from its cache for this.
     fn explore(&self, scores: &mut Vec<Score>, fit: &mut Vec<usize>) {
         let holds_cache = scores.iter().any(|score| score.holds_cache);
         let costs = scores.iter().filter(|score| score.proven);
@@ -224,7 +225,11 @@ impl<'a> View<'a> {
         let (Some(usual), false, None) = (usual, holds_cache, self.ask.pinned) else {
             return;
         };
-        let is_new = |score: &Score| !score.proven && score.list_cost <= usual;
+        let second = self.inner.settings.second(self.ask.prefer);
+        let known = scores.iter().filter(|score| score.proven);
+        let known = known.map(|score| score.billing * score.cost + second * score.latency_s);
+        let bound = usual.max(known.min_by(f64::total_cmp).unwrap_or(usual));
+        let is_new = |score: &Score| !score.proven && score.list_cost <= bound;
         if !scores.iter().any(is_new) {
             return;
         }

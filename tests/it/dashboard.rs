@@ -1,5 +1,6 @@
 //! The page in the browser: complete without a script or a network, and deaf to what sellers write.
 
+use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{Dialect, MODEL, Market, Seller, start_buyer, wait_for_model};
 use crate::harness::node::Node;
@@ -29,7 +30,7 @@ async fn both_roles_show_money_requests_sellers_and_channels() {
     for _ in 0..3 {
         assert_eq!(market.ask("Say something.", true).await.status, 200);
     }
-    let rows = crate::metrics::booked(&market.buyer, 3).await;
+    let rows = books::paid(market.buyer.home(), 3).await;
     let billed = |row: &serde_json::Value| row["billed_micro_usd"].as_u64().unwrap_or(0);
     let total: u64 = rows.iter().map(billed).sum();
     let spent = format!("$0.{total:06}");

@@ -35,6 +35,34 @@ async fn a_buyer_finds_thirty_sellers_of_one_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_that_came_before_the_first_seller_sees_it_soon() {
+    let _hold = Hold::shared().await;
+    let bootstrap = Node::start(&["bootstrap"]);
+    let buyer = start_buyer(bootstrap.listen(), &[]);
+    let end = Instant::now() + Duration::from_secs(30);
+    let peers = async || {
+        let status = http::send(buyer.http(), &Request::get("/api/status")).await;
+        status.json()["peers"].as_u64()
+    };
+    while peers().await < Some(1) {
+        assert!(
+            Instant::now() < end,
+            "the buyer never met the bootstrap node"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It has asked what is sold: nothing. Nobody asks it for a model, which would be looked up.
+    let _seller = Seller::start(
+        bootstrap.listen(),
+        Dialect::Chat,
+        ("0.10", "0.40"),
+        Script::default(),
+    )
+    .await;
+    wait_for_sellers(&buyer, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_any_peer_a_request_gets_503_in_time_and_the_model_list_an_empty_list() {
     let _hold = Hold::shared().await;
     // A port that nobody listens on, with a peer id that nobody has.

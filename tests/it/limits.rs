@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, PRICES, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
@@ -269,16 +270,16 @@ async fn prices_follow_the_upstreams_list_and_what_runs_keeps_its_own() {
         let answer = http::send(buyer.http(), &ask(false)).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    let each = |buyer: &Node| -> Vec<u64> {
-        let rows = buyer.home().ledger(&["requests", "--json"]);
+    let each = async |buyer: &Node, paid: usize| -> Vec<u64> {
+        let rows = books::paid(buyer.home(), paid).await;
         let each = |row: &Value| {
             let of = |name: &str| row[name].as_u64().unwrap();
             of("billed_micro_usd") / of("output_tokens")
         };
-        rows.as_array().unwrap().iter().map(each).collect()
+        rows.iter().map(each).collect()
     };
     // Micro-USD a token, with a few tokens of input.
-    let (old, new) = (each(&buyer), each(&newcomer));
+    let (old, new) = (each(&buyer, 2).await, each(&newcomer, 1).await);
     assert!(
         old.len() == 2 && old.iter().all(|each| (11..13).contains(each)),
         "{old:?}"

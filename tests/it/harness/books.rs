@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::node::Home;
 
 /// How often both ledgers are read until they agree.
 const PAUSE: Duration = Duration::from_millis(300);
+/// How long rows may take to be written on a busy machine.
+const PAID_DEADLINE: Duration = Duration::from_secs(30);
 
 /// One attempt as a ledger shows it.
 #[derive(Clone, Debug)]
@@ -41,6 +44,22 @@ pub fn rows(home: &Home) -> Rows {
             (text("attempt_id"), parsed)
         })
         .collect()
+}
+
+/// What `node ledger requests` shows, once so many rows are paid for: rows that nobody waits for are
+/// written a moment after their answers.
+pub async fn paid(home: &Home, count: usize) -> Vec<Value> {
+    let end = Instant::now() + PAID_DEADLINE;
+    loop {
+        let shown = home.ledger(&["requests", "--json", "--limit", "100000"]);
+        let rows = shown.as_array().expect("an array of rows").clone();
+        let paid = |row: &&Value| row["billed_micro_usd"].as_u64() > Some(0);
+        if rows.iter().filter(paid).count() >= count {
+            return rows;
+        }
+        assert!(Instant::now() < end, "not {count} paid rows: {rows:#?}");
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Waits until every attempt is booked, with the same cost in both ledgers; a final row never
