@@ -15,6 +15,9 @@ pub struct SellArgs {
     /// Replaces a preset's address
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
+    /// With --upstream pipeline: other peers compute the layers (`contribute`) and are paid
+    #[arg(long)]
+    pub split: bool,
     /// The upstream's dialect
     #[arg(long, value_parser = crate::config::UPSTREAM_APIS)]
     pub api: Option<String>,
@@ -24,7 +27,7 @@ pub struct SellArgs {
     /// File that holds the upstream's key
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<String>,
-    /// Model to sell (repeatable; none = all that the upstream lists)
+    /// Model to sell (repeatable; none = all that the upstream lists); for a pipeline its files, as [ID=]PATH
     #[arg(long = "model", value_name = "ID[=UPSTREAM_ID]")]
     pub models: Vec<String>,
     /// Input price, USD per million tokens
@@ -73,6 +76,7 @@ impl SellArgs {
         set.given("sell.upstream", "--upstream", self.upstream.clone());
         set.given("sell.base_url", "--base-url", self.base_url.clone());
         set.given("sell.api", "--api", self.api.clone());
+        set.given("sell.split", "--split", self.split.then_some(true));
         if self.api_key_env.is_some() || self.api_key_file.is_some() {
             // The one replaces the other, also when the file says otherwise.
             let env = self.api_key_env.clone().unwrap_or_default();

@@ -213,6 +213,8 @@ pub struct SellSection {
     /// File that holds the upstream's key.
     #[serde(with = "opt_path")]
     pub api_key_file: Option<PathBuf>,
+    /// With the upstream `pipeline`: layers are computed by other peers, who are paid.
+    pub split: bool,
     /// Models to sell; empty = all that the upstream lists.
     pub models: Vec<SellModel>,
     /// Input price, USD per million tokens.
@@ -266,6 +268,7 @@ impl Default for SellSection {
             api: None,
             api_key_env: None,
             api_key_file: None,
+            split: false,
             models: Vec::new(),
             price_in: None,
             price_out: None,

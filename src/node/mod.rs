@@ -13,11 +13,13 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod pipeline;
 mod pipelines;
 pub mod probe;
 pub mod purse;
 mod reclaim;
 mod reload;
+mod remote;
 mod routing;
 mod sell;
 mod stock;
@@ -130,6 +132,13 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         let message = "no role is enabled";
         let hint = "set [buy] enabled = true, [sell] enabled = true with an upstream, or \
                     [contribute] enabled = true with a model";
+        return Err(Failure::new(FailureKind::BadConfig, message)
+            .hint(hint)
+            .into());
+    }
+    if wares.answers && config.sell.split && config.buy.enabled {
+        let message = "a buyer and a head that pays stages would spend from the same channels";
+        let hint = "set [buy] enabled = false, or run them with a --data-dir each";
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());

@@ -118,6 +118,7 @@ pub(super) async fn start(
     let stock = Stock {
         rules: stock::rules(config),
         upstream: upstream.clone(),
+        is_split: super::pipeline::is_used(config) && config.sell.split,
         layers: match &contribution {
             Some(contribution) => contribution.on_sale(),
             None => watch::Sender::new(None).subscribe(),
@@ -281,6 +282,7 @@ async fn open_seller(
             deny: super::buy::peers("contribute.deny", &layers.deny)?,
         },
     };
+    let stages = desk.clone().map(|desk| -> Arc<dyn StageService> { desk });
     let answers = upstream.as_ref().map_or(0, |_| sell.max_concurrent);
     let sessions = desk.as_ref().map_or(0, |_| layers.sessions);
     let gate = Gate::new(
@@ -294,7 +296,7 @@ async fn open_seller(
         gate,
         payee,
         upstream,
-        stages: desk.map(|desk| desk as Arc<dyn StageService>),
+        stages,
         ledger: base.ledger.clone(),
         keys: base.keys.clone(),
         clock: Arc::clone(&base.clock),

@@ -10,6 +10,7 @@ use crate::discovery::Announcer;
 use crate::failure::{Failure, FailureKind};
 use crate::ledger::{Ledger, OfferRow, Row};
 use crate::llm_api::price_list::{self, UpstreamModel};
+use crate::protocol::offer::Capabilities;
 use crate::seller::Seller;
 use crate::seller::catalogue::{Catalogue, ModelForSale, OfferFrame};
 use crate::seller::pricing::{self, ModelRule, PriceFlags, PriceRules, PricingError};
@@ -21,6 +22,8 @@ pub(super) struct Stock {
     pub rules: PriceRules,
     /// None where only layers are for sale.
     pub upstream: Option<Upstream>,
+    /// Answers come through layers on other peers.
+    pub is_split: bool,
     /// Layers for sale, if any; they change when they are moved.
     pub layers: watch::Receiver<Option<ModelForSale>>,
     pub frame: OfferFrame,
@@ -39,10 +42,14 @@ impl Stock {
     }
     /// Models whose answers are for sale.
     fn answers(&self, listed: Option<&[UpstreamModel]>) -> Result<pricing::Sale, PricingError> {
-        match self.upstream {
-            Some(_) => pricing::models_for_sale(&self.rules, listed),
-            None => Ok(pricing::Sale::default()),
+        if self.upstream.is_none() {
+            return Ok(pricing::Sale::default());
         }
+        let mut sale = pricing::models_for_sale(&self.rules, listed)?;
+        for model in sale.models.iter_mut().filter(|_| self.is_split) {
+            model.can = model.can.union(Capabilities::PIPELINE);
+        }
+        Ok(sale)
     }
     /// The same with the layers.
     fn with_layers(&self, mut models: Vec<ModelForSale>) -> Vec<ModelForSale> {
@@ -64,8 +71,11 @@ pub(super) fn rules(config: &Config) -> PriceRules {
         }
     };
     let models = sell.models.iter().map(|m| ModelRule {
-        id: m.id.clone(),
-        upstream_id: m.upstream_id.clone(),
+        id: super::pipeline::name_of(config, m),
+        upstream_id: m
+            .upstream_id
+            .clone()
+            .filter(|_| !super::pipeline::is_used(config)),
         price: flags(m.price_in, m.price_out, m.price_cached, m.price_cache_write),
         context: m.context,
         max_output: m.max_output,

@@ -8,12 +8,13 @@ use crate::seller::presets::{self, Source};
 use crate::seller::upstream::{Upstream, UpstreamSettings};
 use crate::types::Secret;
 
-/// The upstream by preset or URL, with its key; the demo's own is started here.
+/// The upstream by preset or URL, with its key; what answers in this process is started here.
 pub(super) async fn open(base: &Base) -> anyhow::Result<Upstream> {
     if let Some(upstream) = over_http(&base.config)? {
         return Ok(upstream);
     }
     let dialect = match source(&base.config)? {
+        Source::Pipeline => return client(super::pipeline::serve(base).await?),
         Source::Demo { dialect } | Source::Http { dialect, .. } => dialect,
     };
     let address = demo_upstream::start(DemoSettings::default(), &base.front).await?;
@@ -25,7 +26,7 @@ pub(super) async fn open(base: &Base) -> anyhow::Result<Upstream> {
     })
 }
 
-/// The configured upstream; none when it is the demo's own.
+/// The configured upstream; none when it is inside the process.
 pub(super) fn over_http(config: &Config) -> anyhow::Result<Option<Upstream>> {
     let Source::Http {
         base_url,
@@ -50,7 +51,7 @@ fn source(config: &Config) -> anyhow::Result<Source> {
     let sell = &config.sell;
     let named = sell.upstream.as_deref().ok_or_else(|| {
         Failure::new(FailureKind::BadConfig, "no upstream to sell from").hint(
-            "node sell --upstream openrouter (or anthropic, openai, ollama, llamacpp, vllm, demo, a URL)",
+            "node sell --upstream openrouter (or anthropic, openai, ollama, llamacpp, vllm, pipeline, demo, a URL)",
         )
     })?;
     let source = presets::resolve(named, sell.base_url.as_deref(), sell.api.as_deref());

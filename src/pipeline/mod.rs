@@ -5,6 +5,8 @@
 //! - [`engine`]: computes both on this machine's processor; synchronous;
 //! - [`processor`]: the threads it computes on; [`worker`] and [`ends`]: the threads that drive it,
 //!   for many sessions together;
+//! - [`tokens`]: text to tokens and back;
+//! - [`generate`]: an answer, token by token; [`serve`]: the same as an HTTP service on loopback;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are;
 //! - [`market`]: which stages there are, where another is worth most, the best way through them;
 //!   [`routed`]: that way for a head that orders;
@@ -21,13 +23,19 @@ pub mod chain;
 pub mod ends;
 pub mod engine;
 pub mod error;
+pub mod generate;
 pub mod layers;
 pub mod market;
 pub mod processor;
 pub mod routed;
 pub mod rows;
+pub mod serve;
 pub mod service;
 pub mod session;
+#[cfg(test)]
+#[path = "../../tests/tiny_model/mod.rs"]
+mod tiny_model;
+pub mod tokens;
 pub mod worker;
 
 pub use error::PipelineError;

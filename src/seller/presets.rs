@@ -21,8 +21,8 @@ pub enum PresetKind {
     Http(&'static str),
     /// Inside this process.
     Demo,
-    /// Named, but not there yet.
-    Unavailable,
+    /// A model whose layers this process runs, or has run.
+    Pipeline,
 }
 
 /// An upstream known by name.
@@ -86,7 +86,7 @@ pub const PRESETS: [Preset; 8] = [
     },
     Preset {
         name: "pipeline",
-        kind: PresetKind::Unavailable,
+        kind: PresetKind::Pipeline,
         key_env: None,
         dialect: Dialect::Chat,
         completions: false,
@@ -112,9 +112,6 @@ pub enum PresetError {
         /// What was given.
         given: String,
     },
-    /// A name for something that does not exist yet.
-    #[error("--upstream {0} is not available in this version")]
-    Unavailable(&'static str),
     /// Not an http(s) URL.
     #[error("--base-url `{0}` is no http:// or https:// URL")]
     BaseUrl(String),
@@ -126,9 +123,12 @@ pub enum PresetError {
     /// Not a dialect.
     #[error("--api `{0}` is not one of openai-chat, openai-responses, anthropic")]
     Api(String),
-    /// A demo has no address.
-    #[error("--base-url has no effect on --upstream demo; leave one of them out")]
-    DemoHasNoUrl,
+    /// What answers inside this process has no address.
+    #[error("--base-url has no effect on --upstream {0}; leave one of them out")]
+    HasNoUrl(&'static str),
+    /// Sellers translate; the model itself speaks one dialect.
+    #[error("--upstream pipeline speaks openai-chat; leave --api out")]
+    PipelineApi,
 }
 
 /// Where a seller's answers come from, everything filled in.
@@ -145,6 +145,8 @@ pub enum Source {
         /// Has `/v1/completions`.
         completions: bool,
     },
+    /// A model that is served inside this process, in chat.
+    Pipeline,
     /// The upstream inside this process.
     Demo {
         /// What it is asked to speak.
@@ -184,8 +186,11 @@ pub fn resolve(
     if let Some(preset) = preset(upstream) {
         let dialect = asked.unwrap_or(preset.dialect);
         return match preset.kind {
-            PresetKind::Unavailable => Err(PresetError::Unavailable(preset.name)),
-            PresetKind::Demo if base_url.is_some() => Err(PresetError::DemoHasNoUrl),
+            PresetKind::Demo | PresetKind::Pipeline if base_url.is_some() => {
+                Err(PresetError::HasNoUrl(preset.name))
+            }
+            PresetKind::Pipeline if dialect != Dialect::Chat => Err(PresetError::PipelineApi),
+            PresetKind::Pipeline => Ok(Source::Pipeline),
             PresetKind::Demo => Ok(Source::Demo { dialect }),
             PresetKind::Http(known) => Ok(Source::Http {
                 base_url: base_url.unwrap_or_else(|| known.to_owned()),
@@ -306,8 +311,11 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_with_a_reason() {
-        let error = resolve("pipeline", None, None).unwrap_err();
-        assert!(error.to_string().contains("not available in this version"));
+        assert_eq!(resolve("pipeline", None, None), Ok(Source::Pipeline));
+        let error = resolve("pipeline", Some("http://x"), None).unwrap_err();
+        assert_eq!(error, PresetError::HasNoUrl("pipeline"));
+        let error = resolve("pipeline", None, Some("anthropic")).unwrap_err();
+        assert_eq!(error, PresetError::PipelineApi);
         assert!(resolve("vllm", Some("box:80"), None).is_err());
         assert!(resolve("vllm", Some("http://"), None).is_err());
         assert!(resolve("vllm", None, Some("grpc")).is_err());

@@ -8,9 +8,12 @@ use souk::types::PeerId;
 
 use crate::harness::http::{self, Request};
 use crate::harness::market::{Hold, start_buyer};
-use crate::harness::model;
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::{PATIENCE, Peer};
+use crate::tiny_model::TinyModel;
+
+/// Layers of the tiny model.
+const LAYERS: u64 = 6;
 
 /// A model on disk and a network without sellers.
 struct Scene {
@@ -23,7 +26,7 @@ impl Scene {
     async fn start() -> Self {
         let hold = Hold::shared().await;
         let folder = tempfile::tempdir().unwrap();
-        model::write(folder.path(), 7);
+        TinyModel::default().write(folder.path());
         Self {
             folder,
             bootstrap: Node::start(&["bootstrap"]),
@@ -72,7 +75,7 @@ async fn layers_of_two_peers_make_a_way_that_only_heads_use() {
         (&status["layers"]["first"], &status["layers"]["end"]),
         (&0.into(), &2.into())
     );
-    assert_eq!(status["layers"]["of"], model::LAYERS);
+    assert_eq!(status["layers"]["of"], LAYERS);
     assert!(status["layers"]["rows_per_second"].as_u64().unwrap() > 0);
 
     let part = pipeline(&buyer, |one| one["covered"] == 2).await;

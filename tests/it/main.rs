@@ -42,6 +42,7 @@ mod onchain;
 mod openapi;
 mod overbilling;
 mod pipeline;
+mod pipeline_upstream;
 mod replay;
 mod responses;
 mod restarted;

@@ -300,7 +300,7 @@ fn bad_config(message: String) -> Failure {
 }
 
 /// Hears what others offer.
-fn watch_market(base: &Base) -> OfferBook {
+pub(super) fn watch_market(base: &Base) -> OfferBook {
     let (book, runner) = OfferBook::new(
         base.network.clone(),
         &base.config.node.network,
@@ -313,7 +313,7 @@ fn watch_market(base: &Base) -> OfferBook {
     book
 }
 
-fn offered(book: &OfferBook, manifest: &Hash32) -> Vec<Offered> {
+pub(super) fn offered(book: &OfferBook, manifest: &Hash32) -> Vec<Offered> {
     let live = book.stages(manifest);
     let heard = live.iter().filter(|o| !book.is_dead(&o.offer.seller));
     heard

@@ -8,6 +8,7 @@
 //! - [`manifest`]: what a model is, as one hash;
 //! - `kv`: what a session's layers remember, at explicit positions;
 //! - [`stage`]: a range of blocks behind [`Engine`]; [`head`]: embedding, last norm, output;
+//! - `vocabulary`: what a GGUF file says about text;
 //! - [`sampling`]: the next token from logits.
 //!
 //! # Invariants
@@ -29,6 +30,7 @@ mod source;
 pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
+mod vocabulary;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,7 @@ pub use config::{Family, ModelConfig};
 pub use head::Head;
 pub use sampling::Sampler;
 pub use stage::Stage;
+pub use vocabulary::Vocabulary;
 
 /// Reads a model's shape and no weights.
 ///

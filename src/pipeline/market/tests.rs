@@ -127,17 +127,17 @@ fn layers_on_disk_are_taken_where_they_are_of_use() {
     let me = peer(9);
     let offered = [stage(1, 32, 0..8, 10), stage(2, 32, 24..32, 10)];
     let coverage = Coverage::of(32, &offered);
-    let with = |on_disk: &[Range<u16>]| {
+    let with = |on_disk: Range<u16>| {
         let joiner = Joiner {
-            on_disk,
+            on_disk: std::slice::from_ref(&on_disk),
             ..joiner(&me, 8)
         };
         place(&coverage, &joiner).unwrap()
     };
-    assert_eq!(with(&[16..32]), 16..24);
-    assert_eq!(with(&[0..16]), 8..16);
+    assert_eq!(with(16..32), 16..24);
+    assert_eq!(with(0..16), 8..16);
     assert!(
-        [8..16, 16..24].contains(&with(&[0..9])),
+        [8..16, 16..24].contains(&with(0..9)),
         "of no use: to be fetched"
     );
 }

@@ -261,6 +261,7 @@ impl<E: Engine> Loop<E> {
                 if let Ok(slot) = slot {
                     self.reserved.insert(slot, positions_max);
                 }
+                self.tell_free();
                 // Whoever asked is gone: so is the room.
                 if let Err(Ok(slot)) = reply.send(slot) {
                     self.close(slot);
@@ -272,8 +273,6 @@ impl<E: Engine> Loop<E> {
             }
             Message::Close(slot) => self.close(slot),
         }
-        let free = self.engine.positions_free();
-        self.shared.positions_free.store(free, Ordering::Relaxed);
     }
 
     fn close(&mut self, slot: Slot) {
@@ -281,6 +280,12 @@ impl<E: Engine> Loop<E> {
         self.expected.remove(&slot);
         self.reserved.remove(&slot);
         self.engine.close(slot);
+        self.tell_free();
+    }
+
+    fn tell_free(&self) {
+        let free = self.engine.positions_free();
+        self.shared.positions_free.store(free, Ordering::Relaxed);
     }
 
     /// One batch.

@@ -10,7 +10,6 @@ pub mod chain;
 pub mod cheat;
 pub mod http;
 pub mod market;
-pub mod model;
 pub mod node;
 pub mod peer;
 pub mod proxy;

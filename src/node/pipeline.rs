@@ -1,0 +1,183 @@
+//! The pipeline as an upstream: loads the model that `--model [ID=]PATH` names, and serves it on
+//! loopback to the seller's ordinary upstream code, behind a key that only this process knows.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::base::Base;
+use crate::config::{Config, SellModel};
+use crate::failure::{Failure, FailureKind};
+use crate::http::guard::{self, Guard};
+use crate::http::server::{self, Server};
+use crate::llm_api::Dialect;
+use crate::pipeline::PipelineError;
+use crate::pipeline::ends::Ends;
+use crate::pipeline::engine::{Head, Load, ModelConfig, Precision, Stage};
+use crate::pipeline::generate::Model;
+use crate::pipeline::layers::Local;
+use crate::pipeline::processor::Processor;
+use crate::pipeline::serve::Service;
+use crate::pipeline::tokens::Tokens;
+use crate::pipeline::worker::Worker;
+use crate::seller::presets::{self, Source};
+use crate::seller::upstream::UpstreamSettings;
+use crate::types::Secret;
+
+/// Bytes that all sessions' keys and values may take together.
+const KV_BYTES_MAX: usize = 2 << 30;
+/// Bytes of a number in them.
+const KV_NUMBER_BYTES: usize = 4;
+
+/// True when the pipeline is the upstream.
+pub(super) fn is_used(config: &Config) -> bool {
+    let named = config.sell.upstream.as_deref();
+    let source = named.map(|named| presets::resolve(named, None, None));
+    matches!(source, Some(Ok(Source::Pipeline)))
+}
+
+/// A model's name on the network; for a pipeline's model that was given by its path alone, what the
+/// path calls it.
+pub(super) fn name_of(config: &Config, model: &SellModel) -> String {
+    if model.upstream_id.is_some() || !is_used(config) {
+        return model.id.clone();
+    }
+    let path = Path::new(&model.id);
+    // A folder's name may have dots of its own (`Llama-3.1-8B`).
+    let name = if path.extension().is_some_and(|end| end == "gguf") {
+        path.file_stem()
+    } else {
+        path.file_name()
+    };
+    name.map_or_else(
+        || model.id.clone(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// Loads the model and serves it; where, and with which key.
+pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
+    let [model] = base.config.sell.models.as_slice() else {
+        let message = "a pipeline sells one model";
+        let hint = "node sell --upstream pipeline --model [ID=]PATH, a folder with safetensors or a GGUF file";
+        return Err(Failure::new(FailureKind::BadConfig, message)
+            .hint(hint)
+            .into());
+    };
+    let path = PathBuf::from(model.upstream_id.as_ref().unwrap_or(&model.id));
+    let name = name_of(&base.config, model);
+    let loaded = load(base, &path).await.map_err(|error| {
+        let hint =
+            "--model [ID=]PATH names a folder with safetensors and tokenizer.json, or a GGUF file";
+        Failure::new(FailureKind::BadConfig, error.to_string()).hint(hint)
+    })?;
+    let service = Service::new(&name, loaded, base.front.clone());
+    let settings = server::Settings {
+        port: 0,
+        ..server::Settings::default()
+    };
+    let server = Server::bind(settings).await?;
+    let port = server.local_addr().port();
+    let key = Secret::new(hex::encode(rand::random::<[u8; 16]>()));
+    let guard = Guard::new(&guard::Settings {
+        host: "127.0.0.1".to_owned(),
+        port,
+        token: Some(key.clone()),
+        ..guard::Settings::default()
+    });
+    let (tasks, stop) = (base.front.clone(), base.front.cancelled());
+    base.front.spawn("pipeline", async move {
+        server.run(guard, Arc::new(service), &tasks, stop).await;
+    });
+    Ok(UpstreamSettings {
+        base_url: format!("http://127.0.0.1:{port}/v1"),
+        dialect: Dialect::Chat,
+        completions: false,
+        key: Some(key),
+    })
+}
+
+/// The model: both ends here, the layers here or, with `[sell] split`, on other peers.
+async fn load(base: &Base, path: &Path) -> Result<Model, PipelineError> {
+    let processor = Processor::start(None)?;
+    let precision = Precision::default();
+    let (own, for_tokens) = (path.to_owned(), path.to_owned());
+    let ends = Ends::start(processor.clone(), move || Ok(Head::load(&own, precision)?)).await?;
+    let tokens = tokio::task::spawn_blocking(move || Tokens::load(&for_tokens));
+    let tokens = tokens.await.map_err(|_| PipelineError::Stopped)??;
+    if base.config.sell.split {
+        let layers = super::remote::layers(base, path).await?;
+        let positions_max = ends.config().context;
+        return Ok(Model::new(tokens, ends, layers, positions_max));
+    }
+    let positions_max = positions_max(ends.config());
+    let load = Load {
+        path: path.to_owned(),
+        layers: 0..ends.config().layers,
+        precision,
+        positions_max,
+    };
+    let worker = Worker::start(processor, move || {
+        let all = load.layers.len();
+        let stage = Stage::load(&load, &mut |layers| show_progress(layers, all));
+        Ok(stage?)
+    });
+    let layers = Arc::new(Local::new(worker.await?)?);
+    Ok(Model::new(tokens, ends, layers, positions_max))
+}
+
+/// Positions of all sessions together that memory is given for.
+fn positions_max(config: &ModelConfig) -> usize {
+    let bytes = config.layers * config.kv_row() * KV_NUMBER_BYTES;
+    KV_BYTES_MAX.checked_div(bytes).unwrap_or(0).max(1)
+}
+
+/// One line on a terminal, rewritten; quantising a large model takes minutes.
+fn show_progress(layers: usize, all: usize) {
+    let mut err = std::io::stderr();
+    if err.is_terminal() {
+        let end = if layers == all { "\n" } else { "" };
+        let _ = write!(
+            err,
+            "\rloading and quantising: layer {layers} of {all}{end}"
+        );
+        let _ = err.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(upstream: &str, id: &str, upstream_id: Option<&str>) -> String {
+        let mut config = Config::default();
+        config.sell.upstream = Some(upstream.to_owned());
+        let model = SellModel {
+            id: id.to_owned(),
+            upstream_id: upstream_id.map(str::to_owned),
+            ..SellModel::default()
+        };
+        name_of(&config, &model)
+    }
+
+    #[test]
+    fn a_path_alone_names_the_model_by_its_last_part() {
+        assert_eq!(named("pipeline", "/m/Llama-3.1-8B", None), "Llama-3.1-8B");
+        assert_eq!(
+            named("pipeline", "m/Qwen3-4B-Q8_0.gguf", None),
+            "Qwen3-4B-Q8_0"
+        );
+        assert_eq!(named("pipeline", "qwen/own", Some("/m/x.gguf")), "qwen/own");
+        assert_eq!(named("ollama", "qwen/own", None), "qwen/own");
+    }
+
+    #[test]
+    fn memory_bounds_positions() {
+        let text = br#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 4096,
+            "intermediate_size": 8, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "max_position_embeddings": 131072}"#;
+        let config = ModelConfig::from_json(text).unwrap();
+        // 32 layers × 2 × 8 × 128 numbers of 4 bytes: 256 KiB a position.
+        assert_eq!(positions_max(&config), 8_192);
+    }
+}
