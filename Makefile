@@ -31,13 +31,14 @@ test: setup ## Format, lints, all tests (with the layering), documentation, cont
 contracts: ## The hub contract alone: tests, gas, vectors, proofs (downloads its tools once)
 	contracts/check
 
-soak: build ## Long experiments on money: 100 000 seeds, 2 000 kills, 100 power cuts (the last as root)
+soak: build ## Long experiments on money, some hours: seeds, kills, power cuts (as root), an hour's outage
 	contracts/tools
 	$(CARGO) build --locked --release --example soak
 	"$$(tests/target-dir)/release/examples/soak" sim --seeds 100000
 	"$$(tests/target-dir)/release/examples/soak" kill --rounds 1000
 	"$$(tests/target-dir)/release/examples/soak" kill --chain --rounds 1000
 	"$$(tests/target-dir)/release/examples/soak" power --cuts 100
+	"$$(tests/target-dir)/release/examples/soak" outage --minutes 60
 
 fuzz: ## Fuzz what reads strangers' bytes, SECONDS each target (default 60)
 	tests/fuzz/run $(or $(SECONDS),60)

@@ -173,7 +173,9 @@ async fn serve(
     sink: &mut ClientSink,
 ) -> Result<Attempted, PeerErrorCode> {
     let mut called = false;
+    // One over an older connection may end at a process that is gone.
     let mut kept = shared.streams.take(&seller);
+    kept = kept.filter(|wire| shared.network.goes_by(&seller, wire.carrier));
     let (mut wire, answer) = loop {
         let ordering = send_order(shared, asked, &seller, &head, kept.take());
         let ordering = tokio::time::timeout(shared.settings.timeouts.open, ordering);

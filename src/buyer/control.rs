@@ -223,6 +223,7 @@ async fn channels(State(parts): Parts) -> ControlResult {
                 "confirmed": money.on_chain.map(|view| view.opened == Level::Final),
                 "onchain_deposit_micro_usd": money.on_chain.map(|view| view.deposit_seen.0),
                 "onchain_settled_micro_usd": money.on_chain.map(|view| view.settled.0),
+                "open_fee_micro_usd": money.on_chain.map(|view| view.open_fee.0),
                 "deposit_micro_usd": pair.terms().map(|_| money.deposit.0),
                 "signed_micro_usd": money.signed.0,
                 "received_micro_usd": money.received.0,

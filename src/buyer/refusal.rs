@@ -78,7 +78,7 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_seller", message).retry(RETRY_SOON_S)
     }
     pub fn credit_exhausted() -> Self {
-        let message = "the credit with every seller of this model is used up; pay a seller and \
+        let message = "no seller of this model gives this buyer credit, or it is used up; pay a seller and \
                        book it there with `node ledger settle --peer PEER --amount USD`";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "credit_exhausted", message)
             .retry(RETRY_CREDIT_S)

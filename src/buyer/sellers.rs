@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rust_decimal::prelude::ToPrimitive as _;
 use serde_json::{Value, json};
 
 use crate::discovery::OfferBook;
@@ -13,7 +14,7 @@ use crate::payment::payer::{Pair, PayerHub};
 use crate::protocol::offer::SignedOffer;
 use crate::router::Router;
 use crate::router::breaker::Gate;
-use crate::router::record::Evidence;
+use crate::router::record::{Evidence, ModelRecord};
 use crate::types::{MicroUsd, PeerId, UnixMs};
 
 /// Where the list is put together from.
@@ -38,8 +39,12 @@ struct Seller {
 struct Record {
     attempts: u32,
     good: u32,
-    ttft_ms: Vec<u64>,
-    tokens_per_second: Vec<u64>,
+}
+
+/// How fast a seller's models are, the middle one of them.
+struct Pace {
+    ttft_ms: Option<u64>,
+    tokens_per_second: Option<u64>,
 }
 
 /// All sellers, those with offers first, cheapest first.
@@ -86,6 +91,7 @@ fn seller_json(
         .collect();
     models.sort_unstable();
     let credit = seller.pair.as_ref().and_then(|pair| pair.headroom());
+    let pace = Pace::of(sources.router, peer, &seller.offers);
     let (state, reason) = state_of(sources, peer, seller, credit);
     json!({
         "peer": peer.to_base58(),
@@ -93,8 +99,8 @@ fn seller_json(
         "price_in_micro_usd": price.map(|price| price.input),
         "price_out_micro_usd": price.map(|price| price.output),
         "quality": record.and_then(Record::quality),
-        "ttft_ms": record.and_then(|record| median(&record.ttft_ms)),
-        "tokens_per_second": record.and_then(|record| median(&record.tokens_per_second)),
+        "ttft_ms": pace.ttft_ms,
+        "tokens_per_second": pace.tokens_per_second,
         "attempts": record.map_or(0, |record| record.attempts),
         "proven": sources.router.is_proven(peer),
         "credit_micro_usd": credit.map(|left| left.0),
@@ -138,7 +144,7 @@ fn state_of(
         .iter()
         .all(|offer| offer.offer.price.is_free());
     if credit == Some(MicroUsd::ZERO) && !is_free {
-        let how = "its credit is used up; pay it, it books that with `node ledger settle`";
+        let how = "it gives no credit, or it is used up; pay it, and it books that with `node ledger settle`";
         return ("no_credit", Some(how.to_owned()));
     }
     if seller.pair.as_ref().is_some_and(|pair| pair.is_up()) {
@@ -192,13 +198,6 @@ fn records(recent: &[RequestRecord]) -> BTreeMap<&str, Record> {
             continue;
         }
         record.good = record.good.saturating_add(1);
-        let Some(ttft) = row.ttft_ms else { continue };
-        record.ttft_ms.push(ttft);
-        let writing_ms = row.total_ms.unwrap_or(0).saturating_sub(ttft);
-        let rate = |tokens: u64| tokens.saturating_mul(1_000).checked_div(writing_ms);
-        record
-            .tokens_per_second
-            .extend(row.output_tokens.and_then(rate));
     }
     all
 }
@@ -211,10 +210,32 @@ impl Record {
     }
 }
 
-fn median(values: &[u64]) -> Option<u64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied()
+impl Pace {
+    /// From what the router learned, which tells streams from answers in one piece: the first token
+    /// of these is their end.
+    fn of(router: &Router, peer: &PeerId, offers: &[Arc<SignedOffer>]) -> Self {
+        let models = offers.iter().map(|offer| &offer.offer.model);
+        let records: Vec<_> = models
+            .filter_map(|model| router.model_record(peer, model))
+            .collect();
+        let middle = |of: &dyn Fn(&ModelRecord) -> Option<f64>| {
+            median(records.iter().filter_map(of).filter_map(whole).collect())
+        };
+        Self {
+            ttft_ms: middle(&|record| record.ttft_s(0).map(|seconds| seconds * 1_000.0)),
+            tokens_per_second: middle(&|record| record.speed.typical()),
+        }
+    }
+}
+
+/// Rounded; none when it is no whole number that fits.
+fn whole(value: f64) -> Option<u64> {
+    value.round().to_u64()
+}
+
+fn median(mut values: Vec<u64>) -> Option<u64> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
 }
 
 #[cfg(test)]
@@ -227,10 +248,10 @@ mod tests {
         let two_of_three = Record {
             attempts: 3,
             good: 2,
-            ..Record::default()
         };
         assert_eq!(two_of_three.quality(), Some(0.67));
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[9, 1, 5]), Some(5));
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![9, 1, 5]), Some(5));
+        assert_eq!((whole(39.6), whole(f64::NAN)), (Some(40), None));
     }
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use crate::network::Stream;
 use crate::network::framed::{FrameReader, FrameWriter, WireError};
+use crate::network::{Carrier, Stream};
 use crate::protocol::frame::Frame;
 use crate::protocol::{CancelReason, FrameKind, SignedHead};
 
@@ -24,6 +24,8 @@ pub(super) struct OrderWire {
     writer: FrameWriter<WriteHalf<Stream>>,
     /// It carried a request before: its other end may be gone unseen.
     pub is_kept: bool,
+    /// The connection that carries it.
+    pub carrier: Carrier,
 }
 
 /// Why no frame came.
@@ -37,11 +39,13 @@ pub(super) enum Silence {
 
 impl OrderWire {
     pub fn new(stream: Stream) -> Self {
+        let carrier = stream.carrier();
         let (read, write) = tokio::io::split(stream);
         Self {
             reader: FrameReader::new(read),
             writer: FrameWriter::new(write),
             is_kept: false,
+            carrier,
         }
     }
 

@@ -4,11 +4,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::keys::{load_payment_key, parse_address};
-use crate::node::deploy::{self, Deployed, Wanted};
+use crate::node::deploy::{self, Deployed, Estimate, Wanted};
 use crate::types::{EvmAddress, MicroUsd};
 
 /// What is to be done.
@@ -30,6 +32,9 @@ pub struct DeployArgs {
     /// Give this account test tokens (repeatable)
     #[arg(long, value_name = "ADDRESS=USD", value_parser = grant, requires = "test_token")]
     mint: Vec<(EvmAddress, MicroUsd)>,
+    /// Say what gas it takes, and send nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 fn grant(text: &str) -> Result<(EvmAddress, MicroUsd), String> {
@@ -52,19 +57,47 @@ pub async fn run(global: &GlobalArgs, out: &Output, command: ChainCommand) -> an
         test_token: args.test_token,
         mint: args.mint,
     };
+    if args.dry_run {
+        let estimate = deploy::estimate(&config, &key, &wanted).await?;
+        if out.json {
+            output::json(&json!({ "dry_run": true, "plan": estimate }));
+        } else {
+            output::text(&plan_text(&estimate));
+        }
+        return Ok(());
+    }
     let is_quiet = out.json || global.quiet;
+    let progress = Progress::new(!is_quiet, "asking the chain");
     let tell = |text: &str| {
-        if !is_quiet {
+        if !is_quiet && !progress.is_shown() {
             output::message(text);
         }
+        progress.name(text);
     };
-    let deployed = deploy::deploy(&config, key, &wanted, &tell).await?;
+    let work = deploy::deploy(&config, key, &wanted, &tell);
+    let deployed = progress.during(work).await;
+    drop(progress);
+    let deployed = deployed?;
     if out.json {
         output::json(&deployed);
     } else {
         output::text(&config_lines(&config.chain.rpc, &deployed));
     }
     Ok(())
+}
+
+/// What a deployment would take, for people.
+fn plan_text(estimate: &Estimate) -> String {
+    let is_enough = if estimate.is_enough {
+        "enough"
+    } else {
+        "too little"
+    };
+    format!(
+        "on chain {}, {} gas without mints: {} wei at the present price\n\
+         {} has {} wei: {is_enough}\nnothing was sent",
+        estimate.chain_id, estimate.gas, estimate.gas_wei, estimate.deployer, estimate.balance_wei,
+    )
 }
 
 /// What belongs into the config file.

@@ -167,9 +167,10 @@ fn bill(answer: &Answer) -> String {
     // Six decimals are all that money has here.
     let cost = cost.map_or_else(|| "-".to_owned(), |usd| format!("{usd:.6}"));
     format!(
-        "[${cost} · {} tokens in, {} out · seller …{tail} · node ledger show {}]",
+        "[${cost} · {} tokens in, {} out · seller …{tail} · {} {}]",
         of("prompt_tokens"),
         of("completion_tokens"),
+        output::own_name("node ledger show"),
         answer.request_id.as_deref().unwrap_or("-"),
     )
 }

@@ -4,7 +4,7 @@
 //! when [`Env::running`] is given, else opens the ledger itself, which its lock allows only when no
 //! node runs. Printing is in `ledger_view`.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use jiff::tz::TimeZone;
 use tokio_util::sync::CancellationToken;
 
 use super::ledger_view as view;
+use super::progress::Progress;
 use super::{CliError, FailureKind};
 use crate::ledger::audit::{AuditOptions, NoSignatureCheck, SignatureCheck, verify};
 use crate::ledger::report::{self, ExportFormat, Filter, GroupBy};
@@ -178,6 +179,8 @@ pub struct Env {
     pub data_dir: PathBuf,
     /// One JSON value instead of text.
     pub json: bool,
+    /// Whether long work may be told on the terminal.
+    pub progress: bool,
     /// This node's peer id, for the side of a listing that is this node.
     pub local: Option<PeerId>,
     /// Checks signatures in `show` and `verify`.
@@ -199,6 +202,7 @@ impl Env {
         Self {
             data_dir: data_dir.to_owned(),
             json,
+            progress: false,
             local: None,
             signatures: Arc::new(NoSignatureCheck),
             running: None,
@@ -307,14 +311,18 @@ async fn show(id: &str, env: &Env) -> anyhow::Result<String> {
 
 async fn check(env: &Env) -> anyhow::Result<String> {
     let reader = Reader::open(&env.path()).await?;
+    let progress = Arc::new(Progress::new(env.progress, "verifying rows"));
+    let told = Arc::clone(&progress);
     let options = AuditOptions {
         signatures: env.signatures.clone(),
+        tell: Arc::new(move |done, all| told.at(done, all)),
         ..AuditOptions::default()
     };
     let report = verify(&reader, &options).await?;
+    progress.name("comparing with the chain");
     let chain = match &env.compare {
         None => None,
-        Some(compare) => Some(match compare().await {
+        Some(compare) => Some(match progress.during(compare()).await {
             // A chain that does not answer is no difference; one that is wrong is no comparison.
             Err(error) if CliError::from_error(&error).kind == FailureKind::Network => {
                 Err(CliError::from_error(&error).message)
@@ -322,6 +330,7 @@ async fn check(env: &Env) -> anyhow::Result<String> {
             other => Ok(other?),
         }),
     };
+    drop((options, progress));
     let text = view::audit(&report, chain.as_ref(), env.json)?;
     let off_chain = match &chain {
         Some(Ok(compared)) => u64::try_from(compared.differences.len()).unwrap_or(u64::MAX),
@@ -347,7 +356,14 @@ async fn export(format: Format, args: &FilterArgs, env: &Env) -> anyhow::Result<
         Format::Beancount => ExportFormat::Beancount,
     };
     let mut out = std::io::BufWriter::new(std::io::stdout());
-    report::export(&reader, &filter, env.local, format, &env.zone, &mut out).await?;
+    // On a terminal the rows themselves are to be seen.
+    let is_wanted = env.progress && !std::io::stdout().is_terminal();
+    let progress = Progress::new(is_wanted, "writing requests");
+    let tell = |written| progress.at(written, 0);
+    report::export(
+        &reader, &filter, env.local, format, &env.zone, &mut out, &tell,
+    )
+    .await?;
     Ok(String::new())
 }
 

@@ -25,6 +25,7 @@ pub(super) fn of(global: &GlobalArgs, json: bool) -> anyhow::Result<Env> {
     let config = global.load(Vec::new())?.config;
     let dir = global.data_dir()?;
     let mut env = Env::new(dir.path(), json);
+    env.progress = !json && !global.quiet;
     env.local = local_peer(&dir.key_file());
     if let Some(me) = env.local {
         env.signatures = Arc::new(Evidence {

@@ -17,6 +17,7 @@ mod ledger_view;
 mod models;
 mod openclaw;
 mod output;
+mod progress;
 mod roles;
 mod service;
 mod shell;
@@ -69,8 +70,8 @@ pub struct GlobalArgs {
     /// Others reach this node here, if not where it listens (repeatable)
     #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
     pub external: Vec<String>,
-    /// Start from these peers (repeatable)
-    #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1..)]
+    /// Start from these peers (repeatable, or with commas, as a ready line lists them)
+    #[arg(long, global = true, value_name = "MULTIADDR", num_args = 1.., value_delimiter = ',')]
     pub bootstrap: Vec<String>,
     /// JSON-RPC node of the chain, the preferred one first (repeatable)
     #[arg(long, global = true, value_name = "URL")]

@@ -1,6 +1,8 @@
 //! Printing: data to stdout, messages to stderr, never a panic on a closed pipe.
 
+use std::ffi::OsStr;
 use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -60,12 +62,42 @@ pub fn json(value: &impl Serialize) {
 
 /// Writes a message to stderr.
 pub fn message(text: &str) {
-    drop(writeln!(std::io::stderr().lock(), "{text}"));
+    drop(writeln!(std::io::stderr().lock(), "{}", own_name(text)));
+}
+
+/// Commands in a text under the name that this program was started by: on most machines `node` is
+/// another's.
+#[must_use]
+pub fn own_name(text: &str) -> String {
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let name = program.as_deref().and_then(Path::file_name);
+    under_name(text, name.and_then(OsStr::to_str).unwrap_or(NAME))
+}
+
+/// The name in the sources.
+const NAME: &str = "node";
+
+fn under_name(text: &str, name: &str) -> String {
+    if name == NAME || text.is_empty() {
+        return text.to_owned();
+    }
+    let text = text.replace(&format!("`{NAME} "), &format!("`{name} "));
+    match text
+        .strip_prefix(NAME)
+        .and_then(|rest| rest.strip_prefix(' '))
+    {
+        Some(rest) => format!("{name} {rest}"),
+        None => text,
+    }
 }
 
 /// Writes a failure to stderr, for people or as one JSON object.
 pub fn error(failure: &CliError, json: bool, color: bool) {
-    message(&error_text(failure, json, color));
+    let named = CliError {
+        hint: failure.hint.as_deref().map(own_name),
+        ..failure.clone()
+    };
+    message(&error_text(&named, json, color));
 }
 
 fn error_text(failure: &CliError, json: bool, color: bool) -> String {
@@ -129,6 +161,19 @@ mod tests {
             error_text(&failure, true, true),
             r#"{"error":{"kind":"not_configured","message":"no keys","hint":"node keygen","retryable":false}}"#
         );
+    }
+
+    #[test]
+    fn commands_bear_the_name_that_the_program_was_started_by() {
+        let hint = "start one with `node buy`, or a node of yours";
+        assert_eq!(under_name(hint, "node"), hint);
+        let named = under_name(hint, "souk");
+        assert_eq!(named, "start one with `souk buy`, or a node of yours");
+        assert_eq!(
+            under_name("node openclaw setup", "souk"),
+            "souk openclaw setup"
+        );
+        assert_eq!(under_name("nodes", "souk"), "nodes");
     }
 
     #[test]

@@ -129,6 +129,7 @@ fn money_commands_say_exactly_what_is_meant() {
         "channel close --all --alone",
         "channel reclaim --all --dry-run",
         "chain deploy --rpc http://127.0.0.1:8545 --key-file k --test-token",
+        "chain deploy --rpc http://127.0.0.1:8545 --key-file k --dry-run --json",
     ] {
         assert!(parse(good).is_ok(), "{good}");
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::api::Api;
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::chain::coins;
 use crate::node::purse::{self, Purse};
@@ -148,7 +149,8 @@ async fn carry_out_at(
         }
         return Ok(());
     }
-    let sent = till.send(order).await?;
+    let progress = Progress::new(!out.json && !global.quiet, "sending");
+    let sent = progress.during(till.send(order)).await?;
     let plan = sent.get("plan").cloned().unwrap_or_default();
     let tickets: Vec<Ticket> = sent
         .get("tickets")
@@ -158,13 +160,14 @@ async fn carry_out_at(
         vec![]
     } else {
         let is_quiet = out.json || global.quiet;
-        follow(till, &tickets, |text| {
+        follow(till, &tickets, &progress, |text| {
             if !is_quiet {
-                output::message(text);
+                progress.message(text);
             }
         })
         .await?
     };
+    drop(progress);
     let state = |index: usize| states.get(index).cloned().unwrap_or(Value::Null);
     let transactions: Vec<Value> = tickets
         .iter()
@@ -175,7 +178,7 @@ async fn carry_out_at(
         output::json(&json!({ "plan": plan, "transactions": transactions }));
     } else {
         output::text(&plan_text(&plan));
-        output::text(&outcome_text(&states));
+        output::text(&output::own_name(&outcome_text(&states)));
     }
     let has_failed = states.iter().any(|one| word(one) == "failed");
     if has_failed {
@@ -189,11 +192,12 @@ async fn carry_out_at(
 async fn follow(
     till: &mut Till,
     tickets: &[Ticket],
+    progress: &Progress,
     tell: impl Fn(&str),
 ) -> anyhow::Result<Vec<Value>> {
     let began = tokio::time::Instant::now();
     let mut mined_at = None;
-    let mut shown = String::new();
+    let mut shown = ("", 0);
     loop {
         let states = till.progress(tickets).await?;
         let count = |wanted: &[&str]| {
@@ -202,18 +206,24 @@ async fn follow(
         };
         let (all, ended) = (tickets.len(), count(&["confirmed", "failed"]));
         let in_blocks = count(&["mined"]) + ended;
-        let text = if in_blocks < all {
-            format!("waiting for a block: {in_blocks} of {all}")
+        let (text, done) = if in_blocks < all {
+            ("waiting for a block:", in_blocks)
         } else {
-            format!("in a block, waiting until it is final: {ended} of {all}")
+            ("in a block, waiting until it is final:", ended)
         };
         if ended == all {
             return Ok(states);
         }
-        if text != shown {
-            tell(&text);
-            shown = text;
+        if (text, done) != shown {
+            if !progress.is_shown() {
+                tell(&format!("{text} {done} of {all}"));
+            } else if text != shown.0 {
+                progress.name(text);
+            }
+            shown = (text, done);
         }
+        let count = |steps| u64::try_from(steps).unwrap_or(0);
+        progress.at(count(done), count(all));
         if in_blocks == all && mined_at.is_none() {
             mined_at = Some(tokio::time::Instant::now());
         }
@@ -223,7 +233,7 @@ async fn follow(
             tell("not waiting longer; `node wallet balance` shows what is still on its way");
             return Ok(states);
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        progress.during(tokio::time::sleep(LOOK_EVERY)).await;
     }
 }
 

@@ -310,8 +310,8 @@ fn sell_rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
     {
         let near = nearest(upstream, UPSTREAM_PRESETS);
         let known = UPSTREAM_PRESETS.join(", ");
-        let near = near.map_or_else(String::new, |n| format!("did you mean {n}? "));
-        let message = format!("`{upstream}` is unknown; {near}Write a URL or one of {known}");
+        let near = near.map_or_else(String::new, |n| format!("did you mean {n}? If not, "));
+        let message = format!("`{upstream}` is unknown; {near}write a URL or one of {known}");
         wrong("sell.upstream", message);
     }
     if let Some(url) = sell.base_url.as_deref().filter(|url| !is_url(url)) {

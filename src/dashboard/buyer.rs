@@ -2,28 +2,18 @@
 
 use serde_json::Value;
 
-use super::html::{Cell, Head, Section, Tile, frame, table};
+use super::html::{Cell, Section, Tile, table};
 use super::plot::{Dot, dots, stack};
-use super::sums::OverTime;
+use super::role::{RoleView, Words, page};
 use super::tables;
-use super::values::{
-    NONE, dollars, float, grouped, list, millis, number, short, text, uptime, usd,
-};
+use super::values::{NONE, dollars, float, grouped, list, millis, number, short, text, usd};
 
-/// What the page is drawn from: the answers of `/api`, and the times that the plots show.
+/// What the page is drawn from.
 pub struct BuyerView {
-    /// `/api/wallet`, perhaps some seconds old; null without a chain.
-    pub wallet: Value,
-    /// `/api/status`.
-    pub status: Value,
+    /// What every role shows.
+    pub role: RoleView,
     /// `/api/sellers`.
     pub sellers: Value,
-    /// `/api/channels`.
-    pub channels: Value,
-    /// `/api/requests`, newest first.
-    pub requests: Value,
-    /// Sums by hour and day.
-    pub over_time: OverTime,
     /// Sums of the days by model.
     pub by_model: Value,
     /// The same by seller.
@@ -32,38 +22,18 @@ pub struct BuyerView {
     pub by_client: Value,
 }
 
+const WORDS: Words = Words {
+    role: "buyer",
+    well: "ready",
+    peer: "seller",
+    verb: "Spent",
+    money: ("spend", "Spend"),
+};
+
 /// Draws it.
 #[must_use]
 pub fn buyer_page(view: &BuyerView) -> String {
-    let status = &view.status;
-    let of = |key: &str| text(status.get(key));
-    let state = of("state");
-    let head = Head {
-        role: "buyer",
-        peer: &of("peer"),
-        state: &state,
-        is_well: state == "ready",
-        facts: vec![
-            format!("payment: {}", of("mode")),
-            format!("{} peers", of("peers")),
-            format!("{} offers", of("offers")),
-            format!("up {}", up(status)),
-            format!("version {}", of("version")),
-        ],
-    };
-    let (live, over) = tables::split(list(&view.requests, "requests"));
-    let spend = view.over_time.plots("Spent");
-    let sections = [
-        Section {
-            id: "live",
-            title: "Running now",
-            body: tables::requests("Requests that run", "seller", &live, "No request runs."),
-        },
-        Section {
-            id: "spend",
-            title: "Spend",
-            body: spend,
-        },
+    let sections = vec![
         Section {
             id: "shares",
             title: "On what",
@@ -82,35 +52,15 @@ pub fn buyer_page(view: &BuyerView) -> String {
         Section {
             id: "channels",
             title: "Channels",
-            body: channels(list(&view.channels, "channels")),
-        },
-        Section {
-            id: "requests",
-            title: "Last requests",
-            body: tables::requests("Last requests", "seller", &over, "No request yet."),
+            body: channels(list(&view.role.channels, "channels")),
         },
     ];
-    frame(&head, &tiles(view), &sections)
-}
-
-pub(super) fn up(status: &Value) -> String {
-    let seconds = status.get("uptime_s").and_then(Value::as_u64);
-    seconds.map_or_else(|| NONE.to_owned(), uptime)
-}
-
-/// What is on the chain; none without one.
-pub(super) fn wallet_tile(wallet: &Value) -> Option<Tile> {
-    let of = |key: &str| wallet.get(key).and_then(Value::as_u64);
-    let (outside, vault) = (of("wallet_micro_usd")?, of("vault_micro_usd")?);
-    Some(Tile {
-        label: "Wallet and vault",
-        figure: dollars(outside.saturating_add(vault)),
-        remark: format!("{} of it in the vault", dollars(vault)),
-    })
+    let offers = format!("{} offers", text(view.role.status.get("offers")));
+    page(&WORDS, &view.role, offers, tiles(&view.role), sections)
 }
 
 /// The money line.
-fn tiles(view: &BuyerView) -> Vec<Tile> {
+fn tiles(view: &RoleView) -> Vec<Tile> {
     let money = |key: &str| view.status.pointer(&format!("/money/{key}"));
     let daily = view.status.pointer("/budget/daily_micro_usd");
     let tile = |label, figure, remark: &str| Tile {
@@ -130,40 +80,37 @@ fn tiles(view: &BuyerView) -> Vec<Tile> {
             .collect();
         (!all.is_empty()).then(|| dollars(all.iter().sum()))
     };
-    let mut tiles = vec![tile(
-        "Spent today",
-        usd(money("spent_today_micro_usd")),
-        &limit,
-    )];
-    tiles.extend(wallet_tile(&view.wallet));
-    tiles.push(tile(
-        "Reserved",
-        usd(money("reserved_micro_usd")),
-        "for what runs, or prepaid",
-    ));
-    tiles.push(tile(
-        "Owed",
-        usd(money("owed_micro_usd")),
-        "received on credit, not paid",
-    ));
+    let mut tiles = vec![
+        tile("Spent today", usd(money("spent_today_micro_usd")), &limit),
+        tile(
+            "Reserved",
+            usd(money("reserved_micro_usd")),
+            "for what runs, or prepaid",
+        ),
+        tile(
+            "Owed",
+            usd(money("owed_micro_usd")),
+            "received on credit, not paid",
+        ),
+    ];
     if let Some(left) = sum("credit_micro_usd") {
-        tiles.push(tile("Can be ordered", left, "from all sellers together"));
+        tiles.push(tile("Can be spent", left, "with all sellers, as it stands"));
     }
     tiles
 }
 
 fn sellers(all: &[Value]) -> String {
     let price = |seller: &Value| {
-        let of = |key: &str| float(seller.get(key));
-        Some((of("price_in_micro_usd")? + of("price_out_micro_usd")?) / 1e6)
+        let of = |key: &str| seller.get(key).and_then(Value::as_u64);
+        of("price_in_micro_usd")?.checked_add(of("price_out_micro_usd")?)
     };
     let spots: Vec<Dot> = all
         .iter()
         .filter_map(|seller| {
             Some(Dot {
                 name: short(seller.get("peer")),
-                x: price(seller)?,
-                y: float(seller.get("tokens_per_second"))?,
+                price: price(seller)?,
+                speed: seller.get("tokens_per_second")?.as_u64()?,
                 quality: float(seller.get("quality")),
                 says: format!(
                     "{} in, {} out, {} tokens/s, quality {}",
@@ -214,13 +161,13 @@ fn sellers(all: &[Value]) -> String {
         "Quality",
         "First token",
         "Tokens/s",
-        "Can be ordered",
+        "Can be spent",
         "State",
     ];
     let listed = table("All sellers", &header, rows, "No seller is known yet.");
-    let drawn = dots("USD per million tokens in and out", "tokens/s", &spots);
+    let drawn = dots(&spots);
     let legend = if spots.is_empty() { "" } else { legend };
-    format!("{drawn}{legend}{listed}")
+    format!("<div class=\"plots\"><div>{drawn}{legend}</div></div>{listed}")
 }
 
 /// Each channel, and where its cents are.
@@ -231,9 +178,12 @@ fn channels(all: &[Value]) -> String {
             let of = |key: &str| channel.get(key).and_then(Value::as_u64).unwrap_or(0);
             let (deposit, signed) = (of("deposit_micro_usd"), of("signed_micro_usd"));
             let (received, accepted) = (of("received_micro_usd"), of("accepted_micro_usd"));
+            let fee = of("open_fee_micro_usd");
+            let agreed = accepted.saturating_add(fee);
             let parts = [
+                ("fee", fee),
                 ("accepted", accepted),
-                ("received", received.saturating_sub(accepted)),
+                ("received", received.saturating_sub(agreed)),
                 ("signed", signed.saturating_sub(received)),
                 ("free", deposit.saturating_sub(signed.max(received))),
             ];
@@ -265,12 +215,9 @@ fn channels(all: &[Value]) -> String {
         "Owed",
         "Running",
     ];
-    let legend = "<ul class=\"legend\"><li class=\"accepted\">accepted: paid for</li>\
-                  <li class=\"received\">received, not agreed yet</li>\
-                  <li class=\"signed\">signed ahead</li><li class=\"free\">free</li></ul>";
     let listed = table("Accounts with sellers", &header, rows, "No account yet.");
     if all.is_empty() {
         return listed;
     }
-    format!("{listed}{legend}")
+    format!("{listed}{}", tables::MONEY_LEGEND)
 }

@@ -1,6 +1,6 @@
 //! L4: the page that a role shows its owner in a browser, drawn here on the server.
 //!
-//! `control gathers what /api says → buyer | seller lays it out → html, plot draw → security headers`.
+//! `control gathers what /api says → buyer | seller lays it out → role adds what both have → html, plot draw → security headers`.
 //!
 //! Everything is in the binary: one page of HTML with SVG plots, a style sheet, and a script whose
 //! only work is to fetch the page again. The page works without it. Invariants: no asset comes from
@@ -12,6 +12,7 @@
 mod buyer;
 mod html;
 mod plot;
+mod role;
 mod seller;
 mod sums;
 mod tables;
@@ -25,6 +26,7 @@ use http::header::{
 use http::{HeaderName, StatusCode};
 
 pub use buyer::{BuyerView, buyer_page};
+pub use role::RoleView;
 pub use seller::{SellerView, seller_page};
 pub use sums::{OverTime, REQUESTS_SHOWN, Sums};
 

@@ -3,63 +3,35 @@
 
 use serde_json::Value;
 
-use super::buyer::{up, wallet_tile};
-use super::html::{Cell, Head, Section, Tile, frame, table};
+use super::html::{Cell, Section, Tile, table};
 use super::plot::stack;
-use super::sums::OverTime;
+use super::role::{RoleView, Words, page};
 use super::tables;
 use super::values::{NONE, approx, dollars, grouped, list, short, text, usd};
 
-/// What the page is drawn from: the answers of `/api`, and the times that the plots show.
+/// What the page is drawn from.
 pub struct SellerView {
-    /// `/api/wallet`, perhaps some seconds old; null without a chain.
-    pub wallet: Value,
-    /// `/api/status`.
-    pub status: Value,
-    /// `/api/channels`.
-    pub channels: Value,
-    /// `/api/requests`, newest first.
-    pub requests: Value,
-    /// Sums by hour and day.
-    pub over_time: OverTime,
+    /// What every role shows.
+    pub role: RoleView,
     /// Sums of the days by model.
     pub by_model: Value,
     /// The same by buyer.
     pub by_buyer: Value,
 }
 
+const WORDS: Words = Words {
+    role: "seller",
+    well: "selling",
+    peer: "buyer",
+    verb: "Earned",
+    money: ("earnings", "Earnings"),
+};
+
 /// Draws it.
 #[must_use]
 pub fn seller_page(view: &SellerView) -> String {
-    let status = &view.status;
-    let of = |key: &str| text(status.get(key));
-    let state = of("state");
-    let head = Head {
-        role: "seller",
-        peer: &of("peer"),
-        state: &state,
-        is_well: state == "selling",
-        facts: vec![
-            format!("payment: {}", of("mode")),
-            format!("{} models on sale", list(status, "models").len()),
-            format!("{} peers", of("peers")),
-            format!("up {}", up(status)),
-            format!("version {}", of("version")),
-        ],
-    };
-    let (live, over) = tables::split(list(&view.requests, "requests"));
-    let earned = view.over_time.plots("Earned");
-    let sections = [
-        Section {
-            id: "live",
-            title: "Running now",
-            body: tables::requests("Requests that run", "buyer", &live, "No request runs."),
-        },
-        Section {
-            id: "earnings",
-            title: "Earnings",
-            body: earned,
-        },
+    let status = &view.role.status;
+    let sections = vec![
         Section {
             id: "margins",
             title: "Margins",
@@ -82,17 +54,11 @@ pub fn seller_page(view: &SellerView) -> String {
         Section {
             id: "channels",
             title: "Channels",
-            body: channels(list(&view.channels, "channels")),
-        },
-        Section {
-            id: "requests",
-            title: "Last requests",
-            body: tables::requests("Last requests", "buyer", &over, "No request yet."),
+            body: channels(list(&view.role.channels, "channels")),
         },
     ];
-    let mut tiles = tiles(status);
-    tiles.extend(wallet_tile(&view.wallet));
-    frame(&head, &tiles, &sections)
+    let on_sale = format!("{} models on sale", list(status, "models").len());
+    page(&WORDS, &view.role, on_sale, tiles(status), sections)
 }
 
 fn tiles(status: &Value) -> Vec<Tile> {
@@ -110,7 +76,7 @@ fn tiles(status: &Value) -> Vec<Tile> {
             money("earned_today_micro_usd"),
             "accepted by buyers",
         ),
-        tile("Owed", money("owed_micro_usd"), "delivered and not paid"),
+        tile("Owed", money("owed_micro_usd"), "delivered, not paid for"),
         tile(
             "In doubt",
             money("in_doubt_micro_usd"),
@@ -237,9 +203,12 @@ fn channels(all: &[Value]) -> String {
             let of = |key: &str| channel.get(key).and_then(Value::as_u64).unwrap_or(0);
             let (accepted, delivered) = (of("accepted_micro_usd"), of("delivered_micro_usd"));
             let held = of("voucher_micro_usd");
+            let fee = of("open_fee_micro_usd");
+            let agreed = accepted.saturating_add(fee);
             let parts = [
+                ("fee", fee),
                 ("accepted", accepted),
-                ("received", delivered.saturating_sub(accepted)),
+                ("received", delivered.saturating_sub(agreed)),
                 ("signed", held.saturating_sub(delivered)),
                 (
                     "free",
@@ -270,5 +239,9 @@ fn channels(all: &[Value]) -> String {
         "Owed",
         "In doubt",
     ];
-    table("Accounts of buyers", &header, rows, "No buyer yet.")
+    let listed = table("Accounts of buyers", &header, rows, "No buyer yet.");
+    if all.is_empty() {
+        return listed;
+    }
+    format!("{listed}{}", tables::MONEY_LEGEND)
 }

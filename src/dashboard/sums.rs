@@ -10,7 +10,8 @@ use crate::types::UnixMs;
 
 /// Requests on a page; those that run are among the newest.
 pub const REQUESTS_SHOWN: u32 = 60;
-/// Hours and days that the plots show.
+/// Quarters of an hour, hours and days that the plots show.
+const QUARTERS: u32 = 24;
 const HOURS: u32 = 24;
 const DAYS: u32 = 30;
 
@@ -22,12 +23,17 @@ pub struct Sums<'a> {
     now_ms: UnixMs,
 }
 
-/// Sums by hour and by day.
+/// Sums by quarter of an hour, by hour and by day.
 pub struct OverTime {
-    hours: Vec<String>,
-    days: Vec<String>,
-    by_hour: Value,
-    by_day: Value,
+    quarters: Stretch,
+    hours: Stretch,
+    days: Stretch,
+}
+
+/// A stretch of time: its parts and their sums.
+struct Stretch {
+    parts: Vec<String>,
+    sums: Value,
 }
 
 impl<'a> Sums<'a> {
@@ -47,16 +53,17 @@ impl<'a> Sums<'a> {
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn over_time(&self) -> Result<OverTime, LedgerError> {
-        let (since_ms, hours) = report::last(GroupBy::Hour, HOURS, self.now_ms, &self.zone);
-        let by_hour = self.since(GroupBy::Hour, since_ms).await?;
-        let (since_ms, days) = report::last(GroupBy::Day, DAYS, self.now_ms, &self.zone);
-        let by_day = self.since(GroupBy::Day, since_ms).await?;
         Ok(OverTime {
-            hours,
-            days,
-            by_hour,
-            by_day,
+            quarters: self.stretch(GroupBy::Quarter, QUARTERS).await?,
+            hours: self.stretch(GroupBy::Hour, HOURS).await?,
+            days: self.stretch(GroupBy::Day, DAYS).await?,
         })
+    }
+
+    async fn stretch(&self, by: GroupBy, count: u32) -> Result<Stretch, LedgerError> {
+        let (since_ms, parts) = report::last(by, count, self.now_ms, &self.zone);
+        let sums = self.since(by, since_ms).await?;
+        Ok(Stretch { parts, sums })
     }
 
     /// Of the days that the plots show.
@@ -79,11 +86,23 @@ impl<'a> Sums<'a> {
 }
 
 impl OverTime {
-    /// Both plots, titled with what happened to the money.
+    /// The plots, titled with what happened to the money.
     pub(super) fn plots(&self, verb: &str) -> String {
-        let hours = format!("{verb} in the last {HOURS} hours");
-        let days = format!("{verb} in the last {DAYS} days");
-        let by_hour = tables::over_time(&hours, "Hour", &self.hours, &self.by_hour);
-        by_hour + &tables::over_time(&days, "Day", &self.days, &self.by_day)
+        let drawn: String = [
+            (
+                "Quarter",
+                format!("last {} hours", QUARTERS / 4),
+                &self.quarters,
+            ),
+            ("Hour", format!("last {HOURS} hours"), &self.hours),
+            ("Day", format!("last {DAYS} days"), &self.days),
+        ]
+        .into_iter()
+        .map(|(unit, when, stretch)| {
+            let title = format!("{verb} in the {when}");
+            tables::over_time(&title, unit, &stretch.parts, &stretch.sums)
+        })
+        .collect();
+        format!("<div class=\"plots\">{drawn}</div>")
     }
 }

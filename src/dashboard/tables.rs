@@ -6,6 +6,15 @@ use super::html::{Cell, table};
 use super::plot::{self, Bar};
 use super::values::{clock, list, millis, number, short, text, usd};
 
+/// What the colours of a channel's bar mean.
+pub(super) const MONEY_LEGEND: &str = "<ul class=\"legend\"><li class=\"fee\">fee of the opening</li>\
+    <li class=\"accepted\">accepted: paid for</li>\
+    <li class=\"received\">received, not agreed yet</li>\
+    <li class=\"signed\">signed ahead</li><li class=\"free\">free</li></ul>";
+
+/// Requests that are shown at once; the rest is folded.
+const REQUESTS_OPEN: usize = 15;
+
 /// Lines of a table of sums; the rest is in `node ledger`.
 const SUMS_MAX: usize = 12;
 
@@ -38,7 +47,7 @@ pub(super) fn over_time(title: &str, unit: &str, times: &[String], summary: &Val
         .collect();
     let figures = table(title, &[unit, "Requests", "USD"], lines, "Nothing yet.");
     format!(
-        "<h3>{}</h3>{}<details id=\"by-{}\"><summary>Figures</summary>{figures}</details>",
+        "<div><h3>{}</h3>{}<details id=\"by-{}\"><summary>Figures</summary>{figures}</details></div>",
         super::html::escape(title),
         plot::bars(title, &bars),
         super::html::escape(&unit.to_lowercase()),
@@ -55,7 +64,10 @@ fn label(time: &str) -> String {
 
 /// A summary by model, peer or client.
 pub(super) fn sums(title: &str, what: &str, summary: &Value, is_peer: bool) -> String {
-    let rows = list(summary, "rows").iter().take(SUMS_MAX);
+    // Vouchers belong to no model and no client: their line has no request.
+    let has_requests = |row: &&Value| row.get("requests").is_none_or(|count| *count != 0);
+    let rows = list(summary, "rows").iter().filter(has_requests);
+    let rows = rows.take(SUMS_MAX);
     let lines = rows
         .map(|row| {
             let key = if is_peer {
@@ -113,6 +125,23 @@ pub(super) fn requests(caption: &str, peer: &str, rows: &[&Value], when_empty: &
         "USD",
     ];
     table(caption, &header, lines, when_empty)
+}
+
+/// The newest requests, older ones behind a fold.
+pub(super) fn last_requests(peer: &str, rows: &[&Value]) -> String {
+    let caption = "Last requests";
+    let Some((newest, older)) = rows.split_at_checked(REQUESTS_OPEN) else {
+        return requests(caption, peer, rows, "No request yet.");
+    };
+    let open = requests(caption, peer, newest, "No request yet.");
+    if older.is_empty() {
+        return open;
+    }
+    format!(
+        "{open}<details id=\"older\"><summary>{} older ones</summary>{}</details>",
+        older.len(),
+        requests("Older requests", peer, older, ""),
+    )
 }
 
 fn status(row: &Value) -> String {

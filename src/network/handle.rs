@@ -19,7 +19,7 @@ use super::address::{is_loopback, is_private, split_peer};
 use super::address_book::AddressBook;
 use super::limits::PEERS_REMEMBERED_MAX;
 use super::measures;
-use super::request_stream::{Control, Protocol, Stream, StreamError};
+use super::request_stream::{Carrier, Control, Protocol, Stream, StreamError};
 use crate::protocol::offer::{ADDRESSES_MAX, OfferKey, OfferSet};
 
 /// How long a failed dial is remembered: longer than a burst of requests, shorter than a restart.
@@ -222,6 +222,13 @@ impl Handle {
         if !list.is_empty() {
             self.shared.book.learn(peer, list);
         }
+    }
+    /// True while the next stream to `peer` goes over the same connection. False for one that ended, and
+    /// once there is a newer one: the peer may have been killed and restarted since, and what is said
+    /// over the older one is heard by nobody, although it looks alive for [`super::limits::QUIC_IDLE`].
+    #[must_use]
+    pub fn goes_by(&self, peer: &PeerId, carrier: Carrier) -> bool {
+        self.shared.control.is_best(peer, carrier)
     }
     /// True when a connection to the peer exists.
     #[must_use]

@@ -33,7 +33,7 @@ pub use address::Group;
 pub use handle::{Handle, NetworkEvent, OpenError, WalkReply};
 pub use measures::MEASURES;
 pub use offer_store::StoreLimits;
-pub use request_stream::{Protocol, Stream};
+pub use request_stream::{Carrier, Protocol, Stream};
 pub use runner::Runner;
 
 /// What the network needs to start.

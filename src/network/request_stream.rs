@@ -8,10 +8,11 @@
 //! long as its [`Stream`].
 //! Called by `network::behaviour` (swarm side) and `network::handle` (opener side).
 
+mod stream;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -31,9 +32,12 @@ use libp2p::swarm::{
 };
 use libp2p::{InboundUpgrade, Multiaddr, PeerId, StreamProtocol};
 use parking_lot::RwLock;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+
+pub use stream::{Carrier, Stream};
+
+use stream::Permits;
 
 use super::limits::{
     ACCEPT_QUEUE_MAX, OPEN_TIMEOUT, STREAMS_ACCEPTED_MAX, STREAMS_MAX, STREAMS_OPENED_MAX,
@@ -64,46 +68,6 @@ impl Protocol {
             Self::Session => StreamProtocol::new("/souk/session/1"),
             Self::Relay => StreamProtocol::new("/souk/relay-tx/1"),
         }
-    }
-}
-
-/// A stream to or from a peer. Dropping it ends both directions; a reader on the other side then sees the end of
-/// the stream without an END frame.
-#[derive(Debug)]
-pub struct Stream {
-    io: Compat<libp2p::Stream>,
-    _permits: Permits,
-}
-
-#[derive(Debug)]
-struct Permits {
-    _connection: OwnedSemaphorePermit,
-    _node: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -152,6 +116,15 @@ struct Peer {
     warm: Arc<AtomicBool>,
 }
 
+impl Peer {
+    /// Where a stream is opened: QUIC before TCP, and of those the newest, for an older one may be of
+    /// a process that was killed since.
+    fn best(&self) -> Option<&Connection> {
+        let open = self.connections.iter().filter(|c| c.is_open());
+        open.max_by_key(|c| (c.quic, c.id))
+    }
+}
+
 #[derive(Default)]
 struct Index {
     peers: RwLock<HashMap<PeerId, Peer>>,
@@ -191,11 +164,13 @@ impl Control {
     }
     fn best(&self, peer: &PeerId) -> Option<Connection> {
         let peers = self.index.peers.read();
-        let list = &peers.get(peer)?.connections;
-        list.iter()
-            .filter(|c| c.is_open())
-            .max_by_key(|c| (c.quic, c.id))
-            .cloned()
+        peers.get(peer)?.best().cloned()
+    }
+    /// True while the next stream to `peer` goes over this connection.
+    pub(super) fn is_best(&self, peer: &PeerId, carrier: Carrier) -> bool {
+        let peers = self.index.peers.read();
+        let best = peers.get(peer).and_then(Peer::best);
+        best.is_some_and(|connection| connection.id == carrier.0)
     }
     /// The connection of `peer` that was made first.
     pub(super) fn oldest(&self, peer: &PeerId) -> Option<ConnectionId> {
@@ -302,6 +277,7 @@ impl Behaviour {
         });
         Handler {
             peer,
+            carrier: Carrier(id),
             queue,
             warm: entry.warm.clone(),
             index: self.index.clone(),
@@ -394,6 +370,7 @@ impl InboundUpgrade<libp2p::Stream> for AnyOfThem {
 /// One connection's side, run by the connection's task.
 pub(super) struct Handler {
     peer: PeerId,
+    carrier: Carrier,
     queue: mpsc::Receiver<Opener>,
     warm: Arc<AtomicBool>,
     index: Arc<Index>,
@@ -416,6 +393,7 @@ impl Handler {
         let taken = permits.is_ok_and(|(connection, node)| {
             let stream = Stream {
                 io: io.compat(),
+                carrier: self.carrier,
                 _permits: Permits {
                     _connection: connection,
                     _node: Some(node),
@@ -476,6 +454,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 let stream = Stream {
                     io: io.compat(),
+                    carrier: self.carrier,
                     _permits: Permits {
                         _connection: opener.permit,
                         _node: None,

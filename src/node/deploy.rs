@@ -12,7 +12,7 @@ use crate::chain::memory::MemoryJournal;
 use crate::chain::outbox::{Request, Sender, SubmitError};
 use crate::chain::rpc;
 use crate::chain::transaction::keccak;
-use crate::chain::{At, Chain, ChainError, Receipt};
+use crate::chain::{At, Call, Chain, ChainError, Receipt};
 use crate::config::{ChainSection, Config};
 use crate::failure::{Failure, FailureKind};
 use crate::keys::PaymentKey;
@@ -59,6 +59,23 @@ pub struct Deployed {
     pub confirmations: u64,
 }
 
+/// What a deployment would take. Mints are not in it: a token must be there before its gas is known.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Estimate {
+    /// The chain.
+    pub chain_id: u64,
+    /// Who would pay.
+    pub deployer: String,
+    /// Gas of the hub, and of the token where one is asked for.
+    pub gas: u64,
+    /// Wei for that at the present price.
+    pub gas_wei: String,
+    /// Wei that the deployer has.
+    pub balance_wei: String,
+    /// Whether that is enough.
+    pub is_enough: bool,
+}
+
 /// Tells how far it is.
 pub type Tell<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
@@ -72,31 +89,15 @@ pub async fn deploy(
     wanted: &Wanted,
     tell: Tell<'_>,
 ) -> anyhow::Result<Deployed> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let Some(url) = config.chain.rpc.first() else {
-        return Err(Failure::new(FailureKind::Usage, "no RPC node")
-            .hint("--rpc URL")
-            .into());
-    };
-    let chain_id = rpc::chain_id_of(url, config.chain.call_timeout).await;
-    let chain_id = chain_id.map_err(|error| chain::failure(&error))?;
-    let configured = config.chain.chain_id;
-    if configured != 0 && configured != chain_id {
-        let message = format!("{url} serves chain {chain_id}, [chain] says {configured}");
-        return Err(Failure::new(FailureKind::BadConfig, message).into());
-    }
-    let section = ChainSection {
-        chain_id,
-        ..config.chain.clone()
-    };
-    let chain: Arc<dyn Chain> = Arc::new(chain::client(&section, &clock)?);
+    let (chain, section) = connect(config).await?;
     let sender = Sender::new(
         Arc::clone(&chain),
         Arc::new(MemoryJournal::default()),
-        clock,
+        Arc::new(SystemClock),
         key,
         chain::send_settings(&section),
     );
+    let chain_id = section.chain_id;
     let mut work = Work {
         chain: &*chain,
         sender: &sender,
@@ -135,6 +136,66 @@ pub async fn deploy(
         gas: work.gas,
         gas_wei: work.wei.to_string(),
         confirmations,
+    })
+}
+
+/// The chain of the first RPC node, if it is the one that the config says.
+async fn connect(config: &Config) -> anyhow::Result<(Arc<dyn Chain>, ChainSection)> {
+    let Some(url) = config.chain.rpc.first() else {
+        return Err(Failure::new(FailureKind::Usage, "no RPC node")
+            .hint("--rpc URL")
+            .into());
+    };
+    let chain_id = rpc::chain_id_of(url, config.chain.call_timeout).await;
+    let chain_id = chain_id.map_err(|error| chain::failure(&error))?;
+    let configured = config.chain.chain_id;
+    if configured != 0 && configured != chain_id {
+        let message = format!("{url} serves chain {chain_id}, [chain] says {configured}");
+        return Err(Failure::new(FailureKind::BadConfig, message).into());
+    }
+    let section = ChainSection {
+        chain_id,
+        ..config.chain.clone()
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let chain = Arc::new(chain::client(&section, &clock)?);
+    Ok((chain, section))
+}
+
+/// What [`deploy`] would take; nothing is sent.
+///
+/// # Errors
+/// When the chain does not answer.
+pub async fn estimate(
+    config: &Config,
+    key: &PaymentKey,
+    wanted: &Wanted,
+) -> anyhow::Result<Estimate> {
+    let (chain, section) = connect(config).await?;
+    let failed = |error: ChainError| chain::failure(&error);
+    let token = wanted.test_token.then_some(Contract::TestToken);
+    let mut gas = 0u64;
+    for contract in [Contract::Hub].into_iter().chain(token) {
+        let call = Call {
+            from: key.address(),
+            to: None,
+            data: contract.creation_code(),
+            value: 0,
+        };
+        let one = chain.estimate_gas(call).await.map_err(failed)?;
+        gas = gas.saturating_add(one);
+    }
+    let fees = chain.fees().await.map_err(failed)?;
+    let price = fees.base.saturating_add(fees.priority);
+    let wei = u128::from(gas).saturating_mul(price);
+    let balance = chain.balance(key.address()).await.map_err(failed)?;
+    Ok(Estimate {
+        chain_id: section.chain_id,
+        deployer: crate::keys::to_checksum(&key.address()),
+        gas,
+        gas_wei: wei.to_string(),
+        balance_wei: balance.to_string(),
+        is_enough: balance >= wei,
     })
 }
 

@@ -218,6 +218,7 @@ async fn channels(State(parts): Parts) -> ControlResult {
             "mode": account.mode,
             "confirmed": account.confirmed,
             "onchain_settled_micro_usd": account.onchain_settled,
+            "open_fee_micro_usd": account.onchain_settled.map(|_| account.open_fee),
             "deposit_micro_usd": account.deposit,
             "voucher_micro_usd": account.voucher,
             "delivered_micro_usd": account.delivered,
@@ -319,6 +320,8 @@ struct Account {
     confirmed: Option<bool>,
     /// What the chain paid; none in credit mode.
     onchain_settled: Option<u64>,
+    /// What the opening cost the buyer, part of `delivered`; 0 in credit mode.
+    open_fee: u64,
 }
 
 impl Account {
@@ -336,6 +339,7 @@ impl Account {
             mode: if view.is_some() { "channel" } else { "credit" },
             confirmed: view.map(|view| view.opened == Level::Final),
             onchain_settled: view.map(|view| view.settled.0),
+            open_fee: view.map_or(0, |view| view.open_fee.0),
             buyer: pair.buyer().to_base58(),
             channel: pair.channel().to_string(),
             deposit,
@@ -346,13 +350,19 @@ impl Account {
             unaccepted,
         }
     }
-    /// Delivered and not paid outside.
-    const fn owed(&self) -> u64 {
-        self.delivered.saturating_sub(self.settlements)
+    /// Delivered and not paid: on credit by a payment outside, in a channel by a voucher, which the
+    /// chain makes good.
+    fn owed(&self) -> u64 {
+        let paid = match self.onchain_settled {
+            Some(settled) => self.voucher.max(settled),
+            None => self.settlements,
+        };
+        self.delivered.saturating_sub(paid)
     }
     /// Delivered and not accepted: running, or its receipt waits for an answer.
     const fn in_doubt(&self) -> u64 {
-        self.delivered.saturating_sub(self.accepted)
+        let answers = self.delivered.saturating_sub(self.open_fee);
+        answers.saturating_sub(self.accepted)
     }
 }
 
@@ -430,6 +440,29 @@ fn ledger_failed(error: LedgerError) -> ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_voucher_covers_is_not_owed_and_the_fee_of_an_opening_is_no_doubt() {
+        let account = |onchain_settled, settlements, open_fee| Account {
+            buyer: String::new(),
+            channel: String::new(),
+            deposit: 500_000,
+            voucher: 30_000,
+            delivered: 30_700,
+            accepted: 20_000,
+            settlements,
+            unaccepted: 1,
+            mode: "",
+            confirmed: None,
+            onchain_settled,
+            open_fee,
+        };
+        let channel = account(Some(25_000), 0, 10_000);
+        assert_eq!((channel.owed(), channel.in_doubt()), (700, 700));
+        // On credit a voucher is a promise; only a payment counts.
+        let credit = account(None, 5_000, 0);
+        assert_eq!((credit.owed(), credit.in_doubt()), (25_700, 10_700));
+    }
 
     #[test]
     fn a_settlement_names_a_buyer_and_a_positive_amount() {

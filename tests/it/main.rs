@@ -43,6 +43,7 @@ mod overbilling;
 mod pipeline_upstream;
 mod replay;
 mod responses;
+mod restarted;
 mod routing;
 mod service;
 mod simulated;

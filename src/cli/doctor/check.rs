@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::output::Output;
+use crate::cli::output::{Output, own_name};
 
 /// How a look ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -75,9 +75,9 @@ impl Check {
             "{}  {:<15} {}",
             out.paint(word, color),
             self.check,
-            self.message
+            own_name(&self.message)
         );
-        if let Some(fix) = &self.fix {
+        if let Some(fix) = self.fix.as_deref().map(own_name) {
             text.push_str(&format!("\n      fix: {fix}"));
         }
         text

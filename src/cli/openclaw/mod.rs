@@ -1,11 +1,15 @@
-//! `node openclaw setup|show|remove`: the network's models in OpenClaw, under the provider `souk`.
+//! `node openclaw setup|show|remove|skill|plugin`: the network's models in OpenClaw, under the provider `souk`.
 //!
 //! `running buyer's /v1/models → patch → openclaw config patch --file`. The user's file is never
 //! written here: OpenClaw validates and writes it, and where it is not in PATH the patch is printed.
-//! [`patch`] is pure, [`program`] runs OpenClaw.
+//! [`patch`] is pure, [`program`] runs
+//! OpenClaw, [`plugin`] writes a folder that OpenClaw links instead.
 
 mod patch;
+mod plugin;
 mod program;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -13,6 +17,7 @@ use serde_json::{Value, json};
 use super::api::Api;
 use super::doctor::Check;
 use super::output::{self, Output};
+use super::progress::Progress;
 use super::{CliError, FailureKind, GlobalArgs};
 use crate::config::{Config, SecretRef};
 use patch::{PROVIDER, Provider};
@@ -39,6 +44,12 @@ enum What {
     Show(SetupArgs),
     /// Print a skill that lets an agent do all of this by itself
     Skill,
+    /// Write a plugin for OpenClaw that lists models and prices live, and shows what was spent
+    Plugin {
+        /// A new folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Take the models out of OpenClaw's config again
     Remove {
         /// Only print what would be run
@@ -102,8 +113,32 @@ pub async fn run(global: &GlobalArgs, out: &Output, args: &OpenClawArgs) -> anyh
             output::text(SKILL.trim_end());
             Ok(())
         }
-        What::Remove { dry_run } => remove(out, *dry_run).await,
+        What::Plugin { folder } => {
+            plugin::write(folder)?;
+            wrote_plugin(out, folder);
+            Ok(())
+        }
+        What::Remove { dry_run } => {
+            let progress = waiting(global, out, "OpenClaw takes the models out:");
+            let (is_removed, text) = progress.during(remove(*dry_run)).await?;
+            drop(progress);
+            done(out, is_removed, text);
+            Ok(())
+        }
     }
+}
+
+fn wrote_plugin(out: &Output, folder: &Path) {
+    let folder = folder.display();
+    if out.json {
+        return output::json(&json!({ "folder": folder.to_string() }));
+    }
+    output::text(&format!(
+        "written to {folder}; link it, and give OpenClaw the port's token (anything where it has none):\n  \
+         openclaw plugins install --link --force --accept-capabilities {folder}\n  \
+         export SOUK_TOKEN=local\n  \
+         openclaw models list --provider {PROVIDER} --refresh"
+    ));
 }
 
 /// The provider as the running buyer's market makes it.
@@ -167,8 +202,13 @@ async fn set_up(global: &GlobalArgs, out: &Output, args: &SetupArgs) -> anyhow::
         output::text(&serde_json::to_string_pretty(&patch)?);
         return Ok(());
     };
-    let said = openclaw.patch(&patch, &patch::path(), args.dry_run).await?;
     let models = provider.models.len();
+    let progress = waiting(global, out, &format!("OpenClaw takes {models} models in:"));
+    let path = patch::path();
+    let work = openclaw.patch(&patch, &path, args.dry_run);
+    let said = progress.during(work).await;
+    drop(progress);
+    let said = said?;
     if out.json {
         output::json(&json!({ "applied": !args.dry_run, "models": models, "patch": patch }));
         return Ok(());
@@ -220,7 +260,7 @@ async fn show(global: &GlobalArgs, out: &Output, args: &SetupArgs) -> anyhow::Re
 
 /// Takes the provider out. OpenClaw refuses a write that halves its file, so a long list of models
 /// is shortened first.
-async fn remove(out: &Output, dry_run: bool) -> anyhow::Result<()> {
+async fn remove(dry_run: bool) -> anyhow::Result<(bool, &'static str)> {
     let Some(openclaw) = OpenClaw::find() else {
         let hint = "run where it is installed: openclaw config unset models.providers.souk";
         let message = "openclaw is not in your PATH";
@@ -229,18 +269,11 @@ async fn remove(out: &Output, dry_run: bool) -> anyhow::Result<()> {
             .into());
     };
     let Some(provider) = openclaw.get(&patch::path()).await? else {
-        return done(
-            out,
-            false,
-            "OpenClaw has no provider `souk`; nothing to remove",
-        );
+        return Ok((false, "OpenClaw has no provider `souk`; nothing to remove"));
     };
     if dry_run {
-        return done(
-            out,
-            false,
-            "would run: openclaw config unset models.providers.souk",
-        );
+        let text = "would run: openclaw config unset models.providers.souk";
+        return Ok((false, text));
     }
     let mut models = provider
         .get("models")
@@ -265,11 +298,12 @@ async fn remove(out: &Output, dry_run: bool) -> anyhow::Result<()> {
         openclaw.unset(&patch::path()).await?;
     }
     tidy(&openclaw).await?;
-    done(
-        out,
-        true,
-        "the provider `souk` is gone from OpenClaw's config",
-    )
+    Ok((true, "the provider `souk` is gone from OpenClaw's config"))
+}
+
+/// OpenClaw starts a whole program for each question, which takes seconds.
+fn waiting(global: &GlobalArgs, out: &Output, what: &str) -> Progress {
+    Progress::new(!out.json && !global.quiet, what)
 }
 
 /// What setup had to make around the provider goes too, if nothing else is in it.
@@ -284,13 +318,12 @@ async fn tidy(openclaw: &OpenClaw) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn done(out: &Output, is_removed: bool, text: &str) -> anyhow::Result<()> {
+fn done(out: &Output, is_removed: bool, text: &str) {
     if out.json {
         output::json(&json!({ "removed": is_removed, "message": text }));
     } else {
         output::text(text);
     }
-    Ok(())
 }
 
 /// `node doctor`'s look at it.

@@ -96,6 +96,9 @@ pub struct NoSignatureCheck;
 
 impl SignatureCheck for NoSignatureCheck {}
 
+/// Told how many of how many rows are done.
+pub type Tell = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
 /// How strictly to verify.
 #[derive(Clone)]
 pub struct AuditOptions {
@@ -103,6 +106,8 @@ pub struct AuditOptions {
     pub exposure_max: MicroUsd,
     /// Checks signatures.
     pub signatures: Arc<dyn SignatureCheck>,
+    /// Called after each row.
+    pub tell: Tell,
 }
 
 impl Default for AuditOptions {
@@ -110,6 +115,7 @@ impl Default for AuditOptions {
         Self {
             exposure_max: EXPOSURE_MICRO_USD_MAX,
             signatures: Arc::new(NoSignatureCheck),
+            tell: Arc::new(|_, _| {}),
         }
     }
 }
@@ -201,6 +207,7 @@ pub async fn verify(reader: &Reader, options: &AuditOptions) -> Result<AuditRepo
                 report.differ(Some(row.seq), what);
             }
             books.enter(row, &walker.end, &mut report);
+            (options.tell)(report.rows, u64::try_from(last).unwrap_or(0));
         }
         from = upto;
     }

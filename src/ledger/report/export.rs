@@ -29,7 +29,7 @@ pub enum ExportFormat {
     Beancount,
 }
 
-/// Writes every attempt that `filter` selects, oldest first.
+/// Writes every attempt that `filter` selects, oldest first; `tell` hears how many are written.
 ///
 /// # Errors
 /// When the database cannot be read or `out` cannot be written.
@@ -40,7 +40,9 @@ pub async fn export(
     format: ExportFormat,
     zone: &TimeZone,
     out: &mut (dyn Write + Send),
+    tell: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), LedgerError> {
+    let mut written = 0;
     let mut tx = reader.pool.begin().await.doing(WHAT)?;
     let mut pages = Pages::new(filter, local, Order::OldestFirst);
     let mut book = Beancount::default();
@@ -50,6 +52,7 @@ pub async fn export(
         if records.is_empty() {
             break;
         }
+        written += u64::try_from(records.len()).unwrap_or(0);
         match format {
             ExportFormat::Csv => write_csv(out, &records, std::mem::take(&mut header))?,
             ExportFormat::Jsonl => {
@@ -64,6 +67,7 @@ pub async fn export(
                 }
             }
         }
+        tell(written);
     }
     drop(tx);
     if format == ExportFormat::Beancount {

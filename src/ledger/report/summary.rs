@@ -23,6 +23,8 @@ const WHAT: &str = "sum up the ledger";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupBy {
+    /// A quarter of an hour: the finest that sums are kept for.
+    Quarter,
     /// A local hour.
     Hour,
     /// A local day.
@@ -44,6 +46,7 @@ impl GroupBy {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Quarter => "quarter",
             Self::Hour => "hour",
             Self::Day => "day",
             Self::Month => "month",
@@ -55,7 +58,7 @@ impl GroupBy {
     }
     /// Whether the lines are parts of time.
     const fn is_time(self) -> bool {
-        matches!(self, Self::Hour | Self::Day | Self::Month)
+        matches!(self, Self::Quarter | Self::Hour | Self::Day | Self::Month)
     }
     /// The side that this grouping is about, if only one.
     const fn role(self) -> Option<Role> {
@@ -210,7 +213,9 @@ async fn rolled_up(
 ) -> Result<Rollups, sqlx::Error> {
     // Only the grouped column is kept apart, so that a million rows come back as a few.
     let columns = match by {
-        GroupBy::Hour | GroupBy::Day | GroupBy::Month => "bucket_ms, role, '', x'', ''",
+        GroupBy::Quarter | GroupBy::Hour | GroupBy::Day | GroupBy::Month => {
+            "bucket_ms, role, '', x'', ''"
+        }
         GroupBy::Model => "0, role, model, x'', ''",
         GroupBy::Seller | GroupBy::Buyer => "0, role, '', peer, ''",
         GroupBy::Client => "0, role, '', x'', client",
@@ -334,7 +339,7 @@ const fn gas_role(purpose: Purpose) -> Role {
 
 fn settlement_label(by: GroupBy, row: &SettlementRow, zone: &TimeZone) -> Option<String> {
     match by {
-        GroupBy::Hour | GroupBy::Day | GroupBy::Month => {
+        GroupBy::Quarter | GroupBy::Hour | GroupBy::Day | GroupBy::Month => {
             Some(date_label(by, to_i64(row.at_ms), zone))
         }
         GroupBy::Seller | GroupBy::Buyer => Some(row.peer.to_base58()),
@@ -344,7 +349,9 @@ fn settlement_label(by: GroupBy, row: &SettlementRow, zone: &TimeZone) -> Option
 
 fn label(by: GroupBy, key: &RollupKey, zone: &TimeZone) -> String {
     match by {
-        GroupBy::Hour | GroupBy::Day | GroupBy::Month => date_label(by, key.bucket_ms, zone),
+        GroupBy::Quarter | GroupBy::Hour | GroupBy::Day | GroupBy::Month => {
+            date_label(by, key.bucket_ms, zone)
+        }
         GroupBy::Model => key.model.clone(),
         GroupBy::Client => key.client.clone(),
         GroupBy::Seller | GroupBy::Buyer => {
@@ -359,6 +366,8 @@ pub(super) fn date_label(by: GroupBy, at_ms: i64, zone: &TimeZone) -> String {
     let at = at.to_zoned(zone.clone());
     let date = at.date();
     match by {
+        // Sums are kept by quarters, so each key is the start of one.
+        GroupBy::Quarter => at.strftime("%Y-%m-%dT%H:%M").to_string(),
         GroupBy::Hour => at.strftime("%Y-%m-%dT%H:00").to_string(),
         GroupBy::Month => date.strftime("%Y-%m").to_string(),
         _ => date.to_string(),

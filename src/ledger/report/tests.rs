@@ -203,9 +203,17 @@ async fn exports_hold_every_attempt_and_beancount_balances() {
         let mut out = Vec::new();
         let all = Filter::default();
         let zone = TimeZone::UTC;
-        export(&running.ledger, &all, None, format, &zone, &mut out)
-            .await
-            .unwrap();
+        export(
+            &running.ledger,
+            &all,
+            None,
+            format,
+            &zone,
+            &mut out,
+            &|_| {},
+        )
+        .await
+        .unwrap();
         texts.push(String::from_utf8(out).unwrap());
     }
     let mut csv = csv::Reader::from_reader(texts[0].as_bytes());

@@ -1,4 +1,4 @@
-//! The last hours or days as a plot shows them: every one, also those in which nothing happened.
+//! The last quarters, hours or days as a plot shows them: every one, also those in which nothing happened.
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _, Unit, Zoned, ZonedRound};
@@ -7,7 +7,10 @@ use super::GroupBy;
 use super::summary::date_label;
 use crate::types::UnixMs;
 
-/// Keys of the last `count` hours or days up to now, oldest first, as [`super::summary`] names its
+/// A quarter of an hour, minutes: the ledger keeps no finer sums.
+const QUARTER_MIN: i64 = 15;
+
+/// Keys of the last `count` quarters of an hour, hours or days up to now, oldest first, as [`super::summary`] names its
 /// rows, and where the oldest begins.
 #[must_use]
 pub fn last(by: GroupBy, count: u32, now_ms: UnixMs, zone: &TimeZone) -> (UnixMs, Vec<String>) {
@@ -23,10 +26,10 @@ pub fn last(by: GroupBy, count: u32, now_ms: UnixMs, zone: &TimeZone) -> (UnixMs
         if keys.last() != Some(&key) {
             keys.push(key);
         }
-        let step = if by == GroupBy::Hour {
-            1.hour()
-        } else {
-            1.day()
+        let step = match by {
+            GroupBy::Quarter => QUARTER_MIN.minutes(),
+            GroupBy::Hour => 1.hour(),
+            _ => 1.day(),
         };
         start = match start.checked_sub(step) {
             Ok(before) => begin(by, &before),
@@ -37,16 +40,13 @@ pub fn last(by: GroupBy, count: u32, now_ms: UnixMs, zone: &TimeZone) -> (UnixMs
     (u64::try_from(since.as_millisecond()).unwrap_or(0), keys)
 }
 
-/// The start of the hour or day that a time lies in.
+/// The start of the quarter, hour or day that a time lies in.
 fn begin(by: GroupBy, at: &Zoned) -> Zoned {
-    let begun = if by == GroupBy::Hour {
-        at.round(
-            ZonedRound::new()
-                .smallest(Unit::Hour)
-                .mode(jiff::RoundMode::Trunc),
-        )
-    } else {
-        at.start_of_day()
+    let down = ZonedRound::new().mode(jiff::RoundMode::Trunc);
+    let begun = match by {
+        GroupBy::Quarter => at.round(down.smallest(Unit::Minute).increment(QUARTER_MIN)),
+        GroupBy::Hour => at.round(down.smallest(Unit::Hour)),
+        _ => at.start_of_day(),
     };
     begun.unwrap_or_else(|_| at.clone())
 }
@@ -71,6 +71,10 @@ mod tests {
         assert_eq!(hours, expected);
         let begun: Timestamp = "2026-10-24T23:00:00Z".parse().unwrap();
         assert_eq!(since, u64::try_from(begun.as_millisecond()).unwrap());
+        let (since, quarters) = last(GroupBy::Quarter, 3, now_ms + 60_000, &TimeZone::UTC);
+        let expected = ["2026-10-25T03:00", "2026-10-25T03:15", "2026-10-25T03:30"];
+        assert_eq!(quarters, expected);
+        assert_eq!(since, now_ms - 30 * 60_000);
         let (_, days) = last(GroupBy::Day, 30, now_ms, &berlin);
         assert_eq!(days.len(), 30);
         assert_eq!(days.last().map(String::as_str), Some("2026-10-25"));

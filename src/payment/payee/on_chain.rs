@@ -258,8 +258,9 @@ impl PayeeState {
             used_ms: on_chain.used_ms,
         })
     }
-    /// The voucher to bring to the chain. On the way the highest one that is earned: prepayment stays
-    /// the buyer's until it is used. At the end the buyer's last one, if it pays all that was
+    /// The voucher to bring to the chain. On the way the highest one that accepted costs have earned:
+    /// prepayment stays the buyer's until it is used, and a meter that runs, or a receipt that is not
+    /// accepted yet, may stand above what the answer costs in the end. At the end the buyer's last one, if it pays all that was
     /// delivered, else the lowest that does; if none does, the highest.
     #[must_use]
     pub fn claimed(&self, at_the_end: bool) -> Option<(MicroUsd, EvmSignature)> {
@@ -270,7 +271,9 @@ impl PayeeState {
             return None;
         }
         if !at_the_end {
-            let earned = one.vouchers.iter().rev().find(|(sum, _)| *sum <= owed);
+            let book = self.machine.book();
+            let accepted = book.base().saturating_add(book.settled());
+            let earned = one.vouchers.iter().rev().find(|(sum, _)| *sum <= accepted);
             return earned.copied();
         }
         let last = one.last.filter(|(sum, _)| *sum >= owed);
@@ -335,6 +338,27 @@ mod tests {
             Some(2_000),
             "a last word that pays too little"
         );
+    }
+
+    #[test]
+    fn regression_what_the_meter_shows_above_the_cost_is_not_brought_to_the_chain() {
+        let mut state = state(100_000);
+        serve(&mut state, 1, 600);
+        let attempt = AttemptId([2; 16]);
+        state
+            .admit(attempt, MicroUsd::ZERO, MicroUsd(5_000), 1)
+            .unwrap();
+        state.start(&attempt, MicroUsd(900));
+        for sum in [600, 1_400] {
+            state.credit(MicroUsd(sum), SIGNATURE);
+        }
+        let sum = |state: &PayeeState| state.claimed(false).map(|(sum, _)| sum.0);
+        // The meter counts bytes and stands at 1 510; the answer costs less by its tokens.
+        assert_eq!(sum(&state), Some(600), "610 are accepted");
+        state.machine.settle(&attempt, MicroUsd(700));
+        assert_eq!(sum(&state), Some(600), "1 310 are accepted");
+        state.credit(MicroUsd(1_310), SIGNATURE);
+        assert_eq!(sum(&state), Some(1_310));
     }
 
     #[test]

@@ -59,22 +59,23 @@ async fn turn(shared: &Shared, pair: &Pair) -> Result<(), PaymentError> {
     }
     let rows: Vec<FinalRow> = finals.into_iter().map(|(row, _)| row).collect();
     make_durable(shared, pair, rows).await?;
-    let (accepts, voucher) = {
-        let mut state = pair.state.lock();
-        state.booked(accepts);
-        state.take_unsaid()
-    };
-    let accepts_sent = !accepts.is_empty();
-    if accepts_sent {
-        crate::failpoint::hit("buyer_before_accept");
-    }
-    let mut messages = Vec::new();
-    for batch in accepts.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
-        let accept = Accept::sign(batch.to_vec(), &shared.keys.identity);
-        messages.push(SessionMessage::Accept(accept));
-    }
-    messages.extend(voucher);
-    super::session::send(pair, &messages).await;
+    pair.state.lock().booked(accepts);
+    let mut accepts_sent = false;
+    super::session::send_from(pair, || {
+        let (accepts, voucher) = pair.state.lock().take_unsaid();
+        accepts_sent = !accepts.is_empty();
+        if accepts_sent {
+            crate::failpoint::hit("buyer_before_accept");
+        }
+        let mut messages = Vec::new();
+        for batch in accepts.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
+            let accept = Accept::sign(batch.to_vec(), &shared.keys.identity);
+            messages.push(SessionMessage::Accept(accept));
+        }
+        messages.extend(voucher);
+        messages
+    })
+    .await;
     super::funding::top_up(shared, pair).await?;
     if accepts_sent {
         crate::failpoint::hit("buyer_after_accept");

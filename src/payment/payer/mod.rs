@@ -177,14 +177,14 @@ impl PayerHub {
         Ok(())
     }
 
-    /// The pair with `seller`, its session up for orders. Waits for the handshake when there is none
+    /// The pair with `seller`, its session up for orders over the connection that these will take. Waits for the handshake when there is none
     /// yet; opens a channel where none stands.
     ///
     /// # Errors
     /// When the seller cannot be reached or refuses the session, or nothing is left for a channel.
     pub async fn pair(&self, seller: &PeerId) -> Result<Arc<Pair>, PaymentError> {
         let pair = self.get_or_make(*seller);
-        if !pair.takes_orders() {
+        if !pair.takes_orders() || session::is_stranded(&self.shared, &pair) {
             session::connect(&self.shared, &pair, Wish::Order).await?;
         }
         Ok(pair)
@@ -359,7 +359,7 @@ impl PayerHub {
     /// Brings the session up, or asks again on the one that stands. Says whether it stands.
     async fn reconcile_one(&self, pair: Arc<Pair>) -> (PeerId, bool) {
         let seller = *pair.seller();
-        if pair.is_up() {
+        if pair.is_up() && !session::is_stranded(&self.shared, &pair) {
             session::sync_again(&pair).await;
             return (seller, true);
         }

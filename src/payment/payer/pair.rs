@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::doubt::Shown;
 use super::state::{PayerState, Verdict};
 use crate::ledger::{ChannelState, DeliveredRow, FinalRow, OpenRow};
+use crate::network::Carrier;
 use crate::payment::PaymentError;
 use crate::payment::onchain::{ChannelView, Level, OnChannel};
 use crate::payment::window::WindowSettings;
@@ -35,6 +36,8 @@ pub struct Pair {
     pub(super) changed: Notify,
     pub(super) connecting: tokio::sync::Mutex<()>,
     pub(super) session: tokio::sync::Mutex<Option<super::session::SessionWriter>>,
+    /// The connection that carries the session.
+    pub(super) carrier: Mutex<Option<Carrier>>,
 }
 
 impl Pair {
@@ -50,6 +53,7 @@ impl Pair {
             changed: Notify::new(),
             connecting: tokio::sync::Mutex::new(()),
             session: tokio::sync::Mutex::new(None),
+            carrier: Mutex::new(None),
         }
     }
 

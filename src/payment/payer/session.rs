@@ -13,7 +13,7 @@ use super::pair::Pair;
 use super::state::{PayerState, Verdict};
 use crate::ledger::{ChannelRow, Role, Row};
 use crate::network::framed::{FrameReader, FrameWriter};
-use crate::network::{Protocol, Stream};
+use crate::network::{Carrier, Protocol, Stream};
 use crate::payment::PaymentError;
 use crate::payment::onchain::MODE_ON_CREDIT;
 use crate::protocol::session::{Hello, MODE_CHANNEL, MODE_CREDIT, Open, SyncSeller};
@@ -29,6 +29,32 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) type SessionWriter = FrameWriter<WriteHalf<Stream>>;
 type SessionReader = FrameReader<ReadHalf<Stream>>;
 
+/// A session stream that is being agreed on. The pair gets its writer when that is done, so that nothing
+/// of an earlier session is said in between.
+struct Ends {
+    reader: SessionReader,
+    writer: SessionWriter,
+    carrier: Carrier,
+}
+
+impl Ends {
+    fn new(stream: Stream) -> Self {
+        let carrier = stream.carrier();
+        let (read, write) = tokio::io::split(stream);
+        Self {
+            reader: FrameReader::new(read),
+            writer: FrameWriter::new(write),
+            carrier,
+        }
+    }
+
+    async fn say(&mut self, message: SessionMessage) -> Result<(), PaymentError> {
+        let bytes = message.encode();
+        let said = self.writer.send(FrameKind::Session, &bytes).await;
+        said.map_err(|error| PaymentError::Session(error.to_string()))
+    }
+}
+
 /// What a session is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
@@ -36,6 +62,15 @@ pub(super) enum Wish {
     Order,
     /// What is in doubt: over the channel that there is, over or not. It costs nothing.
     Settle,
+}
+
+/// True when the session stands on another connection than the one that orders take now: the seller may
+/// have been killed and restarted since it began. Vouchers sent over it would be heard by nobody, while the
+/// new process waits for them.
+pub(super) fn is_stranded(shared: &Shared, pair: &Pair) -> bool {
+    let carrier = *pair.carrier.lock();
+    let is_up = pair.is_up();
+    is_up && carrier.is_none_or(|carrier| !shared.network.goes_by(pair.seller(), carrier))
 }
 
 /// Opens the session with this pair's seller unless somebody just did.
@@ -48,6 +83,10 @@ pub(super) async fn connect(
     wish: Wish,
 ) -> Result<(), PaymentError> {
     let _one_at_a_time = pair.connecting.lock().await;
+    if is_stranded(shared, pair) {
+        // No farewell: its other end may be gone, and where it is not, the next session replaces it.
+        leave(pair).await;
+    }
     if pair.takes_orders() || (wish == Wish::Settle && pair.is_up()) {
         return Ok(());
     }
@@ -58,9 +97,16 @@ pub(super) async fn connect(
     }
     retire_earlier(pair);
     let deadline = shared.settings.handshake_timeout;
-    let (reader, sync) = tokio::time::timeout(deadline, find_channel(shared, pair, wish))
-        .await
-        .map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
+    let agreed = tokio::time::timeout(deadline, find_channel(shared, pair, wish)).await;
+    let (ends, sync) =
+        agreed.map_err(|_| PaymentError::Session("the handshake took too long".into()))??;
+    let Ends {
+        reader,
+        writer,
+        carrier,
+    } = ends;
+    *pair.carrier.lock() = Some(carrier);
+    *pair.session.lock().await = Some(writer);
     on_sync(shared, pair, sync).await?;
     // No await from here on: whoever waits may stop waiting, a session without a reader must not be.
     let generation = stand_up(pair);
@@ -80,7 +126,7 @@ async fn find_channel(
     shared: &Arc<Shared>,
     pair: &Arc<Pair>,
     wish: Wish,
-) -> Result<(SessionReader, SyncSeller), PaymentError> {
+) -> Result<(Ends, SyncSeller), PaymentError> {
     let mut tries = 0;
     loop {
         match handshake(shared, pair, wish).await {
@@ -106,15 +152,13 @@ async fn handshake(
     shared: &Arc<Shared>,
     pair: &Arc<Pair>,
     wish: Wish,
-) -> Result<(SessionReader, SyncSeller), PaymentError> {
+) -> Result<(Ends, SyncSeller), PaymentError> {
     let stream = shared
         .network
         .open(pair.seller(), Protocol::Session)
         .await
         .map_err(|e| PaymentError::Unreachable(e.to_string()))?;
-    let (read, write) = tokio::io::split(stream);
-    let mut reader = FrameReader::new(read);
-    *pair.session.lock().await = Some(FrameWriter::new(write));
+    let mut ends = Ends::new(stream);
     let hello = Hello {
         version: WIRE_VERSION,
         network: shared.settings.network.clone(),
@@ -126,8 +170,8 @@ async fn handshake(
         terms_hash: Hash32::default(),
         clock_ms: shared.clock.now_ms(),
     };
-    send(pair, &[SessionMessage::Hello(hello)]).await;
-    let SessionMessage::Hello(theirs) = next(&mut reader).await? else {
+    ends.say(SessionMessage::Hello(hello)).await?;
+    let SessionMessage::Hello(theirs) = next(&mut ends.reader).await? else {
         return Err(out_of_order("HELLO"));
     };
     if theirs.version != WIRE_VERSION || theirs.network != shared.settings.network {
@@ -137,13 +181,14 @@ async fn handshake(
         )));
     }
     pair.learn_clock(theirs.clock_ms, shared.clock.now_ms());
-    let SessionMessage::Terms(bytes) = next(&mut reader).await? else {
+    let SessionMessage::Terms(bytes) = next(&mut ends.reader).await? else {
         return Err(out_of_order("TERMS"));
     };
     let terms = SignedTerms::decode_and_verify(&Bytes::from(bytes), pair.seller())
         .map_err(|e| PaymentError::Refused(e.to_string()))?;
-    let channel = open_channel(shared, pair, &terms.terms, wish).await?;
-    let (acked, deposit) = match next(&mut reader).await? {
+    let (channel, open) = open_channel(shared, pair, &terms.terms, wish).await?;
+    ends.say(SessionMessage::Open(open)).await?;
+    let (acked, deposit) = match next(&mut ends.reader).await? {
         SessionMessage::OpenAck { channel, deposit } => (channel, deposit),
         SessionMessage::Error { code, message } => {
             return Err(PaymentError::Refused(format!("{code}: {message}")));
@@ -165,33 +210,31 @@ async fn handshake(
         state.terms = Some(terms.terms);
     }
     let ours = pair.state.lock().sync(channel);
-    send(pair, &[SessionMessage::SyncBuyer(ours)]).await;
-    match next(&mut reader).await? {
-        SessionMessage::SyncSeller(sync) if sync.channel == channel => Ok((reader, sync)),
+    ends.say(SessionMessage::SyncBuyer(ours)).await?;
+    match next(&mut ends.reader).await? {
+        SessionMessage::SyncSeller(sync) if sync.channel == channel => Ok((ends, sync)),
         _ => Err(out_of_order("SYNC")),
     }
 }
 
-/// Names the channel to the seller; its row is durable before the first OPEN leaves.
+/// The channel to name to the seller; its row is durable before the first OPEN leaves.
 async fn open_channel(
     shared: &Shared,
     pair: &Pair,
     terms: &Terms,
     wish: Wish,
-) -> Result<ChannelId, PaymentError> {
+) -> Result<(ChannelId, Open), PaymentError> {
     let chain = shared.funds.as_ref().and_then(|funds| {
         let chain = funds.shared_with(terms)?;
         Some((funds, chain))
     });
-    let (channel, open) = match chain {
+    match chain {
         Some((funds, chain)) if wish == Wish::Order => {
-            funding::open(shared, funds, pair, terms, &chain).await?
+            funding::open(shared, funds, pair, terms, &chain).await
         }
-        Some(_) => funding::reopen(shared, pair)?,
-        None => open_credit(shared, pair, terms).await?,
-    };
-    send(pair, &[SessionMessage::Open(open)]).await;
-    Ok(channel)
+        Some(_) => funding::reopen(shared, pair),
+        None => open_credit(shared, pair, terms).await,
+    }
 }
 
 /// A book of IOUs; in a node that pays on a chain one over nothing, for offers that are free.
@@ -363,12 +406,19 @@ pub(super) async fn sync_again(pair: &Pair) {
 
 /// Sends on the session if it stands; a broken one is noticed by its reader.
 pub(super) async fn send(pair: &Pair, messages: &[SessionMessage]) {
-    if messages.is_empty() {
-        return;
-    }
+    send_from(pair, || messages.to_vec()).await;
+}
+
+/// The same for what waits to be said: it is taken when the session is held, so that it goes over the
+/// session that it was taken for.
+pub(super) async fn send_from(pair: &Pair, take: impl FnOnce() -> Vec<SessionMessage>) {
     let mut session = pair.session.lock().await;
     if let Some(writer) = session.as_mut() {
-        for message in messages {
+        let messages = take();
+        if messages.is_empty() {
+            return;
+        }
+        for message in &messages {
             writer.put(FrameKind::Session, &message.encode());
         }
         let sent = tokio::time::timeout(SEND_TIMEOUT, writer.flush()).await;
@@ -394,6 +444,13 @@ pub(super) async fn hang_up(pair: &Pair, then: impl FnOnce(&mut PayerState)) {
         let _ = tokio::time::timeout(SEND_TIMEOUT, writer.close()).await;
     }
     then(&mut pair.state.lock());
+}
+
+/// Leaves a session that may not reach the seller any more.
+async fn leave(pair: &Pair) {
+    let mut session = pair.session.lock().await;
+    *session = None;
+    pair.state.lock().stand_down();
 }
 
 /// The session ended; the seller may have restarted and lost what it was told last.

@@ -8,7 +8,7 @@ use axum::response::Response as RouterResponse;
 use serde_json::{Value, json};
 
 use super::{ControlError, ControlParts, Parts, channels, ledger_failed, sold, status};
-use crate::dashboard::{self, REQUESTS_SHOWN, SellerView, Sums, seller_page};
+use crate::dashboard::{self, REQUESTS_SHOWN, RoleView, SellerView, Sums, seller_page};
 use crate::http::control::wallet::Look;
 use crate::ledger::report::{GroupBy, SummaryRow};
 use crate::types::Usage;
@@ -22,12 +22,15 @@ pub(super) async fn index(
     let sums = Sums::new(parts.ledger.reader(), sold(), now_ms);
     let of = async |by| sums.by(by).await.map_err(ledger_failed);
     let recent = parts.recent(REQUESTS_SHOWN).await?;
-    let view = SellerView {
+    let role = RoleView {
         wallet: look.balance(parts.wallet.as_ref(), now_ms).await,
         status: status(State(parts.clone())).await?.0,
         channels: channels(State(parts.clone())).await?.0,
         requests: json!({ "requests": recent }),
         over_time: sums.over_time().await.map_err(ledger_failed)?,
+    };
+    let view = SellerView {
+        role,
         by_model: of(GroupBy::Model).await?,
         by_buyer: of(GroupBy::Buyer).await?,
     };
@@ -38,6 +41,8 @@ impl ControlParts {
     /// For each model what was earned, and what the same tokens cost by the upstream's list; null
     /// where it has none.
     pub(super) fn margins(&self, by_model: &[SummaryRow]) -> Vec<Value> {
+        // Vouchers belong to no model: their line has no request.
+        let sold = by_model.iter().filter(|row| row.requests > 0);
         let margin = |row: &SummaryRow| {
             let list = self.catalogue.list_price(&row.key);
             let upstream = list.map(|list| list.cost(&usage_of(row)));
@@ -47,7 +52,7 @@ impl ControlParts {
                 "upstream_micro_usd": upstream.map(|cost| cost.0),
             })
         };
-        by_model.iter().map(margin).collect()
+        sold.map(margin).collect()
     }
 }
 

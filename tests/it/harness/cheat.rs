@@ -1,24 +1,30 @@
 //! A scripted seller: answers well and bills as a test tells it. The rules of the wire it keeps, or
 //! no buyer would come as far as its bills.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
+use souk::keys::NodeKeys;
 use souk::llm_api::TokenCounter;
 use souk::network::Stream;
 use souk::protocol::infer::{Progress, ResponseHead};
 use souk::protocol::offer::{Capabilities, Modes, Offer, SignedOffer};
 use souk::protocol::receipt::{Ending, Receipt};
-use souk::protocol::session::SyncSeller;
+use souk::protocol::session::{Open, SyncSeller};
+use souk::protocol::terms::ChainTerms;
+use souk::protocol::voucher::HubChannel;
 use souk::protocol::{
-    ChannelDescriptor, FrameKind, Need, SessionMessage, SignedHead, SignedReceipt, SignedTerms,
-    Terms,
+    ChannelDescriptor, EvmSignature, FrameKind, Need, SessionMessage, SignedHead, SignedReceipt,
+    SignedTerms, Terms,
 };
-use souk::types::{AttemptId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, Usage};
+use souk::types::{AttemptId, ChannelId, Hash32, MicroUsd, ModelId, PeerId, PriceTable, Usage};
 
 use super::market::MODEL;
-use super::peer::{Infer, Peer, Session, now_ms};
+use super::peer::{Infer, Peer, Session, fresh_keys, now_ms};
+
+/// What it asks for opening a channel on a chain.
+pub const OPEN_FEE: MicroUsd = MicroUsd(10_000);
 
 /// What the seller offers.
 pub const PRICE: PriceTable = PriceTable {
@@ -65,6 +71,36 @@ pub struct Loot {
     pub accepted: BTreeMap<AttemptId, u64>,
     /// What it really delivered was worth, per attempt.
     pub fair: BTreeMap<AttemptId, u64>,
+    /// The channels that were opened with it, the newest last.
+    pub channels: Vec<ChannelId>,
+    /// What it has of each.
+    pub of: HashMap<ChannelId, Taken>,
+    /// Sessions whose handshake came to its end.
+    pub sessions: u32,
+    /// Orders that came before any session did.
+    pub unpaid_orders: u32,
+    /// Vouchers of earlier channels that it showed as if they were of the present one.
+    pub shown_again: u32,
+}
+
+/// What it has of one channel.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// As the buyer opened it on a chain.
+    pub channel: Option<HubChannel>,
+    /// The highest voucher.
+    pub voucher: Option<(MicroUsd, EvmSignature)>,
+    /// What was delivered on it was worth this much.
+    pub fair: MicroUsd,
+}
+
+impl Loot {
+    /// The highest voucher of a channel that is not `present`.
+    fn of_another(&self, present: &ChannelId) -> Option<(ChannelId, (MicroUsd, EvmSignature))> {
+        let others = self.of.iter().filter(|(id, _)| *id != present);
+        let vouchers = others.filter_map(|(id, taken)| Some((*id, taken.voucher?)));
+        vouchers.max_by_key(|(_, (sum, _))| *sum)
+    }
 }
 
 /// A seller that cheats.
@@ -83,13 +119,25 @@ struct Counter {
     text: String,
     first: Arc<Mutex<Option<Vec<u8>>>>,
     unasked: bool,
+    chain: Option<ChainTerms>,
 }
 
 impl Cheat {
     /// Starts one that answers with `text`; with `unasked` it sends receipts for requests that
     /// nobody made.
     pub fn start(text: &str, unasked: bool) -> Self {
-        let mut peer = Peer::start();
+        Self::start_as(fresh_keys(), text, unasked, None)
+    }
+
+    /// Starts one that takes channels on a chain. Where a buyer opens another one, it shows the
+    /// vouchers of the one before as if they were of the new one.
+    pub fn start_on_chain(text: &str, chain: ChainTerms) -> Self {
+        Self::start_as(fresh_keys(), text, false, Some(chain))
+    }
+
+    /// Starts one that is somebody.
+    pub fn start_as(keys: NodeKeys, text: &str, unasked: bool, chain: Option<ChainTerms>) -> Self {
+        let mut peer = Peer::start_as(keys);
         let mut incoming = peer.incoming.take().expect("a fresh peer");
         let peer = Arc::new(peer);
         let offer = Offer {
@@ -98,7 +146,11 @@ impl Cheat {
             context: 128_000,
             max_output: 16_000,
             caps: Capabilities::DIALECT_CHAT,
-            modes: Modes::CREDIT,
+            modes: if chain.is_some() {
+                Modes::CHANNEL
+            } else {
+                Modes::CREDIT
+            },
             ..Offer::new("souk-1", peer.id(), ModelId::new(MODEL), now_ms())
         };
         let identity = peer.keys.identity.clone();
@@ -116,6 +168,7 @@ impl Cheat {
             text: text.to_owned(),
             first: Arc::default(),
             unasked,
+            chain,
         };
         tokio::spawn(async move {
             loop {
@@ -150,11 +203,11 @@ impl Counter {
             seller: self.peer.id(),
             payment_address: self.peer.keys.payment.address(),
             credit_limit: MicroUsd(5_000_000),
-            open_fee: MicroUsd::ZERO,
+            open_fee: self.chain.map_or(MicroUsd::ZERO, |_| OPEN_FEE),
             reasoning_cap: 0,
             data_policy: String::new(),
             supported_parameters: Vec::new(),
-            chain: None,
+            chain: self.chain,
         };
         let terms = SignedTerms::sign(terms, identity).bytes.to_vec();
         while let Ok(message) = session.hear_for_long().await {
@@ -164,8 +217,7 @@ impl Counter {
                     session.say(&SessionMessage::Terms(terms.clone())).await;
                 }
                 SessionMessage::Open(open) => {
-                    let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).unwrap();
-                    let channel = descriptor.credit_id();
+                    let channel = self.opened(open);
                     let deposit = MicroUsd(5_000_000);
                     session
                         .say(&SessionMessage::OpenAck { channel, deposit })
@@ -182,11 +234,21 @@ impl Counter {
                         unknown: Vec::new(),
                     };
                     session.say(&SessionMessage::SyncSeller(sync)).await;
+                    self.loot.lock().unwrap().sessions += 1;
                     self.bill_strangers(&mut session).await;
+                    self.show_again(&mut session, &theirs.channel).await;
                 }
-                SessionMessage::Voucher { cumulative, .. } => {
+                SessionMessage::Voucher {
+                    channel,
+                    cumulative,
+                    signature,
+                } => {
                     let mut loot = self.loot.lock().unwrap();
                     loot.voucher = loot.voucher.max(cumulative.0);
+                    let taken = loot.of.entry(channel).or_default();
+                    if taken.voucher.is_none_or(|(sum, _)| sum < cumulative) {
+                        taken.voucher = Some((cumulative, signature));
+                    }
                 }
                 SessionMessage::Accept(accept) => {
                     let mut loot = self.loot.lock().unwrap();
@@ -195,6 +257,47 @@ impl Counter {
                 }
                 _ => {}
             }
+        }
+    }
+
+    fn opened(&self, open: Open) -> ChannelId {
+        let descriptor = ChannelDescriptor::from_bytes(&open.descriptor).unwrap();
+        let (Some(chain), Some(opening)) = (self.chain, open.opening) else {
+            return descriptor.credit_id();
+        };
+        let channel = HubChannel {
+            domain: chain.domain,
+            descriptor,
+            consumed: opening.open_fee,
+            opening,
+        };
+        let id = channel.id();
+        let mut loot = self.loot.lock().unwrap();
+        if !loot.channels.contains(&id) {
+            loot.channels.push(id);
+        }
+        loot.of.entry(id).or_default().channel = Some(channel);
+        id
+    }
+
+    /// SYNC with the voucher of an earlier channel, first as what it is, then as one of this channel.
+    async fn show_again(&self, session: &mut Session, present: &ChannelId) {
+        let earlier = self.loot.lock().unwrap().of_another(present);
+        let Some((earlier, voucher)) = earlier.filter(|_| self.chain.is_some()) else {
+            return;
+        };
+        for channel in [*present, earlier] {
+            let sync = SyncSeller {
+                channel,
+                deposit: MicroUsd(5_000_000),
+                settled: MicroUsd::ZERO,
+                voucher: Some(voucher),
+                accepted: voucher.0,
+                open: Vec::new(),
+                unknown: Vec::new(),
+            };
+            session.say(&SessionMessage::SyncSeller(sync)).await;
+            self.loot.lock().unwrap().shown_again += 1;
         }
     }
 
@@ -263,12 +366,14 @@ impl Counter {
         let whole = self.fair(&body, &self.text, false);
         let usage = (bill.usage)(whole);
         let cost = (bill.cost)(&usage);
-        self.loot
-            .lock()
-            .unwrap()
-            .fair
-            .insert(attempt, PRICE.cost(&fair).0);
-
+        {
+            let worth = PRICE.cost(&fair);
+            let mut loot = self.loot.lock().unwrap();
+            loot.fair.insert(attempt, worth.0);
+            loot.unpaid_orders += u32::from(loot.sessions == 0);
+            let taken = loot.of.entry(head.head.channel).or_default();
+            taken.fair = taken.fair.saturating_add(worth);
+        }
         let called = Progress {
             upstream_called: true,
         };

@@ -47,6 +47,12 @@ impl Drop for Peer {
     }
 }
 
+/// Keys that nobody has.
+pub fn fresh_keys() -> NodeKeys {
+    let seed = Seed::generate(WordCount::Twelve).unwrap();
+    NodeKeys::from_seed(&seed, 0).unwrap()
+}
+
 pub fn now_ms() -> u64 {
     SystemClock.now_ms()
 }
@@ -54,8 +60,11 @@ pub fn now_ms() -> u64 {
 impl Peer {
     /// Starts one with fresh keys on loopback.
     pub fn start() -> Self {
-        let seed = Seed::generate(WordCount::Twelve).unwrap();
-        let keys = NodeKeys::from_seed(&seed, 0).unwrap();
+        Self::start_as(fresh_keys())
+    }
+
+    /// Starts one that is somebody.
+    pub fn start_as(keys: NodeKeys) -> Self {
         let settings = Settings {
             listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()],
             mdns: false,

@@ -11,6 +11,7 @@ mod hostile;
 mod life;
 mod recovery;
 mod settle;
+mod theft;
 
 use std::time::Duration;
 

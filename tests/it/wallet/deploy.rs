@@ -45,7 +45,15 @@ async fn a_chain_of_ones_own_is_one_command_and_its_lines_are_a_config() {
     let account = to_checksum(&deployer.address());
     assert!(stderr(&broke).contains(&account), "{}", stderr(&broke));
 
+    // A dry run says what is missing, then that nothing is, and leaves no trace on the chain.
+    let dry = [&args[..], &["--dry-run", "--json"]].concat();
+    let plan = home.json(&dry)["plan"].clone();
+    assert_eq!(plan["is_enough"], false, "{plan}");
+    assert_eq!(plan["deployer"], account);
     anvil.fund(&account);
+    let plan = home.json(&dry)["plan"].clone();
+    assert_eq!(plan["is_enough"], true, "{plan}");
+    assert_eq!(anvil.rpc("eth_blockNumber", json!([])), "0x0");
     let done = home.run(&args);
     assert!(done.status.success(), "{}", stderr(&done));
     let lines = String::from_utf8_lossy(&done.stdout).into_owned();
