@@ -71,7 +71,7 @@ pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
             "--model [ID=]PATH names a folder with safetensors and tokenizer.json, or a GGUF file";
         Failure::new(FailureKind::BadConfig, error.to_string()).hint(hint)
     })?;
-    let service = Service::new(&name, loaded, base.front.clone());
+    let service = Service::new(&name, loaded, Arc::clone(&base.clock), base.front.clone());
     let settings = server::Settings {
         port: 0,
         ..server::Settings::default()

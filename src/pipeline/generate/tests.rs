@@ -199,7 +199,11 @@ struct Lost(usize);
 impl Layers for Lost {
     fn open(&self, _: usize) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
         let left = self.0;
-        async move { Ok(Box::new(Lost(left)) as Box<dyn Run>) }.boxed()
+        async move {
+            let run: Box<dyn Run> = Box::new(Lost(left));
+            Ok(run)
+        }
+        .boxed()
     }
 }
 

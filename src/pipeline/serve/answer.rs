@@ -24,15 +24,15 @@ impl Frame {
         match event {
             Event::Text(text) => self.chunk(json!({"content": text}), None),
             Event::Call { name, arguments } => {
-                let mut call = self.call(name, arguments, calls_before);
-                call["index"] = calls_before.into();
+                let call = self.call(name, arguments, calls_before);
+                let call = with(call, "index", calls_before.into());
                 self.chunk(json!({"tool_calls": [call]}), None)
             }
             Event::End { finish, usage } => {
                 let mut out = self.chunk(json!({}), Some(*finish)).to_vec();
                 if has_usage {
-                    let mut last = self.object("chat.completion.chunk", json!([]));
-                    last["usage"] = usage_of(*usage);
+                    let last = self.object("chat.completion.chunk", json!([]));
+                    let last = with(last, "usage", usage_of(*usage));
                     out.extend(format!("data: {last}\n\n").into_bytes());
                 }
                 out.extend(b"data: [DONE]\n\n");
@@ -80,23 +80,30 @@ impl Whole {
                 self.calls.push(call);
             }
             Event::End { finish, usage } => {
-                let mut message = json!({"role": "assistant", "content": self.text});
-                if !self.calls.is_empty() {
-                    message["tool_calls"] = std::mem::take(&mut self.calls).into();
-                    if self.text.is_empty() {
-                        message["content"] = Value::Null;
-                    }
+                let calls = std::mem::take(&mut self.calls);
+                let content = Some(&self.text).filter(|text| calls.is_empty() || !text.is_empty());
+                let mut message = json!({"role": "assistant", "content": content});
+                if !calls.is_empty() {
+                    message = with(message, "tool_calls", calls.into());
                 }
                 let choice = json!([{
                     "index": 0, "message": message, "finish_reason": reason(finish), "logprobs": null,
                 }]);
-                let mut body = frame.object("chat.completion", choice);
-                body["usage"] = usage_of(usage);
+                let body = frame.object("chat.completion", choice);
+                let body = with(body, "usage", usage_of(usage));
                 return Some(body.to_string().into());
             }
         }
         None
     }
+}
+
+/// An object with one field more.
+fn with(mut object: Value, key: &str, value: Value) -> Value {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+    object
 }
 
 const fn reason(finish: Finish) -> &'static str {

@@ -7,7 +7,6 @@ mod answer;
 mod request;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -23,6 +22,7 @@ use crate::http::request_body::read_body;
 use crate::http::server::Handler;
 use crate::llm_api::{Dialect, error};
 use crate::tasks::{Tasks, off_thread_if};
+use crate::types::Clock;
 use answer::{Frame, Whole};
 use request::Asked;
 
@@ -36,15 +36,20 @@ const FULL_RETRY_S: u64 = 5;
 pub struct Service {
     name: Arc<str>,
     model: Model,
+    clock: Arc<dyn Clock>,
     tasks: Tasks,
 }
 
 impl Service {
     /// Puts a service together; streams run on `tasks`.
     #[must_use]
-    pub fn new(name: &str, model: Model, tasks: Tasks) -> Self {
-        let name = name.into();
-        Self { name, model, tasks }
+    pub fn new(name: &str, model: Model, clock: Arc<dyn Clock>, tasks: Tasks) -> Self {
+        Self {
+            name: name.into(),
+            model,
+            clock,
+            tasks,
+        }
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
@@ -83,9 +88,7 @@ impl Service {
         let (asked, prompt) = self.read(body).await?;
         let frame = Frame {
             id: format!("chatcmpl-{:032x}", rand::random::<u128>()),
-            created_s: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
+            created_s: self.clock.now_ms() / 1_000,
             model: self.name.to_string(),
         };
         let begun = self.model.begin(generate::Request {

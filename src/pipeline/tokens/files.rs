@@ -53,14 +53,15 @@ pub(super) fn find(path: &Path) -> Result<Found, PipelineError> {
         (None, None) => return Err(failed(&folder.join("tokenizer.json"), &"it is missing")),
     };
     let config = json(&folder.join("tokenizer_config.json"))?;
-    let named = |key: &str| match &config[key] {
+    let named = |key: &str| match config.get(key)? {
         Value::String(text) => Some(text.clone()),
         Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
         _ => None,
     };
     let mut ends: BTreeSet<u32> = BTreeSet::new();
     for name in ["generation_config.json", "config.json"] {
-        ends.extend(ids(&json(&folder.join(name))?["eos_token_id"]));
+        let about = json(&folder.join(name))?;
+        ends.extend(about.get("eos_token_id").map(ids).unwrap_or_default());
     }
     let eos = named("eos_token");
     ends.extend(eos.as_ref().and_then(|text| tokenizer.token_to_id(text)));
@@ -71,7 +72,10 @@ pub(super) fn find(path: &Path) -> Result<Found, PipelineError> {
     let inner_bos = inner.as_ref().and_then(|inner| inner.bos);
     let beside = read(&folder.join("chat_template.jinja"))?;
     let beside = beside.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let (listed, tool_template) = templates(&config["chat_template"]);
+    let (listed, tool_template) = config
+        .get("chat_template")
+        .map(templates)
+        .unwrap_or_default();
     Ok(Found {
         template: beside
             .or(listed)

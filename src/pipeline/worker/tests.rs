@@ -1,5 +1,7 @@
 //! Many sessions on one engine: the real one for its bits, a scripted one for its order.
 
+#![allow(clippy::disallowed_methods, reason = "a test's own tasks")]
+
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
