@@ -188,7 +188,8 @@ impl Payer {
             windows: WindowSettings::default(),
         });
         let settings = Settings {
-            patience: Duration::from_secs(4),
+            // Longer than a loaded machine keeps a living stage from answering a ping.
+            patience: Duration::from_secs(12),
             ..Settings::new(LAYERS, hidden, WireFormat::F32)
         };
         let remote = Remote::new(settings, Arc::new(market), tasks);
