@@ -149,7 +149,12 @@ fn streamed(events: &[String]) -> String {
 async fn the_buyer_reads_what_the_model_says_and_both_books_agree() {
     let market = three().await;
     let content = "Why is the sky blue?";
-    let (expected, count) = direct(market.files.path(), &[0..6], content, 24);
+    let (expected, count) = direct(
+        market.files.path(),
+        std::slice::from_ref(&(0..6)),
+        content,
+        24,
+    );
     let whole = http::send(market.buyer.http(), &ask(content, false)).await;
     assert_eq!(whole.status, 200, "{}", whole.text());
     let body = whole.json();
@@ -177,7 +182,7 @@ async fn the_buyer_reads_what_the_model_says_and_both_books_agree() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_dialects_and_refusals_reach_the_buyer() {
     let market = three().await;
-    let (expected, _) = direct(market.files.path(), &[0..6], "Hi", 24);
+    let (expected, _) = direct(market.files.path(), std::slice::from_ref(&(0..6)), "Hi", 24);
     let body = json!({
         "model": NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 24,
         "temperature": 0,

@@ -104,6 +104,9 @@ pub trait Source: Send + Sync {
 /// Steps for each audit: an audit of a prefix costs as many rows of one stage as a step costs of all,
 /// times the prefix, so this keeps them at a few per cent of the work.
 const AUDIT_ONE_IN: u32 = 2_000;
+/// A process that dies closes its streams, which is seen at once; only one that is cut off is found
+/// by its silence. Shorter, and a busy machine's stages are taken for dead.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a session is kept alive.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +138,7 @@ impl Settings {
             hidden,
             wire,
             shape: Shape::Push,
-            patience: Duration::from_millis(1_500),
+            patience: PATIENCE,
             stall: Duration::from_secs(120),
             search: Duration::from_secs(30),
             audit_one_in: AUDIT_ONE_IN,
