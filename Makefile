@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test contracts soak fuzz fmt lint clients port bench bench-parts install deb clean
+.PHONY: help setup build demo test contracts soak fuzz fmt lint clients port bench bench-parts bench-layers install deb clean
 
 CARGO ?= cargo
 
@@ -60,6 +60,10 @@ bench: build ## What a request costs over calling the upstream directly, one tab
 
 bench-parts: setup ## What parsing, metering, the ledger and a link cost, each alone
 	$(CARGO) bench --locked --bench parts
+
+bench-layers: setup ## What layers cost, whole and split; 1 000 killed stages; push against star (an hour)
+	$(CARGO) run --locked --release --example pipeline_speed
+	$(CARGO) test --locked --release --lib pipeline::chain::tests -- --ignored --nocapture
 
 install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most machines)
 	install -d "$$HOME/.local/bin"
