@@ -1,8 +1,10 @@
 # Everything a newcomer needs; `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test contracts soak fuzz fmt lint clients port bench bench-parts bench-layers install deb clean
+.PHONY: help setup build demo test contracts soak fuzz fmt lint clients port bench bench-parts bench-layers install deb static clean
 
 CARGO ?= cargo
+# Only asked where it is used.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +74,11 @@ install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most
 
 deb: build ## A Debian package and a tarball with checksums, in target/package
 	src/cli/service/package/build "$$(tests/target-dir)"
+
+# glibc's resolver still loads the system's own libraries for names; addresses need none.
+static: setup ## One program file without shared libraries, and its tarball
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --bin node --target "$(HOST)"
+	src/cli/service/package/build "$$(tests/target-dir)" "$$(tests/target-dir)/$(HOST)/release/node"
 
 clean: ## Remove build outputs and downloaded clients
 	$(CARGO) clean
