@@ -1,9 +1,8 @@
 //! The seller's own loopback port: probes, `/metrics`, and `/api` for the command line.
 //!
 //! Invariants: reads never wait for a peer or the upstream; `POST /api/settle`, which raises what a
-//! buyer may order, needs the control token and is durable when it is answered; so does
-//! `POST /api/drain`, which takes the seller off the market. `node` makes it and
-//! serves it with [`crate::http::server`].
+//! buyer may order, needs the control token and is durable when it is answered; so does `POST /api/drain`,
+//! which takes the seller off the market. `node` makes it and serves it with [`crate::http::server`].
 
 mod page;
 
@@ -15,8 +14,7 @@ use axum::extract::State;
 use axum::response::Response as RouterResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
 use metrics::{counter, gauge};
