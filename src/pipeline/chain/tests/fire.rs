@@ -1,0 +1,172 @@
+//! Stages lie, die, fall silent and are far away, and the answer is that of peace.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
+    let model = Model::new("llama").await;
+    let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+    let load = Load {
+        path: model.files.path().to_owned(),
+        layers: 2..4,
+        precision: Precision::Q8,
+        positions_max: POSITIONS,
+    };
+    let stage = move || Ok(Liar(Stage::load(&load, &mut |_| {})?));
+    let liar = Worker::start(Processor::start(Some(1)).unwrap(), stage).await;
+    let liar = town.settle_with(2, 4, liar.unwrap());
+    // Two of each: whoever is audited, two others can be asked about the middle and one of the ends.
+    for (first, end) in THIRDS.into_iter().chain(THIRDS) {
+        town.settle(first, end);
+    }
+    let settings = Settings {
+        audit_one_in: 1,
+        ..model.settings(WireFormat::F16, Shape::Push)
+    };
+    let remote = town.remote(settings);
+    let mut sessions = 0;
+    while remote.distrusted().is_empty() {
+        sessions += 1;
+        assert!(sessions < 50, "it was never found");
+        model.answer(&remote, 20, 12, |_| {}).await;
+    }
+    assert_eq!(remote.distrusted(), [liar]);
+    let is_forfeit = |bill: &&Bill| bill.is_forfeit;
+    assert_eq!(town.bills.lock().values().filter(is_forfeit).count(), 1);
+    let whole = Local::new(worker(model.files.path(), 0..6).await).unwrap();
+    let alone = model.answer(&whole, 20, 12, |_| {}).await;
+    let settings = Settings {
+        wire: WireFormat::F32,
+        ..settings
+    };
+    // Those left compute what one machine does, audits or not, and nobody else is found at fault.
+    let rest = Remote {
+        settings,
+        ..remote.clone()
+    };
+    for _ in 0..3 {
+        assert!(model.answer(&rest, 20, 12, |_| {}).await == alone);
+    }
+    assert_eq!(rest.distrusted(), [liar]);
+}
+
+/// Answers under fire: kills, the recoveries' times, and whether all was as in peace.
+async fn under_fire(answers: usize, silent: bool, patience: Duration) -> (usize, Vec<Duration>) {
+    const TOKENS: usize = 24;
+    let model = Model::new("llama").await;
+    // Halves of the last third: replacement by two shorter stages.
+    let ranges = [(0, 2), (2, 4), (4, 6), (4, 5), (5, 6)];
+    let mut town = Town::new(model.files.path(), &ranges, Duration::ZERO).await;
+    Arc::get_mut(&mut town).unwrap().silent = silent;
+    for (first, end) in THIRDS {
+        town.settle(first, end);
+    }
+    let settings = Settings {
+        patience,
+        ..model.settings(WireFormat::F32, Shape::Push)
+    };
+    let remote = town.remote(settings);
+    let peace = model.answer(&remote, 40, TOKENS, |_| {}).await;
+    let (mut kills, mut recoveries) = (0, vec![]);
+    let mut dice = 7u64;
+    for _ in 0..answers {
+        let (mut struck, mut since) = (false, Instant::now());
+        let mut times = vec![];
+        let war = model.answer(&remote, 40, TOKENS, |step| {
+            if std::mem::take(&mut struck) {
+                times.push(since.elapsed());
+            }
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(step as u64 | 1);
+            if !(dice >> 33).is_multiple_of(4) {
+                return;
+            }
+            // Before this step's rows leave, or while they are on their way.
+            let later = Duration::from_micros((dice >> 40) % 3_000);
+            let at = usize::try_from((dice >> 50) % 3).unwrap();
+            let streets = Arc::clone(&town);
+            (struck, since) = (true, Instant::now());
+            kills += 1;
+            tokio::spawn(async move {
+                tokio::time::sleep(later).await;
+                match streets.kill(at) {
+                    Some((4, 6)) if at == 0 => {
+                        streets.settle(4, 5);
+                        streets.settle(5, 6);
+                    }
+                    Some((first, end)) => drop(streets.settle(first, end)),
+                    None => {}
+                }
+            });
+        });
+        assert!(war.await == peace, "an answer under fire differs");
+        recoveries.extend(times);
+    }
+    for bill in town.bills.lock().values() {
+        let stated = (bill.stated.input, bill.stated.output);
+        let owed = (
+            bill.owed.prefill * bill.layers,
+            bill.owed.decode * bill.layers,
+        );
+        assert!(owed.0 <= stated.0 && owed.1 <= stated.1, "{bill:?}");
+    }
+    recoveries.sort();
+    (kills, recoveries)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_stages_change_no_answer() {
+    let (kills, _) = under_fire(6, false, PATIENCE).await;
+    assert!(kills > 15, "{kills}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_falls_silent_is_found_by_pings() {
+    let (kills, _) = under_fire(1, true, Duration::from_millis(600)).await;
+    assert!(kills > 2, "{kills}");
+}
+
+/// `cargo test --release --lib thousand_kills -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment: many minutes, and it prints figures"]
+async fn thousand_kills() {
+    let (mut kills, mut times) = (0, vec![]);
+    while kills < 1_000 {
+        let (more, took) = under_fire(6, false, PATIENCE).await;
+        kills += more;
+        times.extend(took);
+        times.sort();
+        let at = |share: usize| times[(times.len() - 1) * share / 100];
+        println!(
+            "{kills} kills, 0 answers differ; a struck step took p50 {:?}, p99 {:?}",
+            at(50),
+            at(99)
+        );
+    }
+}
+
+/// `cargo test --release --lib push_against_star -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "an experiment: it prints figures"]
+async fn push_against_star() {
+    let model = Model::new("llama").await;
+    for shape in [Shape::Push, Shape::Star] {
+        let town = Town::new(model.files.path(), &THIRDS, Duration::from_millis(50)).await;
+        for (first, end) in THIRDS {
+            town.settle(first, end);
+        }
+        let remote = town.remote(model.settings(WireFormat::F16, shape));
+        let mut begun = None;
+        let tokens = 20;
+        model
+            .answer(&remote, 40, tokens + 1, |step| {
+                if step == 1 {
+                    begun = Some(Instant::now());
+                }
+            })
+            .await;
+        let rate = (tokens as f64 - 1.0) / begun.unwrap().elapsed().as_secs_f64();
+        println!("{shape:?}: {rate:.2} tokens/s with 50 ms per link, three stages");
+    }
+}
