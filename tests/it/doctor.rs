@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::harness::market::UPSTREAM_KEY;
 use crate::harness::node::{Home, Node};
+use crate::harness::ports;
 use crate::harness::upstream::{Script, Upstream};
 use crate::wallet::World;
 
@@ -212,9 +213,7 @@ async fn an_upstream_that_refuses_the_key_or_is_down_and_one_that_is_well() {
     let well = sell(UPSTREAM_KEY, &upstream.openai_url());
     let (_, checks) = doctor(&well, &[], &[]);
     assert_eq!(verdict(&checks, "upstream"), "pass", "{checks:#?}");
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
-    let down = format!("http://{}/v1", unused.local_addr().unwrap());
-    drop(unused);
+    let down = format!("http://127.0.0.1:{}/v1", ports::take());
     let (_, checks) = doctor(&sell("k", &down), &[], &[]);
     finds(
         &checks,
@@ -276,9 +275,7 @@ async fn a_chain_that_is_down_another_one_or_without_the_hub() {
     finds(&checks, "chain", "fail", "serves chain", "node config show");
     let checks = of(&config.replace(&line("hub"), &line("token")));
     finds(&checks, "chain", "fail", "code hash", "node config show");
-    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
-    let down = format!("rpc = [\"http://{}\"]", unused.local_addr().unwrap());
-    drop(unused);
+    let down = format!("rpc = [\"http://127.0.0.1:{}\"]", ports::take());
     let rpc = format!("rpc = {}", line("rpc"));
     let checks = of(&config.replace(&rpc, &down));
     finds(&checks, "chain", "fail", "RPC node", "[chain] rpc");

@@ -12,6 +12,7 @@ pub mod http;
 pub mod market;
 pub mod node;
 pub mod peer;
+pub mod ports;
 pub mod proxy;
 pub mod stage;
 pub mod upstream;

@@ -17,13 +17,15 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::ports;
+
 /// A debug binary under a loaded machine starts within this.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A drained node ends within this after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Every node of the tests listens here: loopback, a free port.
+/// Every node of the tests listens here: loopback, a port of its own.
 const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 
 /// Names the place where a debug build kills itself.
@@ -174,7 +176,7 @@ impl Node {
             command.env(FAILPOINT, failpoint);
         }
         let mut child = command
-            .args(&self.args)
+            .args(ports::filled(&self.args))
             .stdout(Stdio::piped())
             .stderr(File::create(&self.stderr).unwrap())
             .spawn()
@@ -312,7 +314,8 @@ impl Node {
         self.spawn();
     }
 
-    /// From the next start on it listens where it listens now, as a node with a fixed port does.
+    /// From the next start on it listens where it listens now, as a node with a fixed port does. The
+    /// system gives nobody else these ports meanwhile ([`ports`]).
     pub fn keep_ports(&mut self) {
         let listen = self.ready.get("listen").and_then(|all| {
             let first = all.split(',').next()?;

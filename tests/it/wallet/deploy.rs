@@ -10,6 +10,7 @@ use super::{configure, stderr, sum};
 use crate::harness::anvil::Anvil;
 use crate::harness::market::Hold;
 use crate::harness::node::{Home, Node};
+use crate::harness::ports;
 
 /// A file with a raw key, as other wallets export it.
 fn key_file(home: &Home, key: &PaymentKey) -> String {
@@ -129,9 +130,7 @@ async fn a_key_that_others_can_read_and_a_chain_that_is_not_there_are_named() {
 async fn a_node_starts_while_its_chain_is_down_and_ends_when_it_turns_out_wrong() {
     let _hold = Hold::shared().await;
     let home = Home::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = ports::take();
     let hub = "0x5FbDB2315678afecb367f032d93F642f64180aa3";
     configure(
         &home,
