@@ -1,6 +1,7 @@
 //! Long experiments, each one command that prints one line of figures and exits non-zero on a
 //! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
-//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour.
+//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour;
+//! `stages`, the contributors of a pipeline's layers killed while answers are written.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,13 +18,16 @@ mod outage;
 mod power;
 #[path = "../sim/mod.rs"]
 mod sim;
+mod stages;
+#[path = "../tiny_model/mod.rs"]
+mod tiny_model;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Long experiments on money: each prints one line of figures and fails on a breach.
+/// Long experiments: each prints one line of figures and fails on a breach.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -71,6 +75,21 @@ enum Experiment {
         #[arg(long, default_value_t = 60)]
         minutes: u64,
     },
+    /// kill -9 of the contributors of a model's layers while answers are written.
+    Stages {
+        /// Kills.
+        #[arg(long, default_value_t = 1_000)]
+        kills: u64,
+        /// Draws the moments and the victims.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Tokens of each prompt.
+        #[arg(long, default_value_t = 40)]
+        prompt: usize,
+        /// Numbers of a row: the model's size.
+        #[arg(long, default_value_t = 128)]
+        hidden: usize,
+    },
     /// The writer that `power` cuts.
     #[command(hide = true)]
     Write { dir: PathBuf },
@@ -106,6 +125,20 @@ async fn main() -> ExitCode {
         }
         Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
         Experiment::Outage { minutes } => outage::run(minutes).await,
+        Experiment::Stages {
+            kills,
+            seed,
+            prompt,
+            hidden,
+        } => {
+            let plan = stages::Plan {
+                kills,
+                seed,
+                prompt,
+                hidden,
+            };
+            stages::run(plan).await
+        }
         Experiment::Write { dir } => power::write(&dir).await,
         Experiment::Inspect { dir } => power::inspect(&dir).await,
     };
