@@ -1,7 +1,8 @@
 //! Long experiments, each one command that prints one line of figures and exits non-zero on a
 //! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
 //! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour;
-//! `stages`, the contributors of a pipeline's layers killed while answers are written.
+//! `stages`, the contributors of a pipeline's layers killed while answers are written; `far`, the
+//! same layers a long way from each other; `hops`, what passing rows on costs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,9 +11,11 @@
 )]
 #![allow(clippy::disallowed_methods, clippy::as_conversions)]
 
+mod far;
 #[path = "../it/harness/mod.rs"]
 #[allow(unused_imports, reason = "the behaviour tests use more of the harness")]
 mod harness;
+mod hops;
 mod kill;
 mod outage;
 mod power;
@@ -90,6 +93,21 @@ enum Experiment {
         #[arg(long, default_value_t = 128)]
         hidden: usize,
     },
+    /// Layers of a model in three network namespaces, far from each other; needs root.
+    Far {
+        /// Every packet's way takes so long.
+        #[arg(long, default_value_t = 50)]
+        delay_ms: u64,
+    },
+    /// Rows through three stages that compute nothing.
+    Hops {
+        /// Numbers of a row, of two bytes each on the wire.
+        #[arg(long, default_value_t = 8_192)]
+        hidden: usize,
+        /// Rows, one after the other.
+        #[arg(long, default_value_t = 2_000)]
+        rows: usize,
+    },
     /// The writer that `power` cuts.
     #[command(hide = true)]
     Write { dir: PathBuf },
@@ -139,6 +157,8 @@ async fn main() -> ExitCode {
             };
             stages::run(plan).await
         }
+        Experiment::Far { delay_ms } => far::run(delay_ms).await,
+        Experiment::Hops { hidden, rows } => hops::run(hidden, rows).await,
         Experiment::Write { dir } => power::write(&dir).await,
         Experiment::Inspect { dir } => power::inspect(&dir).await,
     };

@@ -28,8 +28,8 @@ const KNOWN_DEADLINE: Duration = Duration::from_secs(90);
 
 /// A contributor, or the process that is to be it again.
 enum Place {
-    Alive(Node),
-    Rising(JoinHandle<Node>),
+    Alive(Box<Node>),
+    Rising(JoinHandle<Box<Node>>),
     /// For a moment while it changes hands.
     Empty,
 }
@@ -94,7 +94,7 @@ impl Scene {
             args.extend(["--bootstrap", bootstrap.listen()]);
             let mut node = Node::start(&args);
             node.keep_ports();
-            Place::Alive(node)
+            Place::Alive(Box::new(node))
         });
         let model = format!("{NAME}={path}");
         let mut args = vec!["sell", "--upstream", "pipeline", "--split"];
@@ -160,7 +160,7 @@ impl Scene {
     /// Kills one of those who serve a session now, if the layers are all served without it.
     pub async fn kill_one_of_its(&mut self, rng: &mut Rng) -> Option<Instant> {
         let alive = self.places.iter().enumerate();
-        let alive: Vec<(usize, &Node)> = alive
+        let alive: Vec<(usize, &Box<Node>)> = alive
             .filter_map(|(at, place)| match place {
                 Place::Alive(node) => Some((at, node)),
                 _ => None,
