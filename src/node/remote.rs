@@ -12,7 +12,7 @@ use crate::payment::payer::{self, PayerHub, Spending};
 use crate::pipeline::PipelineError;
 use crate::pipeline::chain::order::{Market, Parts};
 use crate::pipeline::chain::{Remote, Settings};
-use crate::pipeline::engine::manifest;
+use crate::pipeline::engine::known;
 use crate::pipeline::layers::Layers;
 use crate::pipeline::market::Coverage;
 use crate::pipeline::routed::Routed;
@@ -42,7 +42,8 @@ impl Spending for Unlimited {
 pub(super) async fn layers(base: &Base, path: &Path) -> Result<Arc<dyn Layers>, PipelineError> {
     let failed = |error: &dyn std::fmt::Display| PipelineError::Failed(error.to_string());
     let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || manifest::root(&file, &mut |_, _| {}));
+    let memory = base.lock.dir().models_json();
+    let read = tokio::task::spawn_blocking(move || known::root(&file, &memory, &mut |_, _| {}));
     let (config, manifest) = read.await.map_err(|_| PipelineError::Stopped)??;
     let count = u16::try_from(config.layers).map_err(|error| failed(&error))?;
     let book = contribute::watch_market(base);
