@@ -17,6 +17,8 @@ use crate::harness::node::{Home, Node};
 use crate::tiny_model::TinyModel;
 
 const NAME: &str = "tiny/random";
+/// Room for the longest sentence of these tests.
+const POSITIONS: usize = 4_096;
 /// The books of both sides agree within this on a loaded machine.
 const BOOKS_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -62,7 +64,7 @@ async fn three() -> Three {
 
 /// The greedy answer, by engines alone: its text and its number of tokens. Between ranges rows are
 /// as they are on the wire; one range has no wire.
-fn direct(
+pub fn direct(
     path: &Path,
     ranges: &[std::ops::Range<usize>],
     content: &str,
@@ -73,10 +75,10 @@ fn direct(
             path: path.to_owned(),
             layers: layers.clone(),
             precision: Precision::Q8,
-            positions_max: 512,
+            positions_max: POSITIONS,
         };
         let mut stage = Stage::load(&load, &mut |_| {}).unwrap();
-        let slot = stage.open(512).unwrap();
+        let slot = stage.open(POSITIONS).unwrap();
         (stage, slot)
     });
     let mut engines: Vec<_> = engines.collect();
