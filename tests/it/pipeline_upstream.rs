@@ -18,7 +18,7 @@ use crate::tiny_model::TinyModel;
 
 const NAME: &str = "tiny/random";
 /// Room for the longest sentence of these tests.
-const POSITIONS: usize = 4_096;
+const POSITIONS: usize = 1_024;
 /// The books of both sides agree within this on a loaded machine.
 const BOOKS_DEADLINE: Duration = Duration::from_secs(60);
 
