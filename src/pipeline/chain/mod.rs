@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::PipelineError;
 use super::layers::{Layers, Run};
-use super::session::{HopId, Rows, Shape};
+use super::session::{CHUNK_ROWS_MAX, HopId, Rows, Shape};
 use crate::protocol::stage::{StageMessage, StageSession, StepKind, WireFormat};
 use crate::tasks::Tasks;
 use crate::types::PeerId;
@@ -119,6 +119,9 @@ pub struct Settings {
     pub wire: WireFormat,
     /// Stage to stage, or through the head.
     pub shape: Shape,
+    /// Rows of a prompt that travel together, from 1 on: while a stage computes some, the one before
+    /// it computes the next.
+    pub chunk_rows: u32,
     /// A stage that is pinged and says nothing for this long is gone.
     pub patience: Duration,
     /// A stage that lives and computes nothing of what it was given for this long is dismissed.
@@ -138,6 +141,7 @@ impl Settings {
             hidden,
             wire,
             shape: Shape::Push,
+            chunk_rows: CHUNK_ROWS_MAX,
             patience: PATIENCE,
             stall: Duration::from_secs(120),
             search: Duration::from_secs(30),

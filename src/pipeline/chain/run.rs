@@ -77,7 +77,8 @@ impl Actor {
             settings,
             positions_max,
             source,
-            chain: Chain::new(settings.layers, row_bytes, settings.shape, secret),
+            chain: Chain::new(settings.layers, row_bytes, settings.shape, secret)
+                .in_chunks_of(settings.chunk_rows),
             hops: BTreeMap::new(),
             dismissed,
             opening: FuturesUnordered::new(),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::tally::{Rows, Tally};
-use super::{Log, chunk_rows, index};
+use super::{CHUNK_ROWS_MAX, Log, index, message_rows};
 use crate::protocol::stage::{
     Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, StageSession, State, Step,
     StepKind,
@@ -68,6 +68,7 @@ struct Member {
 pub struct Chain {
     layers: u16,
     shape: Shape,
+    chunk_rows: u32,
     secret: [u8; 32],
     epoch: u32,
     is_routed: bool,
@@ -86,6 +87,7 @@ impl Chain {
         Self {
             layers,
             shape,
+            chunk_rows: CHUNK_ROWS_MAX,
             secret,
             epoch: 1,
             is_routed: false,
@@ -94,6 +96,14 @@ impl Chain {
             answered: 0,
             seq: 0,
         }
+    }
+
+    /// Gives the first stage at most so many rows at a time, from 1 on; at first
+    /// [`CHUNK_ROWS_MAX`].
+    #[must_use]
+    pub fn in_chunks_of(mut self, rows: u32) -> Self {
+        self.chunk_rows = rows.max(1);
+        self
     }
 
     /// Rows that were asked for, from position 0.
@@ -416,8 +426,9 @@ impl Chain {
             return;
         };
         let end = self.asked();
+        let chunk = self.chunk_rows.min(message_rows(self.log.row_bytes()));
         while pos < end {
-            let n = chunk_rows(self.log.row_bytes()).min(end - pos);
+            let n = chunk.min(end - pos);
             let step = Step {
                 epoch: self.epoch,
                 seq: self.seq,

@@ -55,10 +55,13 @@ pub fn digest_of(rows: &Bytes) -> [u8; 8] {
 
 /// Rows of `row_bytes` that one message carries.
 fn chunk_rows(row_bytes: usize) -> u32 {
+    message_rows(row_bytes).min(CHUNK_ROWS_MAX)
+}
+
+/// Rows of `row_bytes` that one message could carry.
+fn message_rows(row_bytes: usize) -> u32 {
     let most = crate::protocol::limits::STAGE_ROWS_BYTES_MAX / row_bytes.max(1);
-    u32::try_from(most)
-        .unwrap_or(u32::MAX)
-        .clamp(1, CHUNK_ROWS_MAX)
+    u32::try_from(most).unwrap_or(u32::MAX).max(1)
 }
 
 /// A count of positions as an index.
