@@ -110,6 +110,7 @@ pub(super) async fn start(
         budget: budget.clone(),
         router,
         counter: base.counter.clone(),
+        own: Vec::new(),
         control: Arc::new(control),
     };
     let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
