@@ -18,6 +18,7 @@ use souk::pipeline::engine::{Head, Load, Precision, Stage};
 use souk::pipeline::layers::{Layers, Local, StepKind};
 use souk::pipeline::processor::Processor;
 use souk::pipeline::service::{Duplex, Peers, Stages};
+use souk::pipeline::trust::Trust;
 use souk::pipeline::worker::Worker;
 use souk::protocol::offer::{SignedOffer, StageTerms, Wires};
 use souk::protocol::stage::WireFormat;
@@ -192,7 +193,7 @@ impl Payer {
             patience: Duration::from_secs(12),
             ..Settings::new(LAYERS, hidden, WireFormat::F32)
         };
-        let remote = Remote::new(settings, Arc::new(market), tasks);
+        let remote = Remote::new(settings, Arc::new(market), tasks, Trust::default(), None);
         Self {
             ledger,
             remote,

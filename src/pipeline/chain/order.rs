@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::account::Account;
 use super::wire::Wire;
-use super::{Heard, Opened, Source, Want};
+use super::{Candidate, Heard, Opened, Source, Want};
 use crate::keys::NodeKeys;
 use crate::ledger::{Ledger, OpenRow, Role, Row};
 use crate::network::{Handle, Protocol};
@@ -113,24 +113,50 @@ impl Market {
 }
 
 impl Source for Market {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let offers = self.shared.parts.places.offers(want);
+        let candidate = |offer: Arc<SignedOffer>| {
+            Some(Candidate {
+                peer: offer.offer.seller,
+                end: offer.offer.stage?.end,
+                offer: Some(offer),
+            })
+        };
+        offers.into_iter().filter_map(candidate).collect()
+    }
+
     fn open(
         &self,
         want: Want,
+        at: Candidate,
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let mut why = format!("nobody offers layers from {} on", want.first);
-            for offer in shared.parts.places.offers(&want) {
-                let opening = shared.open(&want, &offer, heard.clone());
-                match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-                    Ok(Ok(opened)) => return Ok(opened),
-                    Ok(Err(reason)) => why = format!("{}: {reason}", offer.offer.seller),
-                    Err(_) => why = format!("{}: no answer in time", offer.offer.seller),
-                }
-                tracing::debug!(why, "a stage was not ordered");
-            }
+            let no_offer = || PipelineError::Invalid("nothing is offered there".to_owned());
+            let offer = at.offer.ok_or_else(no_offer)?;
+            let opening = shared.open(&want, &offer, heard);
+            let why = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(reason)) => format!("{}: {reason}", at.peer),
+                Err(_) => format!("{}: no answer in time", at.peer),
+            };
+            tracing::debug!(why, "a stage was not ordered");
             Err(PipelineError::Lost(why))
+        })
+    }
+
+    /// Connects and agrees on the payment.
+    fn warm(&self, at: Candidate) -> BoxFuture<'static, Result<(), PipelineError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let pairing = shared.parts.payer.pair(&at.peer);
+            let lost = |why: &str| PipelineError::Lost(format!("{}: {why}", at.peer));
+            match tokio::time::timeout(OPEN_TIMEOUT, pairing).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(lost(&error.to_string())),
+                Err(_) => Err(lost("no answer in time")),
+            }
         })
     }
 }

@@ -143,8 +143,8 @@ impl<H: HeadSide> Running<H> {
             StageMessage::Halt(halt) => self.halt(halt).await,
             StageMessage::Route(route) => self.route(route).await,
             StageMessage::Step(step) => self.step(step, rows, false).await,
-            StageMessage::Show { pos, n } => {
-                let shown = self.machine.show(pos, n);
+            StageMessage::Show { seq, pos, n } => {
+                let shown = self.machine.show(seq, pos, n);
                 self.send(shown.into_iter().collect()).await
             }
             StageMessage::Meet { peer, addresses } => {
@@ -186,7 +186,7 @@ impl<H: HeadSide> Running<H> {
     }
 
     async fn step(&mut self, step: Step, rows: Bytes, is_pushed: bool) -> Result<(), End> {
-        match self.machine.step(step, rows.len()) {
+        match self.machine.step(step, &rows) {
             // Whoever repeats itself to a slow next stage fills no queue.
             Ok(StageVerdict::Again(_)) if self.pusher.as_ref().is_some_and(|p| !p.has_room()) => {
                 Ok(())

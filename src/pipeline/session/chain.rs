@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::tally::{Rows, Tally};
-use super::{Log, chunk_rows, index};
+use super::{Log, Promises, chunk_rows, index};
 use crate::protocol::stage::{
     Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, StageSession, State, Step,
     StepKind,
@@ -37,9 +37,28 @@ pub enum ChainEffect {
     Send(HopId, StageMessage, Bytes),
     /// The stage is out: pay for these rows, close its session. [`Chain::missing`] says which layers
     /// need another.
-    Dismiss(HopId, Rows, &'static str),
+    Dismiss(HopId, Rows, Loss),
     /// The rows asked for went through; this is the last one's result.
     Answer(Bytes),
+}
+
+/// Why a stage is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It is gone, busy or out of reach: another time it may serve well.
+    Away(&'static str),
+    /// It broke the rules of a session, or computed other than its layers.
+    Faulty(&'static str),
+}
+
+impl Loss {
+    /// As it is logged.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Away(why) | Self::Faulty(why) => why,
+        }
+    }
 }
 
 /// How rows get from stage to stage.
@@ -56,6 +75,7 @@ pub enum Shape {
 struct Member {
     hop: Hop,
     tally: Tally,
+    said: Promises,
     /// Halted at the current epoch and known by what it holds.
     is_ready: bool,
     /// Star: rows that it gave back in this epoch, and rows that it was given.
@@ -131,6 +151,12 @@ impl Chain {
         let member = self.members.iter().find(|member| member.hop.id == id);
         member.map(|member| member.tally.rows())
     }
+    /// What a stage said of the rows that it computed.
+    #[must_use]
+    pub fn promises(&self, id: HopId) -> Option<&Promises> {
+        let member = self.members.iter().find(|member| member.hop.id == id);
+        member.map(|member| &member.said)
+    }
     /// Ranges of layers that nobody serves.
     #[must_use]
     pub fn missing(&self) -> Vec<(u16, u16)> {
@@ -160,6 +186,7 @@ impl Chain {
         let member = Member {
             hop,
             tally: Tally::default(),
+            said: Promises::default(),
             // It is new: it holds nothing, and its STATE needs no waiting for.
             is_ready: true,
             outs: 0,
@@ -211,12 +238,16 @@ impl Chain {
             StageMessage::State(state) => self.state(at, state, effects),
             StageMessage::Out(out) => self.out(at, out, rows, effects),
             StageMessage::Error { epoch, error } => self.refused(at, epoch, error, effects),
-            _ => self.lose(id, "a message that stages do not send", effects),
+            _ => self.lose(
+                id,
+                Loss::Faulty("a message that stages do not send"),
+                effects,
+            ),
         }
     }
 
     /// A stage is gone, or is to go.
-    pub fn lose(&mut self, id: HopId, why: &'static str, effects: &mut Vec<ChainEffect>) {
+    pub fn lose(&mut self, id: HopId, why: Loss, effects: &mut Vec<ChainEffect>) {
         if let Some(at) = self.members.iter().position(|m| m.hop.id == id) {
             let lost = self.members.remove(at);
             effects.push(ChainEffect::Dismiss(id, lost.tally.rows(), why));
@@ -235,7 +266,7 @@ impl Chain {
         {
             member.tally.forget();
         }
-        self.lose(id, why, effects);
+        self.lose(id, Loss::Faulty(why), effects);
     }
 
     /// Halts everyone and routes anew: after a loss, and after rows were lost between two who live.
@@ -278,8 +309,12 @@ impl Chain {
             // Of a route that is over, or that is mended already.
             StageError::Gap | StageError::NextLost if epoch != self.epoch => return,
             StageError::Gap => return self.resume(effects),
-            StageError::NextLost => id(at + 1).map(|id| (id, "out of reach of the stage before")),
-            error => id(at).map(|id| (id, error.as_str())),
+            StageError::NextLost => {
+                let why = Loss::Away("out of reach of the stage before");
+                id(at + 1).map(|id| (id, why))
+            }
+            StageError::Malformed => id(at).map(|id| (id, Loss::Faulty(error.as_str()))),
+            error => id(at).map(|id| (id, Loss::Away(error.as_str()))),
         };
         if let Some((id, why)) = lost {
             self.lose(id, why, effects);
@@ -292,8 +327,13 @@ impl Chain {
         };
         if !member.tally.done(done.pos, done.n) {
             let id = member.hop.id;
-            self.lose(id, "says to have computed what was not asked", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("says to have computed what was not asked"),
+                effects,
+            );
         }
+        member.said.add(&done);
     }
 
     fn state(&mut self, at: usize, state: State, effects: &mut Vec<ChainEffect>) {
@@ -306,7 +346,11 @@ impl Chain {
         }
         if state.length != member.tally.cursor() {
             let id = member.hop.id;
-            return self.lose(id, "remembers other than it computed", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("remembers other than it computed"),
+                effects,
+            );
         }
         member.is_ready = true;
         self.route_if_ready(effects);
@@ -328,14 +372,18 @@ impl Chain {
         let end = out.pos.saturating_add(out.n);
         let sized = index(out.rows).checked_mul(row_bytes) == Some(rows.len());
         if !sized || end > member.tally.cursor() || (shape == Shape::Push && !is_last) {
-            return self.lose(id, "sent results that were not asked", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("sent results that were not asked"),
+                effects,
+            );
         }
         member.outs = member.outs.saturating_add(1);
         if !is_last {
             return self.pass_on(at + 1, out, rows, effects);
         }
         if out.pos > self.answered {
-            return self.lose(id, "left out a result", effects);
+            return self.lose(id, Loss::Faulty("left out a result"), effects);
         }
         if end > self.answered {
             self.answered = end;
@@ -397,6 +445,7 @@ impl Chain {
             .collect();
         for (member, (next, held)) in self.members.iter_mut().zip(nexts) {
             member.tally.restart(asked);
+            member.said.truncate(member.tally.cursor());
             (member.outs, member.steps) = (0, 0);
             let route = Route {
                 epoch: self.epoch,
