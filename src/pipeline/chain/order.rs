@@ -185,7 +185,7 @@ impl Shared {
         let layers = u64::from(terms.width());
         let most = most(&offer.price, layers, want.positions_max);
         let (head, open) = self.order(&pair, signed, &body, most)?;
-        let window = self.window(&offer.price);
+        let window = parts.windows.of(offer);
         let begun = pair.begin(&open, window);
         begun.map_err(|error| error.to_string())?;
         let account = Account::new(
@@ -214,14 +214,6 @@ impl Shared {
         })
     }
 
-    fn window(&self, price: &PriceTable) -> MicroUsd {
-        if price.is_free() {
-            MicroUsd::ZERO
-        } else {
-            self.parts.windows.stream(price)
-        }
-    }
-
     /// The signed head and the open row.
     fn order(
         &self,
@@ -232,7 +224,7 @@ impl Shared {
     ) -> Result<(SignedHead, OpenRow), String> {
         let (parts, offer) = (&self.parts, &signed.offer);
         let channel = pair.channel().ok_or("no channel")?;
-        let (before, required) = pair.quote(MicroUsd::ZERO, self.window(&offer.price));
+        let (before, required) = pair.quote(MicroUsd::ZERO, parts.windows.of(offer));
         let now_ms = parts.clock.now_ms();
         let iat_ms = pair.seller_time(now_ms);
         let request_id = RequestId::generate(now_ms);

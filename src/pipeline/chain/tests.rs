@@ -29,7 +29,7 @@ use crate::pipeline::engine::{
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::layers::{Layers, Local};
 use crate::pipeline::processor::Processor;
-use crate::pipeline::service::{Duplex, End, HeadSide, Peers, Stages};
+use crate::pipeline::service::{Cover, Duplex, End, HeadSide, Peers, Stages};
 use crate::pipeline::session::{Rows, Shape};
 use crate::pipeline::trust::{FromFile, Reference, Trust, Vectors};
 use crate::pipeline::worker::Worker;
@@ -106,7 +106,10 @@ impl Town {
     }
 
     fn settle_with(self: &Arc<Self>, first: u16, end: u16, worker: Worker) -> PeerId {
-        let peer = PeerId::random();
+        self.settle_as(PeerId::random(), first, end, worker)
+    }
+
+    fn settle_as(self: &Arc<Self>, peer: PeerId, first: u16, end: u16, worker: Worker) -> PeerId {
         let peers: Arc<dyn Peers> = Arc::new(Streets(Arc::clone(self)));
         let node = Node {
             peer,
@@ -365,14 +368,10 @@ impl HeadSide for PipeHead {
         }
         Ok(())
     }
-    async fn deliver(&mut self, usage: Usage) -> Result<(), End> {
-        self.town
-            .bills
-            .lock()
-            .get_mut(&self.session)
-            .unwrap()
-            .stated = usage;
-        Ok(())
+    fn state(&mut self, usage: Usage) -> Result<Cover, End> {
+        let mut bills = self.town.bills.lock();
+        bills.get_mut(&self.session).unwrap().stated = usage;
+        Ok(Cover::Paid)
     }
 }
 

@@ -50,9 +50,7 @@ use sha2::{Digest, Sha256};
 
 use crate::protocol::stage::RowsDigest;
 
-/// Rows of a catch-up or of one chunk of a prefill: enough to keep an engine busy, few enough that
-/// the next stage begins soon.
-pub const CHUNK_ROWS_MAX: u32 = 64;
+pub use crate::protocol::limits::STAGE_CHUNK_ROWS_MAX as CHUNK_ROWS_MAX;
 
 /// The digest of rows as they travel.
 #[must_use]

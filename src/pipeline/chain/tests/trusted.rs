@@ -181,6 +181,29 @@ async fn the_next_best_is_made_ready_while_nothing_is_lost() {
     drop(run);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_comes_back_is_asked_again_when_nobody_else_has_its_layers() {
+    let model = Model::new("llama").await;
+    let town = town(&model).await;
+    town.settle(0, 2);
+    let middle = town.settle(2, 4);
+    town.settle(4, 6);
+    let mut remote = head(&model, &town, 0).await;
+    remote.settings.pardon = Duration::from_millis(50);
+    remote.settings.patience = Duration::from_secs(6);
+    let answer = model.answer(&remote, 40, 12, |step| {
+        if step == 6 {
+            let mut nodes = town.nodes.lock();
+            let at = nodes.iter().position(|node| node.peer == middle).unwrap();
+            nodes.remove(at).life.cancel();
+            drop(nodes);
+            let worker = town.workers[&(2, 4)].clone();
+            town.settle_as(middle, 2, 4, worker);
+        }
+    });
+    assert!(answer.await == alone(&model).await);
+}
+
 /// Its work takes so much longer.
 struct Slow(Stage, Duration);
 
