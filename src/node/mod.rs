@@ -34,6 +34,7 @@ use sell::Wares;
 use crate::data_dir::RunInfo;
 use crate::failure::{Failure, FailureKind};
 use crate::launch::Launch;
+use crate::pipeline::processor;
 use crate::telemetry::Metrics;
 
 pub use contribute::check_model;
@@ -64,6 +65,9 @@ pub async fn bootstrap(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn sell(launch: Launch) -> anyhow::Result<()> {
+    if pipeline::is_used(&launch.config) {
+        processor::bound_threads();
+    }
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let wares = Wares {
         answers: true,
@@ -86,6 +90,7 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
+    processor::bound_threads();
     let role = "contribute";
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, role).await?;
     let wares = Wares {
@@ -142,6 +147,9 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());
+    }
+    if wares.layers || (wares.answers && pipeline::is_used(config)) {
+        processor::bound_threads();
     }
     let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;
     let metrics = Metrics::install();

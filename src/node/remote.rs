@@ -110,7 +110,7 @@ pub(super) async fn layers(
     }
     let settings = Settings::new(count, config.hidden, WireFormat::F16);
     let tasks = base.front.clone();
-    let remote = Remote::new(settings, Arc::new(market), tasks, trust, Some(checks));
+    let remote = Remote::new(settings, Arc::new(market), tasks).checked(checks, trust);
     Ok(Arc::new(remote))
 }
 

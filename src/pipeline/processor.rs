@@ -2,7 +2,12 @@
 //!
 //! One core stays for the network: with a computing thread on every core both suffer. The threads
 //! are *nice*, because serving strangers must not slow down the machine's owner.
+//!
+//! candle multiplies matrices on threads of its own besides, one per core, and learns from the
+//! environment alone how many there may be: [`bound_threads`] sees to it. They are as nice as the
+//! thread that multiplied first, which is one of ours.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -11,6 +16,45 @@ use super::error::PipelineError;
 
 /// How far computing steps back, as `nice` has it.
 const NICE: i32 = 10;
+/// Where candle reads, once, how many threads multiply.
+const THREADS: &str = "CANDLE_NUM_THREADS";
+
+/// All cores but one.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    cores.saturating_sub(1).max(1)
+}
+
+/// Lets candle multiply on as many threads as a [`Processor`] has. A running program cannot change
+/// its environment safely, so it starts itself anew (the same process, the same arguments): call it
+/// before anything is opened. Returns when the environment says it already, or says why it cannot be.
+pub fn bound_threads() {
+    if std::env::var_os(THREADS).is_some() {
+        return;
+    }
+    if let Err(error) = start_anew() {
+        tracing::warn!(%error, "computing may take every core; set {THREADS}={}", threads());
+    }
+}
+
+#[cfg(unix)]
+fn start_anew() -> std::io::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    let mut args = std::env::args_os();
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    // Hints name the program as it was called.
+    if let Some(name) = args.next() {
+        command.arg0(name);
+    }
+    command.args(args).env(THREADS, threads().to_string());
+    // It returns only when it fails.
+    Err(command.exec())
+}
+
+#[cfg(not(unix))]
+fn start_anew() -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
 
 /// Computes on threads of its own. Cheap to clone.
 #[derive(Clone)]
@@ -22,10 +66,8 @@ impl Processor {
     /// # Errors
     /// [`PipelineError::Failed`] when the system gives no threads.
     pub fn start(threads: Option<usize>) -> Result<Self, PipelineError> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = threads.unwrap_or_else(|| cores.saturating_sub(1)).max(1);
         ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(threads.unwrap_or_else(self::threads).max(1))
             .thread_name(|index| format!("compute-{index}"))
             .start_handler(|_| step_back())
             .build()

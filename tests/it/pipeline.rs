@@ -2,34 +2,23 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use souk::keys::{NodeKeys, Seed, WordCount};
-use souk::ledger::{self, Ledger, OpenRow, Role};
-use souk::network::{self, Handle};
-use souk::payment::WindowSettings;
-use souk::payment::payer::{self, PayerHub, Spending};
-use souk::pipeline::chain::order::{Listed, Market, Parts};
-use souk::pipeline::chain::{Remote, Settings};
+use souk::ledger::Role;
+use souk::pipeline::chain::Settings;
 use souk::pipeline::ends::Ends;
 use souk::pipeline::engine::{Head, Load, Precision, Stage};
 use souk::pipeline::layers::{Layers, Local, StepKind};
 use souk::pipeline::processor::Processor;
-use souk::pipeline::service::{Duplex, Peers, Stages};
-use souk::pipeline::trust::Trust;
 use souk::pipeline::worker::Worker;
-use souk::protocol::offer::{SignedOffer, StageTerms, Wires};
+use souk::protocol::offer::{StageTerms, Wires};
 use souk::protocol::stage::WireFormat;
-use souk::seller::admission::BuyerPolicy;
-use souk::tasks::Tasks;
-use souk::types::{AttemptId, ChannelId, Clock, Hash32, MicroUsd, PeerId, PriceTable, SystemClock};
-use tokio_util::sync::CancellationToken;
+use souk::types::{Hash32, MicroUsd, PeerId, PriceTable};
 
 use crate::harness::books;
 use crate::harness::node::Node;
-use crate::harness::peer::{NETWORK, PATIENCE, now_ms};
+use crate::harness::payer::{LOOPBACK, Payer};
+use crate::harness::peer::PATIENCE;
 use crate::harness::stage::StageSeller;
 use crate::tiny_model::TinyModel;
 
@@ -46,27 +35,6 @@ const PRICE: PriceTable = PriceTable {
 const PROMPT: u32 = 40;
 const TOKENS: usize = 16;
 
-/// A seller's network, known only when it runs.
-struct Later(Arc<OnceLock<Handle>>);
-
-impl Peers for Later {
-    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
-        Peers::open(self.0.get().expect("it runs"), peer)
-    }
-    fn meet(&self, peer: &PeerId, addresses: &[Vec<u8>]) {
-        Peers::meet(self.0.get().expect("it runs"), peer, addresses);
-    }
-}
-
-/// Spending without limits.
-struct Freely;
-
-impl Spending for Freely {
-    fn inherited(&self, _: &OpenRow, _: MicroUsd) {}
-    fn parked(&self, _: &AttemptId, _: MicroUsd) {}
-    fn spent(&self, _: &AttemptId, _: MicroUsd) {}
-}
-
 async fn worker(path: &Path, layers: Range<usize>) -> Worker {
     let load = Load {
         path: path.to_owned(),
@@ -82,9 +50,6 @@ async fn worker(path: &Path, layers: Range<usize>) -> Worker {
 /// One seller of the layers `first..end`.
 async fn seller(path: &Path, first: u16, end: u16) -> StageSeller {
     let worker = worker(path, usize::from(first)..usize::from(end)).await;
-    let handle = Arc::new(OnceLock::new());
-    let peers = Arc::new(Later(Arc::clone(&handle)));
-    let stages = Stages::new(MANIFEST, worker, peers, Tasks::new());
     let terms = StageTerms {
         manifest: MANIFEST,
         first,
@@ -94,141 +59,15 @@ async fn seller(path: &Path, first: u16, end: u16) -> StageSeller {
         rows_per_s: 100,
         wires: Wires(Wires::F16.0 | Wires::F32.0),
     };
-    let seller = StageSeller::start(Arc::new(stages), terms, PRICE, BuyerPolicy::default()).await;
-    assert!(handle.set(seller.handle.clone()).is_ok());
-    seller
+    StageSeller::layers(worker, terms, PRICE).await
 }
 
-/// Who runs the head and pays.
-struct Payer {
-    ledger: Ledger,
-    remote: Remote,
-    cancel: CancellationToken,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Payer {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
-
-impl Payer {
-    /// Pays these sellers, which know how to reach each other.
-    async fn start(sellers: &[&StageSeller], hidden: usize) -> Self {
-        let mut listed = vec![];
-        for seller in sellers {
-            listed.push((seller.listen().await, Some(seller.offer.clone())));
-        }
-        // These offers carry no addresses, so the sellers are told.
-        for (one, (listen, _)) in sellers
-            .iter()
-            .flat_map(|s| listed.iter().map(move |l| (s, l)))
-        {
-            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
-            let peer = peer.parse().unwrap();
-            one.handle.add_addresses(&peer, &[address.to_owned()]);
-        }
-        Self::of(listed, hidden).await
-    }
-
-    /// Pays whoever listens at these addresses; an offer that is not known is asked for.
-    async fn of(listed: Vec<(String, Option<SignedOffer>)>, hidden: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let seed = Seed::generate(WordCount::Twelve).unwrap();
-        let keys = NodeKeys::from_seed(&seed, 0).unwrap();
-        let (tasks, cancel) = (Tasks::new(), CancellationToken::new());
-        let path = folder.path().join("ledger.db");
-        let opened = Ledger::open(&path, Arc::clone(&clock), ledger::Settings::default()).await;
-        let (ledger, writer) = opened.unwrap();
-        tokio::spawn(writer.run(cancel.clone()));
-        let settings = network::Settings {
-            listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".to_owned()],
-            mdns: false,
-            ..network::Settings::new(keys.identity.secret_bytes())
-        };
-        let (handle, _, runner) = network::start(settings, Arc::clone(&clock)).unwrap();
-        tokio::spawn(runner.run(cancel.clone()));
-        let mut offers = vec![];
-        for (listen, offer) in listed {
-            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
-            let peer = peer.parse().unwrap();
-            handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
-            let offer = match offer {
-                Some(offer) => offer,
-                None => stage_offer_of(&handle, &peer).await,
-            };
-            offers.push(Arc::new(offer));
-        }
-        let settings = payer::Settings {
-            network: NETWORK.to_owned(),
-            windows: WindowSettings::default(),
-            handshake_timeout: PATIENCE,
-            device: 0,
-            onchain: None,
-        };
-        let payer = PayerHub::restore(
-            ledger.clone(),
-            handle.clone(),
-            keys.clone(),
-            Arc::clone(&clock),
-            tasks.clone(),
-            Arc::new(Freely),
-            settings,
-        );
-        let market = Market::new(Parts {
-            places: Arc::new(Listed(offers)),
-            payer: payer.await.unwrap(),
-            ledger: ledger.clone(),
-            network: handle,
-            keys,
-            clock,
-            tasks: tasks.clone(),
-            network_name: NETWORK.to_owned(),
-            windows: WindowSettings::default(),
-        });
-        let settings = Settings {
-            // Longer than a loaded machine keeps a living stage from answering a ping.
-            patience: Duration::from_secs(12),
-            ..Settings::new(LAYERS, hidden, WireFormat::F32)
-        };
-        let remote = Remote::new(settings, Arc::new(market), tasks, Trust::default(), None);
-        Self {
-            ledger,
-            remote,
-            cancel,
-            _folder: folder,
-        }
-    }
-
-    /// What each channel's attempts cost here, once none is open.
-    async fn booked(ledger: &Ledger, role: Role) -> Option<Vec<(ChannelId, MicroUsd)>> {
-        let channels = ledger.load(role).await.unwrap();
-        let all_booked = channels.iter().all(|channel| channel.unfinished.is_empty());
-        let mut sums: Vec<_> = channels
-            .iter()
-            .map(|channel| (channel.row.channel, channel.accepted_sum))
-            .collect();
-        sums.sort();
-        all_booked.then_some(sums)
-    }
-}
-
-/// The stage's offer that a peer makes.
-async fn stage_offer_of(handle: &Handle, peer: &PeerId) -> SignedOffer {
-    let end = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        for bytes in handle.pull_catalogue(peer).await.unwrap_or_default() {
-            if let Ok(signed) = SignedOffer::decode_and_verify(&bytes, NETWORK, now_ms())
-                && signed.offer.seller == *peer
-                && signed.offer.stage.is_some()
-            {
-                return signed;
-            }
-        }
-        assert!(tokio::time::Instant::now() < end, "{peer} offers no layers");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+/// How a session of this test is kept alive.
+fn settings(hidden: usize) -> Settings {
+    Settings {
+        // Longer than a loaded machine keeps a living stage from answering a ping.
+        patience: Duration::from_secs(12),
+        ..Settings::new(LAYERS, hidden, WireFormat::F32)
     }
 }
 
@@ -316,7 +155,7 @@ async fn three_sellers_compute_what_one_machine_does_and_all_books_agree() {
     let a = seller(&scene.files, 0, 2).await;
     let b = seller(&scene.files, 2, 4).await;
     let c = seller(&scene.files, 4, LAYERS).await;
-    let payer = Payer::start(&[&a, &b, &c], scene.hidden).await;
+    let payer = Payer::start(&[&a, &b, &c], settings(scene.hidden)).await;
     let split = answer(&payer.remote, &scene.ends, async |_| {}).await;
     assert!(split == scene.alone, "the split answer differs");
     // 40 rows of prompt at 1 and 15 of answer at 3, through two layers each.
@@ -332,7 +171,7 @@ async fn a_seller_that_dies_mid_answer_is_replaced_and_the_answer_is_the_same() 
     let spare = seller(&scene.files, 2, 4).await;
     let c = seller(&scene.files, 4, LAYERS).await;
     let middle = b.as_ref().unwrap();
-    let payer = Payer::start(&[&a, middle, &spare, &c], scene.hidden).await;
+    let payer = Payer::start(&[&a, middle, &spare, &c], settings(scene.hidden)).await;
     let split = answer(&payer.remote, &scene.ends, async |step| {
         if step == 7 {
             b = None;
@@ -389,7 +228,7 @@ async fn a_process_killed_mid_answer_is_replaced_and_the_answer_is_the_same() {
     let ranges = ["0..2", "2..4", "2..4", "4..6"];
     let mut nodes = ranges.map(|layers| contribute(&scene.files, layers));
     let listed = nodes.iter().map(|node| (node.listen().to_owned(), None));
-    let payer = Payer::of(listed.collect(), scene.hidden).await;
+    let payer = Payer::of(LOOPBACK, listed.collect(), settings(scene.hidden)).await;
     let split = answer(&payer.remote, &scene.ends, async |step| {
         if step == 7 {
             nodes[1].kill();

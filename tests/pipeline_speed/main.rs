@@ -24,7 +24,7 @@ use futures::future::{BoxFuture, join_all};
 use souk::pipeline::ends::Ends;
 use souk::pipeline::engine::{Head, Load, Precision, Stage};
 use souk::pipeline::layers::Local;
-use souk::pipeline::processor::Processor;
+use souk::pipeline::processor::{self, Processor};
 use souk::pipeline::worker::{Lease, Worker};
 use souk::pipeline::{Layers, PipelineError, Run, StepKind};
 
@@ -175,6 +175,7 @@ async fn prefill(name: &str, layers: &dyn Layers, ends: &Ends) {
 
 #[tokio::main]
 async fn main() {
+    processor::bound_threads();
     let kept = std::env::args().nth(1).map(PathBuf::from);
     let folder = tempfile::tempdir().unwrap();
     let path = kept.unwrap_or_else(|| folder.path().join("model.gguf"));

@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::PipelineError;
 use super::layers::{Layers, Run};
-use super::session::{HopId, Rows, Shape};
+use super::session::{CHUNK_ROWS_MAX, HopId, Rows, Shape};
 use super::trust::{Reference, Trust, Vectors};
 use crate::protocol::offer::SignedOffer;
 use crate::protocol::stage::{StageMessage, StageSession, StepKind, WireFormat};
@@ -160,6 +160,9 @@ pub struct Settings {
     pub wire: WireFormat,
     /// Stage to stage, or through the head.
     pub shape: Shape,
+    /// Rows of a prompt that travel together, from 1 on: while a stage computes some, the one before
+    /// it computes the next.
+    pub chunk_rows: u32,
     /// A stage that is pinged and says nothing for this long is gone.
     pub patience: Duration,
     /// A stage that lives and computes nothing of what it was given for this long is dismissed.
@@ -183,6 +186,7 @@ impl Settings {
             hidden,
             wire,
             shape: Shape::Push,
+            chunk_rows: CHUNK_ROWS_MAX,
             patience: PATIENCE,
             stall: Duration::from_secs(120),
             search: Duration::from_secs(30),
@@ -204,22 +208,25 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Layers that `source` finds. What is found out about who has them goes to `trust`. Without
-    /// `checks` anybody serves at once, and audits need two others who agree.
+    /// Layers that `source` finds: anybody serves at once, and audits need two others who agree.
     #[must_use]
-    pub fn new(
-        settings: Settings,
-        source: Arc<dyn Source>,
-        tasks: Tasks,
-        trust: Trust,
-        checks: Option<Checks>,
-    ) -> Self {
+    pub fn new(settings: Settings, source: Arc<dyn Source>, tasks: Tasks) -> Self {
         Self {
             settings,
             source,
             tasks,
+            trust: Trust::default(),
+            checks: None,
+        }
+    }
+
+    /// The same, where nobody serves before he was checked, and what is found out is shared.
+    #[must_use]
+    pub fn checked(self, checks: Checks, trust: Trust) -> Self {
+        Self {
+            checks: Some(checks),
             trust,
-            checks,
+            ..self
         }
     }
 

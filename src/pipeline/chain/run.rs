@@ -77,7 +77,8 @@ impl Actor {
         // Replaced when the session runs; nothing is opened before.
         let (heard, _) = mpsc::channel(1);
         Self {
-            chain: Chain::new(settings.layers, row_bytes, settings.shape, secret),
+            chain: Chain::new(settings.layers, row_bytes, settings.shape, secret)
+                .in_chunks_of(settings.chunk_rows),
             finder,
             positions_max,
             hops: BTreeMap::new(),

@@ -7,6 +7,7 @@
     reason = "a test's tasks and queues end with it, and its numbers are small"
 )]
 
+mod engines;
 mod fire;
 mod trusted;
 
@@ -137,15 +138,12 @@ impl Town {
 
     fn remote(self: &Arc<Self>, settings: Settings) -> Remote {
         let source = Arc::new(Streets(Arc::clone(self)));
-        Remote::new(settings, source, self.tasks.clone(), Trust::default(), None)
+        Remote::new(settings, source, self.tasks.clone())
     }
 
     /// As [`Self::remote`], by a head that checks stages by the model's file.
     fn checking(self: &Arc<Self>, settings: Settings, checks: Checks) -> Remote {
-        Remote {
-            checks: Some(checks),
-            ..self.remote(settings)
-        }
+        self.remote(settings).checked(checks, Trust::default())
     }
 
     /// Waits until every session is over and gives what each was said to cost.
@@ -461,20 +459,6 @@ impl Model {
     }
 }
 
-/// An engine that lies about the spans that it chooses.
-async fn liar(path: &std::path::Path, first: u16, end: u16, lies: fn(&Span) -> bool) -> Worker {
-    let load = Load {
-        path: path.to_owned(),
-        layers: usize::from(first)..usize::from(end),
-        precision: Precision::Q8,
-        positions_max: POSITIONS,
-    };
-    let stage = move || Ok(Liar(Stage::load(&load, &mut |_| {})?, lies));
-    Worker::start(Processor::start(Some(1)).unwrap(), stage)
-        .await
-        .unwrap()
-}
-
 const THIRDS: [(u16, u16); 3] = [(0, 2), (2, 4), (4, 6)];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -515,41 +499,4 @@ async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
             "nobody offers layers from 2 on".to_owned()
         ))
     );
-}
-
-/// Gives rows that are a twentieth too long, of the spans that it chooses.
-struct Liar(Stage, fn(&Span) -> bool);
-
-impl Engine for Liar {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-    fn layers(&self) -> std::ops::Range<usize> {
-        self.0.layers()
-    }
-    fn open(&mut self, positions_max: usize) -> Result<Slot, EngineError> {
-        self.0.open(positions_max)
-    }
-    fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError> {
-        let mut rows = self.0.forward(spans, rows)?;
-        let hidden = self.0.config().hidden;
-        let mut rest = rows.as_mut_slice();
-        for span in spans {
-            let (these, others) = rest.split_at_mut(span.rows * hidden);
-            if (self.1)(span) {
-                these.iter_mut().for_each(|x| *x *= 1.05);
-            }
-            rest = others;
-        }
-        Ok(rows)
-    }
-    fn positions_free(&self) -> usize {
-        Engine::positions_free(&self.0)
-    }
-    fn length(&self, slot: Slot) -> Option<usize> {
-        self.0.length(slot)
-    }
-    fn close(&mut self, slot: Slot) {
-        self.0.close(slot);
-    }
 }

@@ -3,7 +3,7 @@
 //! Rows of several slots go through the matrices together, which is what makes eight streams cost
 //! little more than one; only attention looks at each slot alone.
 
-use candle_core::quantized::QMatMul;
+use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Module, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 
@@ -38,12 +38,43 @@ impl Linear {
         Ok(Self { weight, bias })
     }
     fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        let y = self.weight.forward(x)?;
+        self.shifted(self.weight.forward(x)?)
+    }
+    fn shifted(&self, y: Tensor) -> Computed<Tensor> {
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
     }
+}
+
+/// Several matrices times the same rows; where the library can, the rows are quantised once for all.
+fn forward_all<const N: usize>(x: &Tensor, all: [&Linear; N]) -> Computed<[Tensor; N]> {
+    let weights = all.iter().map(|linear| match &linear.weight {
+        QMatMul::QTensor(weight) => Some(weight.as_ref()),
+        _ => None,
+    });
+    let weights: Option<Vec<&QTensor>> = weights.collect();
+    let fused = match weights {
+        Some(weights) => QTensor::gemv_fused_shared_lhs(&weights, x)?,
+        None => None,
+    };
+    let products: Vec<Tensor> = match fused {
+        Some(products) => {
+            let each = all.iter().zip(products);
+            each.map(|(linear, y)| linear.shifted(y))
+                .collect::<Computed<_>>()?
+        }
+        None => all
+            .iter()
+            .map(|linear| linear.forward(x))
+            .collect::<Computed<_>>()?,
+    };
+    let other = |products: Vec<Tensor>| {
+        let count = products.len();
+        candle_core::Error::Msg(format!("{count} products of {N} matrices"))
+    };
+    products.try_into().map_err(other)
 }
 
 /// Divides by the root of the mean square.
@@ -170,8 +201,8 @@ impl Block {
         let heard = self.attend(&normed, layer, places, rope)?;
         let x = (x + self.output.forward(&heard)?)?;
         let normed = self.mlp_norm.forward(&x)?;
-        let gate = candle_nn::ops::silu(&self.gate.forward(&normed)?)?;
-        let wide = (gate * self.up.forward(&normed)?)?;
+        let [gate, up] = forward_all(&normed, [&self.gate, &self.up])?;
+        let wide = (candle_nn::ops::silu(&gate)? * up)?;
         x + self.down.forward(&wide)?
     }
 
@@ -193,9 +224,10 @@ impl Block {
             let y = y.reshape((1, rows, heads, head_dim))?;
             norm.map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))
         };
-        let queries = by_head(self.query.forward(x)?, heads, self.query_norm.as_ref())?;
-        let keys = by_head(self.key.forward(x)?, kv_heads, self.key_norm.as_ref())?;
-        let values = by_head(self.value.forward(x)?, kv_heads, None)?;
+        let [queries, keys, values] = forward_all(x, [&self.query, &self.key, &self.value])?;
+        let queries = by_head(queries, heads, self.query_norm.as_ref())?;
+        let keys = by_head(keys, kv_heads, self.key_norm.as_ref())?;
+        let values = by_head(values, kv_heads, None)?;
         let mut heard = Vec::with_capacity(places.len());
         for place in places {
             let own = |all: &Tensor| all.narrow(1, place.at, place.rows);

@@ -32,12 +32,15 @@ impl Head {
         } else {
             None
         };
-        Ok(Self {
+        let head = Self {
             embedding: source.matrix(Name::Embedding, shape, precision)?,
             norm: Norm::load(&mut source, Name::LastNorm, config.hidden, &config)?,
             logits,
             config,
-        })
+        };
+        // As a stage does: the first use of a matrix is slow.
+        head.logits(&vec![1.0; head.config.hidden])?;
+        Ok(head)
     }
 
     /// The model's shape.

@@ -49,7 +49,7 @@ impl Stage {
             None
         };
         let is_interleaved = source.is_gguf() && config.family == Family::Llama;
-        Ok(Self {
+        let mut stage = Self {
             rope: Rope::new(&config, divisors, is_interleaved)?,
             config,
             layers,
@@ -57,7 +57,24 @@ impl Stage {
             slots: BTreeMap::new(),
             next_slot: 0,
             positions_max: load.positions_max,
-        })
+        };
+        stage.warm()?;
+        Ok(stage)
+    }
+
+    /// Computes a row for nobody: the first use of a matrix lays it out anew, which takes as long as
+    /// reading it, and must not be the first customer's wait.
+    fn warm(&mut self) -> Result<(), EngineError> {
+        let slot = self.open(1)?;
+        let span = Span {
+            slot,
+            pos: 0,
+            rows: 1,
+        };
+        let row = vec![1.0; self.config.hidden];
+        let computed = self.forward(&[span], row);
+        self.close(slot);
+        computed.map(drop)
     }
 
     /// Checks that rows and spans fit, and that no span leaves a gap or comes twice.

@@ -3,73 +3,12 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::hop::{ChainEffect, Hop, HopId, Loss, Shape};
 use super::tally::{Rows, Tally};
-use super::{Log, Promises, chunk_rows, index};
+use super::{CHUNK_ROWS_MAX, Log, Promises, index, message_rows};
 use crate::protocol::stage::{
-    Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, StageSession, State, Step,
-    StepKind,
+    Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, State, Step, StepKind,
 };
-use crate::types::PeerId;
-
-/// Names one stage of one session; never used again for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HopId(pub u64);
-
-/// One stage of the chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hop {
-    /// Its name here.
-    pub id: HopId,
-    /// First layer.
-    pub first: u16,
-    /// The layer after the last.
-    pub end: u16,
-    /// Who it is.
-    pub peer: PeerId,
-    /// Its session there.
-    pub session: StageSession,
-}
-
-/// What the caller does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChainEffect {
-    /// Send a message to a stage.
-    Send(HopId, StageMessage, Bytes),
-    /// The stage is out: pay for these rows, close its session. [`Chain::missing`] says which layers
-    /// need another.
-    Dismiss(HopId, Rows, Loss),
-    /// The rows asked for went through; this is the last one's result.
-    Answer(Bytes),
-}
-
-/// Why a stage is out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// It is gone, busy or out of reach: another time it may serve well.
-    Away(&'static str),
-    /// It broke the rules of a session, or computed other than its layers.
-    Faulty(&'static str),
-}
-
-impl Loss {
-    /// As it is logged.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Away(why) | Self::Faulty(why) => why,
-        }
-    }
-}
-
-/// How rows get from stage to stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
-    /// Each stage pushes to the next.
-    #[default]
-    Push,
-    /// Everything passes through the head: for stages that cannot reach each other.
-    Star,
-}
 
 #[derive(Clone, Debug)]
 struct Member {
@@ -88,6 +27,7 @@ struct Member {
 pub struct Chain {
     layers: u16,
     shape: Shape,
+    chunk_rows: u32,
     secret: [u8; 32],
     epoch: u32,
     is_routed: bool,
@@ -106,6 +46,7 @@ impl Chain {
         Self {
             layers,
             shape,
+            chunk_rows: CHUNK_ROWS_MAX,
             secret,
             epoch: 1,
             is_routed: false,
@@ -114,6 +55,14 @@ impl Chain {
             answered: 0,
             seq: 0,
         }
+    }
+
+    /// Gives the first stage at most so many rows at a time, from 1 on; at first
+    /// [`CHUNK_ROWS_MAX`].
+    #[must_use]
+    pub fn in_chunks_of(mut self, rows: u32) -> Self {
+        self.chunk_rows = rows.max(1);
+        self
     }
 
     /// Rows that were asked for, from position 0.
@@ -465,8 +414,9 @@ impl Chain {
             return;
         };
         let end = self.asked();
+        let chunk = self.chunk_rows.min(message_rows(self.log.row_bytes()));
         while pos < end {
-            let n = chunk_rows(self.log.row_bytes()).min(end - pos);
+            let n = chunk.min(end - pos);
             let step = Step {
                 epoch: self.epoch,
                 seq: self.seq,

@@ -32,6 +32,7 @@
 //! ([`Promises`]): what it is shown later must be what was sent.
 
 mod chain;
+mod hop;
 mod log;
 mod promises;
 mod stage;
@@ -39,7 +40,8 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Chain, ChainEffect, Hop, HopId, Loss, Shape};
+pub use chain::Chain;
+pub use hop::{ChainEffect, Hop, HopId, Loss, Shape};
 pub use log::Log;
 pub use promises::{Piece, Promises};
 pub use stage::{StageEffect, StageMachine, StageRefusal, StageVerdict, Work};
@@ -61,10 +63,13 @@ pub fn digest_of(rows: &Bytes) -> RowsDigest {
 
 /// Rows of `row_bytes` that one message carries.
 fn chunk_rows(row_bytes: usize) -> u32 {
+    message_rows(row_bytes).min(CHUNK_ROWS_MAX)
+}
+
+/// Rows of `row_bytes` that one message could carry.
+fn message_rows(row_bytes: usize) -> u32 {
     let most = crate::protocol::limits::STAGE_ROWS_BYTES_MAX / row_bytes.max(1);
-    u32::try_from(most)
-        .unwrap_or(u32::MAX)
-        .clamp(1, CHUNK_ROWS_MAX)
+    u32::try_from(most).unwrap_or(u32::MAX).max(1)
 }
 
 /// A count of positions as an index.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{CHUNK_ROWS_MAX, digest_of};
+use super::digest_of;
 use crate::protocol::stage::{Done, RowsDigest};
 
 /// Rows that were computed together, and what was said of them.
@@ -81,12 +81,6 @@ impl Promises {
         let first = self.pieces.partition_point(|piece| piece.end() <= from);
         let pieces = self.pieces.get(first..).unwrap_or_default();
         pieces.iter().take_while(move |piece| piece.pos < end)
-    }
-
-    /// True when no piece is larger than what is shown at once.
-    #[must_use]
-    pub fn is_showable(&self) -> bool {
-        self.pieces.iter().all(|piece| piece.n <= CHUNK_ROWS_MAX)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::tally::Rows;
-use super::{Log, chunk_rows, digest_of};
+use super::{Log, chunk_rows, digest_of, message_rows};
 use crate::protocol::stage::{
     Done, Halt, Next, Out, PushKey, Route, RowsDigest, StageMessage, State, Step, StepKind,
 };
@@ -233,7 +233,7 @@ impl StageMachine {
     #[must_use]
     pub fn show(&self, seq: u32, pos: u32, n: u32) -> Option<StageEffect> {
         let end = pos.checked_add(n)?;
-        if n == 0 || end > self.log.length() || n > chunk_rows(self.log.row_bytes()) {
+        if n == 0 || end > self.log.length() || n > message_rows(self.log.row_bytes()) {
             return None;
         }
         let out = Out {

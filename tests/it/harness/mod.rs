@@ -11,6 +11,7 @@ pub mod cheat;
 pub mod http;
 pub mod market;
 pub mod node;
+pub mod payer;
 pub mod peer;
 pub mod ports;
 pub mod proxy;

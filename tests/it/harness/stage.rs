@@ -1,7 +1,9 @@
 //! A seller of a pipeline's layers inside the test's process: the product's own seller, ledger and
 //! payee around whatever [`StageService`] the test brings.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use futures::future::BoxFuture;
 
 use souk::keys::{NodeKeys, Seed, WordCount};
 use souk::ledger::{self, Ledger};
@@ -9,6 +11,8 @@ use souk::llm_api::{Dialect, TokenCounter};
 use souk::network::{self, Handle};
 use souk::payment::WindowSettings;
 use souk::payment::payee::{self, PayeeHub};
+use souk::pipeline::service::{Duplex, Peers, Stages};
+use souk::pipeline::worker::Worker;
 use souk::protocol::offer::{SignedOffer, StageTerms};
 use souk::protocol::{SignedTerms, Terms};
 use souk::seller::admission::{BuyerPolicy, Gate, Lives, Policies};
@@ -17,13 +21,25 @@ use souk::seller::limits::{LimitSettings, Limits};
 use souk::seller::stage::StageService;
 use souk::seller::{Parts, Seller, Settings};
 use souk::tasks::Tasks;
-use souk::types::{Clock, MicroUsd, PriceTable, SystemClock};
+use souk::types::{Clock, MicroUsd, PeerId, PriceTable, SystemClock};
 use tokio_util::sync::CancellationToken;
 
 use super::peer::{NETWORK, now_ms};
 
 /// Credit of every payer.
 const CREDIT: MicroUsd = MicroUsd::from_usd(1);
+
+/// A seller's network, known only when it runs.
+struct Later(Arc<OnceLock<Handle>>);
+
+impl Peers for Later {
+    fn open<'a>(&'a self, peer: &'a PeerId) -> BoxFuture<'a, Result<Box<dyn Duplex>, String>> {
+        Peers::open(self.0.get().expect("it runs"), peer)
+    }
+    fn meet(&self, peer: &PeerId, addresses: &[Vec<u8>]) {
+        Peers::meet(self.0.get().expect("it runs"), peer, addresses);
+    }
+}
 
 /// A running one; it ends with the test.
 pub struct StageSeller {
@@ -44,6 +60,16 @@ impl Drop for StageSeller {
 }
 
 impl StageSeller {
+    /// Starts one whose layers a worker computes, for everybody.
+    pub async fn layers(worker: Worker, terms: StageTerms, price: PriceTable) -> Self {
+        let handle = Arc::new(OnceLock::new());
+        let peers = Arc::new(Later(Arc::clone(&handle)));
+        let stages = Arc::new(Stages::new(terms.manifest, worker, peers, Tasks::new()));
+        let seller = Self::start(stages, terms, price, BuyerPolicy::default()).await;
+        assert!(handle.set(seller.handle.clone()).is_ok());
+        seller
+    }
+
     /// Starts one on loopback that offers `terms` at `price`.
     pub async fn start(
         service: Arc<dyn StageService>,

@@ -1,5 +1,6 @@
 //! Stages lie, die, fall silent and are far away, and the answer is that of peace.
 
+use super::engines::liar;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

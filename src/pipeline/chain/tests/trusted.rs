@@ -1,6 +1,7 @@
 //! Stages that are checked before they serve, audited while they do, measured, and replaced by those
 //! who were made ready.
 
+use super::engines::{liar, slow};
 use super::*;
 use crate::pipeline::trust::Part;
 use crate::pipeline::trust::odds::{Pattern, audits_needed, per_audit};
@@ -204,50 +205,15 @@ async fn a_stage_that_comes_back_is_asked_again_when_nobody_else_has_its_layers(
     assert!(answer.await == alone(&model).await);
 }
 
-/// Its work takes so much longer.
-struct Slow(Stage, Duration);
-
-impl Engine for Slow {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-    fn layers(&self) -> std::ops::Range<usize> {
-        self.0.layers()
-    }
-    fn open(&mut self, positions_max: usize) -> Result<Slot, EngineError> {
-        self.0.open(positions_max)
-    }
-    fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError> {
-        std::thread::sleep(self.1);
-        self.0.forward(spans, rows)
-    }
-    fn positions_free(&self) -> usize {
-        Engine::positions_free(&self.0)
-    }
-    fn length(&self, slot: Slot) -> Option<usize> {
-        self.0.length(slot)
-    }
-    fn close(&mut self, slot: Slot) {
-        self.0.close(slot);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_stage_is_measured_as_slow_and_the_others_are_not_blamed() {
     const SLEEP: Duration = Duration::from_millis(40);
     let model = Model::new("llama").await;
     let town = town(&model).await;
-    let load = Load {
-        path: model.files.path().to_owned(),
-        layers: 2..4,
-        precision: Precision::Q8,
-        positions_max: POSITIONS,
-    };
-    let stage = move || Ok(Slow(Stage::load(&load, &mut |_| {})?, SLEEP));
-    let slow = Worker::start(Processor::start(Some(1)).unwrap(), stage).await;
+    let slow = slow(model.files.path(), 2, 4, SLEEP).await;
     let parts = [
         (town.settle(0, 2), 0, 2),
-        (town.settle_with(2, 4, slow.unwrap()), 2, 4),
+        (town.settle_with(2, 4, slow), 2, 4),
         (town.settle(4, 6), 4, 6),
     ];
     let remote = head(&model, &town, 0).await;

@@ -1,0 +1,165 @@
+//! A pipeline's head inside the test's process, which orders layers at the market and pays them: the
+//! product's own payer, ledger and session around whatever sellers the test names.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use souk::keys::{NodeKeys, Seed, WordCount};
+use souk::ledger::{self, Ledger, OpenRow, Role};
+use souk::network::{self, Handle};
+use souk::payment::WindowSettings;
+use souk::payment::payer::{self, PayerHub, Spending};
+use souk::pipeline::chain::order::{Listed, Market, Parts};
+use souk::pipeline::chain::{Remote, Settings};
+use souk::protocol::offer::SignedOffer;
+use souk::tasks::Tasks;
+use souk::types::{AttemptId, ChannelId, Clock, MicroUsd, PeerId, SystemClock};
+use tokio_util::sync::CancellationToken;
+
+use super::peer::{NETWORK, PATIENCE, now_ms};
+use super::stage::StageSeller;
+
+/// Where a payer listens by itself.
+pub const LOOPBACK: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+
+/// Spending without limits.
+struct Freely;
+
+impl Spending for Freely {
+    fn inherited(&self, _: &OpenRow, _: MicroUsd) {}
+    fn parked(&self, _: &AttemptId, _: MicroUsd) {}
+    fn spent(&self, _: &AttemptId, _: MicroUsd) {}
+}
+
+/// Who runs the head and pays.
+pub struct Payer {
+    pub ledger: Ledger,
+    pub remote: Remote,
+    cancel: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Payer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl Payer {
+    /// Pays these sellers, which know how to reach each other.
+    pub async fn start(sellers: &[&StageSeller], settings: Settings) -> Self {
+        let mut listed = vec![];
+        for seller in sellers {
+            listed.push((seller.listen().await, Some(seller.offer.clone())));
+        }
+        // These offers carry no addresses, so the sellers are told.
+        for (one, (listen, _)) in sellers
+            .iter()
+            .flat_map(|s| listed.iter().map(move |l| (s, l)))
+        {
+            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
+            let peer = peer.parse().unwrap();
+            one.handle.add_addresses(&peer, &[address.to_owned()]);
+        }
+        Self::of(LOOPBACK, listed, settings).await
+    }
+
+    /// Listens there and pays whoever listens at these addresses; an offer that is not known is asked
+    /// for.
+    pub async fn of(
+        listen: &str,
+        listed: Vec<(String, Option<SignedOffer>)>,
+        session: Settings,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let seed = Seed::generate(WordCount::Twelve).unwrap();
+        let keys = NodeKeys::from_seed(&seed, 0).unwrap();
+        let (tasks, cancel) = (Tasks::new(), CancellationToken::new());
+        let path = folder.path().join("ledger.db");
+        let opened = Ledger::open(&path, Arc::clone(&clock), ledger::Settings::default()).await;
+        let (ledger, writer) = opened.unwrap();
+        tokio::spawn(writer.run(cancel.clone()));
+        let settings = network::Settings {
+            listen: vec![listen.to_owned()],
+            mdns: false,
+            ..network::Settings::new(keys.identity.secret_bytes())
+        };
+        let (handle, _, runner) = network::start(settings, Arc::clone(&clock)).unwrap();
+        tokio::spawn(runner.run(cancel.clone()));
+        let mut offers = vec![];
+        for (listen, offer) in listed {
+            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
+            let peer = peer.parse().unwrap();
+            handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
+            let offer = match offer {
+                Some(offer) => offer,
+                None => stage_offer_of(&handle, &peer).await,
+            };
+            offers.push(Arc::new(offer));
+        }
+        let settings = payer::Settings {
+            network: NETWORK.to_owned(),
+            windows: WindowSettings::default(),
+            handshake_timeout: PATIENCE,
+            device: 0,
+            onchain: None,
+        };
+        let payer = PayerHub::restore(
+            ledger.clone(),
+            handle.clone(),
+            keys.clone(),
+            Arc::clone(&clock),
+            tasks.clone(),
+            Arc::new(Freely),
+            settings,
+        );
+        let market = Market::new(Parts {
+            places: Arc::new(Listed(offers)),
+            payer: payer.await.unwrap(),
+            ledger: ledger.clone(),
+            network: handle,
+            keys,
+            clock,
+            tasks: tasks.clone(),
+            network_name: NETWORK.to_owned(),
+            windows: WindowSettings::default(),
+        });
+        let remote = Remote::new(session, Arc::new(market), tasks);
+        Self {
+            ledger,
+            remote,
+            cancel,
+            _folder: folder,
+        }
+    }
+
+    /// What each channel's attempts cost here, once none is open.
+    pub async fn booked(ledger: &Ledger, role: Role) -> Option<Vec<(ChannelId, MicroUsd)>> {
+        let channels = ledger.load(role).await.unwrap();
+        let all_booked = channels.iter().all(|channel| channel.unfinished.is_empty());
+        let mut sums: Vec<_> = channels
+            .iter()
+            .map(|channel| (channel.row.channel, channel.accepted_sum))
+            .collect();
+        sums.sort();
+        all_booked.then_some(sums)
+    }
+}
+
+/// The stage's offer that a peer makes.
+async fn stage_offer_of(handle: &Handle, peer: &PeerId) -> SignedOffer {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        for bytes in handle.pull_catalogue(peer).await.unwrap_or_default() {
+            if let Ok(signed) = SignedOffer::decode_and_verify(&bytes, NETWORK, now_ms())
+                && signed.offer.seller == *peer
+                && signed.offer.stage.is_some()
+            {
+                return signed;
+            }
+        }
+        assert!(tokio::time::Instant::now() < end, "{peer} offers no layers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
