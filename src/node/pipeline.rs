@@ -106,7 +106,7 @@ async fn load(base: &Base, path: &Path) -> Result<Model, PipelineError> {
     let tokens = tokio::task::spawn_blocking(move || Tokens::load(&for_tokens));
     let tokens = tokens.await.map_err(|_| PipelineError::Stopped)??;
     if base.config.sell.split {
-        let layers = super::remote::layers(base, path).await?;
+        let layers = super::remote::layers(base, path, &ends, processor).await?;
         let positions_max = ends.config().context;
         return Ok(Model::new(tokens, ends, layers, positions_max));
     }
@@ -119,7 +119,8 @@ async fn load(base: &Base, path: &Path) -> Result<Model, PipelineError> {
     };
     let worker = Worker::start(processor, move || {
         let all = load.layers.len();
-        let stage = Stage::load(&load, &mut |layers| show_progress(layers, all));
+        let what = "loading and quantising";
+        let stage = Stage::load(&load, &mut |layers| show_progress(what, layers, all));
         Ok(stage?)
     });
     let layers = Arc::new(Local::new(worker.await?)?);
@@ -132,15 +133,12 @@ fn positions_max(config: &ModelConfig) -> usize {
     KV_BYTES_MAX.checked_div(bytes).unwrap_or(0).max(1)
 }
 
-/// One line on a terminal, rewritten; quantising a large model takes minutes.
-fn show_progress(layers: usize, all: usize) {
+/// One line on a terminal, rewritten; going through a large model takes minutes.
+pub(super) fn show_progress(what: &str, layers: usize, all: usize) {
     let mut err = std::io::stderr();
     if err.is_terminal() {
         let end = if layers == all { "\n" } else { "" };
-        let _ = write!(
-            err,
-            "\rloading and quantising: layer {layers} of {all}{end}"
-        );
+        let _ = write!(err, "\r{what}: layer {layers} of {all}{end}");
         let _ = err.flush();
     }
 }

@@ -11,6 +11,7 @@
 //! - [`market`]: which stages there are, where another is worth most, the best way through them;
 //!   [`routed`]: that way for a head that orders;
 //! - [`session`]: the pure rules by which rows go through stages exactly once, and are billed once;
+//! - [`trust`]: what a head makes sure of about those it pays;
 //! - [`service`]: a stage that others pay; [`chain`]: the layers that others have, ordered and paid;
 //!   [`rows`]: rows as bytes.
 //!
@@ -36,6 +37,7 @@ pub mod session;
 #[path = "../../tests/tiny_model/mod.rs"]
 mod tiny_model;
 pub mod tokens;
+pub mod trust;
 pub mod worker;
 
 pub use error::PipelineError;

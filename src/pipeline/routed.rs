@@ -1,11 +1,14 @@
 //! Stages at the market for a head that orders them: those on the best way first, then whoever else
-//! there is. The list is what the offer book has heard; nothing here waits.
+//! there is. The list is what the offer book has heard; how fast a stage is, what this head measured
+//! of it, if it did, else what the offer claims. Nothing here waits.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::chain::Want;
 use super::chain::order::Places;
 use super::market::{Ask, HOPS_MAX, Offered, route};
+use super::trust::{Part, Trust};
 use crate::discovery::OfferBook;
 use crate::protocol::offer::{SignedOffer, Wires};
 use crate::protocol::stage::WireFormat;
@@ -19,18 +22,37 @@ pub struct Routed {
     book: OfferBook,
     manifest: Hash32,
     second_worth: u64,
+    trust: Trust,
 }
 
 impl Routed {
-    /// Stages of the model `manifest`, when a second is worth `second_worth` micro-USD.
+    /// Stages of the model `manifest`, when a second is worth `second_worth` micro-USD; `trust` knows
+    /// what was measured of them.
     #[must_use]
-    pub const fn new(book: OfferBook, manifest: Hash32, second_worth: u64) -> Self {
+    pub const fn new(book: OfferBook, manifest: Hash32, second_worth: u64, trust: Trust) -> Self {
         Self {
             book,
             manifest,
             second_worth,
+            trust,
         }
     }
+}
+
+/// The offer with the time that a row was measured to take there, its way included, if it was.
+#[must_use]
+pub fn measured(mut offered: Offered, trust: &Trust, now: Instant) -> Offered {
+    let part = Part {
+        peer: offered.peer,
+        first: offered.terms.first,
+        end: offered.terms.end,
+    };
+    if let Some(row_us) = trust.row_us(&part, now) {
+        let rows_per_s = 1_000_000u64.checked_div(row_us).unwrap_or(0).max(1);
+        offered.rows_per_s = u32::try_from(rows_per_s).unwrap_or(u32::MAX);
+        offered.link_us = 0;
+    }
+    offered
 }
 
 impl Places for Routed {
@@ -39,7 +61,9 @@ impl Places for Routed {
         let live = self.book.stages(&self.manifest);
         let usable = live.iter().filter(|o| !self.book.is_dead(&o.offer.seller));
         let signed: Vec<&Arc<SignedOffer>> = usable.collect();
-        let offered: Vec<Offered> = signed.iter().filter_map(|o| Offered::claimed(o)).collect();
+        let now = Instant::now();
+        let claimed = signed.iter().filter_map(|o| Offered::claimed(o));
+        let offered: Vec<Offered> = claimed.map(|one| measured(one, &self.trust, now)).collect();
         let chosen = choices(&offered, want, self.second_worth);
         let by_hash = |hash: &Hash32| signed.iter().find(|o| o.hash == *hash);
         chosen

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::account::Account;
 use super::wire::Wire;
-use super::{Heard, Opened, Source, Want};
+use super::{Candidate, Heard, Opened, Source, Want};
 use crate::keys::NodeKeys;
 use crate::ledger::{Ledger, OpenRow, Role, Row};
 use crate::network::{Handle, Protocol};
@@ -113,24 +113,50 @@ impl Market {
 }
 
 impl Source for Market {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let offers = self.shared.parts.places.offers(want);
+        let candidate = |offer: Arc<SignedOffer>| {
+            Some(Candidate {
+                peer: offer.offer.seller,
+                end: offer.offer.stage?.end,
+                offer: Some(offer),
+            })
+        };
+        offers.into_iter().filter_map(candidate).collect()
+    }
+
     fn open(
         &self,
         want: Want,
+        at: Candidate,
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let mut why = format!("nobody offers layers from {} on", want.first);
-            for offer in shared.parts.places.offers(&want) {
-                let opening = shared.open(&want, &offer, heard.clone());
-                match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-                    Ok(Ok(opened)) => return Ok(opened),
-                    Ok(Err(reason)) => why = format!("{}: {reason}", offer.offer.seller),
-                    Err(_) => why = format!("{}: no answer in time", offer.offer.seller),
-                }
-                tracing::debug!(why, "a stage was not ordered");
-            }
+            let no_offer = || PipelineError::Invalid("nothing is offered there".to_owned());
+            let offer = at.offer.ok_or_else(no_offer)?;
+            let opening = shared.open(&want, &offer, heard);
+            let why = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(reason)) => format!("{}: {reason}", at.peer),
+                Err(_) => format!("{}: no answer in time", at.peer),
+            };
+            tracing::debug!(why, "a stage was not ordered");
             Err(PipelineError::Lost(why))
+        })
+    }
+
+    /// Connects and agrees on the payment.
+    fn warm(&self, at: Candidate) -> BoxFuture<'static, Result<(), PipelineError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let pairing = shared.parts.payer.pair(&at.peer);
+            let lost = |why: &str| PipelineError::Lost(format!("{}: {why}", at.peer));
+            match tokio::time::timeout(OPEN_TIMEOUT, pairing).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(lost(&error.to_string())),
+                Err(_) => Err(lost("no answer in time")),
+            }
         })
     }
 }
@@ -159,7 +185,7 @@ impl Shared {
         let layers = u64::from(terms.width());
         let most = most(&offer.price, layers, want.positions_max);
         let (head, open) = self.order(&pair, signed, &body, most)?;
-        let window = self.window(&offer.price);
+        let window = parts.windows.of(offer);
         let begun = pair.begin(&open, window);
         begun.map_err(|error| error.to_string())?;
         let account = Account::new(
@@ -188,14 +214,6 @@ impl Shared {
         })
     }
 
-    fn window(&self, price: &PriceTable) -> MicroUsd {
-        if price.is_free() {
-            MicroUsd::ZERO
-        } else {
-            self.parts.windows.stream(price)
-        }
-    }
-
     /// The signed head and the open row.
     fn order(
         &self,
@@ -206,7 +224,7 @@ impl Shared {
     ) -> Result<(SignedHead, OpenRow), String> {
         let (parts, offer) = (&self.parts, &signed.offer);
         let channel = pair.channel().ok_or("no channel")?;
-        let (before, required) = pair.quote(MicroUsd::ZERO, self.window(&offer.price));
+        let (before, required) = pair.quote(MicroUsd::ZERO, parts.windows.of(offer));
         let now_ms = parts.clock.now_ms();
         let iat_ms = pair.seller_time(now_ms);
         let request_id = RequestId::generate(now_ms);
