@@ -13,6 +13,8 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod own;
+mod paying;
 mod pipeline;
 mod pipelines;
 pub mod probe;
@@ -110,6 +112,9 @@ pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn buy(launch: Launch) -> anyhow::Result<()> {
+    if !launch.config.buy.pipelines.is_empty() {
+        processor::bound_threads();
+    }
     let (base, _incoming) = Base::start(launch.config.clone(), &launch.dir, "buy").await?;
     let buying = buy::start(&base, "buy", Metrics::install()).await?;
     base.lock.publish(&buying.run_info)?;
@@ -141,14 +146,8 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
             .hint(hint)
             .into());
     }
-    if wares.answers && config.sell.split && config.buy.enabled {
-        let message = "a buyer and a head that pays stages would spend from the same channels";
-        let hint = "set [buy] enabled = false, or run them with a --data-dir each";
-        return Err(Failure::new(FailureKind::BadConfig, message)
-            .hint(hint)
-            .into());
-    }
-    if wares.layers || (wares.answers && pipeline::is_used(config)) {
+    let has_ends = config.buy.enabled && !config.buy.pipelines.is_empty();
+    if wares.layers || has_ends || (wares.answers && pipeline::is_used(config)) {
         processor::bound_threads();
     }
     let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;

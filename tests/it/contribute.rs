@@ -1,9 +1,12 @@
 //! `node contribute`: layers on offer, what others see of them, and who may order them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 use souk::protocol::offer::STAGE_PATH;
+use souk::protocol::stage::{StageOpen, StageSession, WireFormat};
 use souk::types::PeerId;
 
 use crate::harness::http::{self, Request, Response};
@@ -149,6 +152,52 @@ async fn a_private_stage_refuses_strangers() {
         refusals.push(answer.error);
     }
     assert_eq!(refusals, [Some("not_allowed"), Some("malformed")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_sessions_are_taken_while_others_use_the_machine() {
+    let scene = Scene::start().await;
+    // All that others do is too much, and this test does something.
+    let busy = ("SOUK_CONTRIBUTE_LOAD_MAX", "0.01%");
+    let stage = scene.contribute_with("0..6", &["--free"], &[busy]);
+    assert_eq!(layers(&stage).await.0["paused"], false);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let spinning = Arc::clone(&is_over);
+    let spinner = std::thread::spawn(move || {
+        while !spinning.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    });
+    let end = tokio::time::Instant::now() + PATIENCE * 4;
+    let shown = loop {
+        let (layers, _) = layers(&stage).await;
+        if layers["paused"] == true {
+            break layers;
+        }
+        assert!(tokio::time::Instant::now() < end, "{layers}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(shown["load_bp"].as_u64() > Some(0), "{shown}");
+    let peer = Peer::start();
+    let to: PeerId = peer.dial(stage.listen()).await;
+    let offer = peer.offer_of(&to).await;
+    let terms = offer.offer.stage.unwrap();
+    let open = StageOpen {
+        session: StageSession([7; 16]),
+        manifest: terms.manifest,
+        first: terms.first,
+        end: terms.end,
+        positions_max: 16,
+        wire: WireFormat::F16,
+    };
+    let body = open.to_bytes();
+    let standing = peer.session(&to, None).await;
+    let mut head = peer.head(&offer, standing.channel, &body);
+    STAGE_PATH.clone_into(&mut head.path);
+    let answer = peer.ask(&to, &peer.sign(head).bytes, &body).await;
+    assert_eq!(answer.error, Some("overloaded"));
+    is_over.store(true, Ordering::Relaxed);
+    spinner.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use super::auditing::Gathering;
 use super::find::Finder;
 use super::{Ask, Heard, Opened, Order, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
 use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, Loss, index};
 use crate::pipeline::trust::Part;
@@ -33,6 +34,7 @@ type Reply = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 pub(super) struct Actor {
     pub(super) finder: Finder,
+    patron: Patron,
     positions_max: u32,
     pub(super) chain: Chain,
     hops: BTreeMap<HopId, Open>,
@@ -70,7 +72,7 @@ struct Open {
 }
 
 impl Actor {
-    pub fn new(positions_max: u32, finder: Finder) -> Self {
+    pub fn new(positions_max: u32, finder: Finder, patron: Patron) -> Self {
         let settings = &finder.settings;
         let row_bytes = settings.wire.row_bytes(settings.hidden);
         let secret: [u8; 32] = rand::random();
@@ -80,6 +82,7 @@ impl Actor {
             chain: Chain::new(settings.layers, row_bytes, settings.shape, secret)
                 .in_chunks_of(settings.chunk_rows),
             finder,
+            patron,
             positions_max,
             hops: BTreeMap::new(),
             dismissed: BTreeMap::new(),
@@ -323,6 +326,8 @@ impl Actor {
         let now = Instant::now();
         let since = *self.missing_since.get_or_insert(now);
         let is_over = now.saturating_duration_since(since) >= self.finder.settings.search;
+        // Time does not raise a limit.
+        let is_over = is_over || matches!(self.why, PipelineError::Budget(_));
         if is_over || self.chain.epoch() > EPOCHS_MAX {
             return Err(self.why.clone());
         }
@@ -340,6 +345,7 @@ impl Actor {
                 positions_max: self.positions_max,
                 wire: self.finder.settings.wire,
                 not: self.not_now(),
+                patron: self.patron.clone(),
             };
             let (finder, never) = (self.finder.clone(), self.never());
             let heard = self.heard.clone();

@@ -9,6 +9,7 @@ use souk::ledger::{self, Ledger, OpenRow, Role};
 use souk::network::{self, Handle};
 use souk::payment::WindowSettings;
 use souk::payment::payer::{self, PayerHub, Spending};
+use souk::pipeline::patron::Unlimited;
 use souk::pipeline::chain::order::{Listed, Market, Parts};
 use souk::pipeline::chain::{Remote, Settings};
 use souk::protocol::offer::SignedOffer;
@@ -117,6 +118,7 @@ impl Payer {
         let market = Market::new(Parts {
             places: Arc::new(Listed(offers)),
             payer: payer.await.unwrap(),
+            purse: Arc::new(Unlimited),
             ledger: ledger.clone(),
             network: handle,
             keys,
