@@ -36,11 +36,11 @@ use sell::Wares;
 use crate::data_dir::RunInfo;
 use crate::failure::{Failure, FailureKind};
 use crate::launch::Launch;
-use crate::pipeline::processor;
 use crate::telemetry::Metrics;
 
 pub use contribute::check_model;
 pub use demo::demo;
+pub use pipeline::is_used as sells_pipeline;
 
 /// Runs a bare node that others start from.
 ///
@@ -67,9 +67,6 @@ pub async fn bootstrap(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn sell(launch: Launch) -> anyhow::Result<()> {
-    if pipeline::is_used(&launch.config) {
-        processor::bound_threads();
-    }
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let wares = Wares {
         answers: true,
@@ -92,7 +89,6 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
-    processor::bound_threads();
     let role = "contribute";
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, role).await?;
     let wares = Wares {
@@ -107,14 +103,17 @@ pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
     base.run_until(launch.stop).await
 }
 
+/// True when a buyer has ends of models, whose layers it buys.
+#[must_use]
+pub const fn buys_layers(config: &crate::config::Config) -> bool {
+    !config.buy.pipelines.is_empty()
+}
+
 /// Runs a buyer.
 ///
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn buy(launch: Launch) -> anyhow::Result<()> {
-    if !launch.config.buy.pipelines.is_empty() {
-        processor::bound_threads();
-    }
     let (base, _incoming) = Base::start(launch.config.clone(), &launch.dir, "buy").await?;
     let buying = buy::start(&base, "buy", Metrics::install()).await?;
     base.lock.publish(&buying.run_info)?;
@@ -145,10 +144,6 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());
-    }
-    let has_ends = config.buy.enabled && !config.buy.pipelines.is_empty();
-    if wares.layers || has_ends || (wares.answers && pipeline::is_used(config)) {
-        processor::bound_threads();
     }
     let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;
     let metrics = Metrics::install();
