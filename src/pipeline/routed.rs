@@ -40,8 +40,7 @@ impl Routed {
 }
 
 /// The offer with the time that a row was measured to take there, its way included, if it was.
-#[must_use]
-pub fn measured(mut offered: Offered, trust: &Trust, now: Instant) -> Offered {
+fn measured(mut offered: Offered, trust: &Trust, now: Instant) -> Offered {
     let part = Part {
         peer: offered.peer,
         first: offered.terms.first,
@@ -60,17 +59,28 @@ impl Places for Routed {
         self.book.want_stages(&self.manifest);
         let live = self.book.stages(&self.manifest);
         let usable = live.iter().filter(|o| !self.book.is_dead(&o.offer.seller));
-        let signed: Vec<&Arc<SignedOffer>> = usable.collect();
-        let now = Instant::now();
-        let claimed = signed.iter().filter_map(|o| Offered::claimed(o));
-        let offered: Vec<Offered> = claimed.map(|one| measured(one, &self.trust, now)).collect();
-        let chosen = choices(&offered, want, self.second_worth);
-        let by_hash = |hash: &Hash32| signed.iter().find(|o| o.hash == *hash);
-        chosen
-            .iter()
-            .filter_map(|hash| by_hash(hash).map(|o| Arc::clone(o)))
-            .collect()
+        let live: Vec<_> = usable.cloned().collect();
+        chosen(&live, want, self.second_worth, &self.trust)
     }
+}
+
+/// Those of `live` to ask for a place, the best first: the first stages of the best ways, by what was
+/// measured of them, or else by what they claim.
+#[must_use]
+pub fn chosen(
+    live: &[Arc<SignedOffer>],
+    want: &Want,
+    second_worth: u64,
+    trust: &Trust,
+) -> Vec<Arc<SignedOffer>> {
+    let now = Instant::now();
+    let claimed = live.iter().filter_map(|offer| Offered::claimed(offer));
+    let offered: Vec<Offered> = claimed.map(|one| measured(one, trust, now)).collect();
+    let by_hash = |hash: &Hash32| live.iter().find(|offer| offer.hash == *hash);
+    choices(&offered, want, second_worth)
+        .iter()
+        .filter_map(|hash| by_hash(hash).map(Arc::clone))
+        .collect()
 }
 
 /// The first stages of the best ways, the best first, each of another peer; offers by their hashes.
