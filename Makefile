@@ -63,9 +63,12 @@ bench: build ## What a request costs over calling the upstream directly, one tab
 bench-parts: setup ## What parsing, metering, the ledger and a link cost, each alone
 	$(CARGO) bench --locked --bench parts
 
-bench-layers: setup ## What layers cost, whole and split; 1 000 killed stages; push against star (an hour)
-	$(CARGO) run --locked --release --example pipeline_speed
-	$(CARGO) test --locked --release --lib pipeline::chain::tests -- --ignored --nocapture
+bench-layers: build ## What layers cost: the engine beside llama.cpp, hops, distance (as root), killed stages
+	tests/pipeline_speed/run
+	$(CARGO) build --locked --release --example soak
+	"$$(tests/target-dir)/release/examples/soak" hops
+	"$$(tests/target-dir)/release/examples/soak" far
+	"$$(tests/target-dir)/release/examples/soak" stages --kills 1000
 
 install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most machines)
 	install -d "$$HOME/.local/bin"
@@ -82,6 +85,7 @@ static: setup ## One program file without shared libraries, and its tarball
 
 clean: ## Remove build outputs and downloaded clients
 	$(CARGO) clean
+	rm -rf tests/pipeline_speed/peer/node_modules
 	rm -rf tests/port/.venv tests/port/.shots
 	rm -rf tests/clients/.venv tests/clients/.lab tests/clients/node_modules
 	rm -rf contracts/node_modules contracts/.venv contracts/.out contracts/.cache

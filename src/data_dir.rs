@@ -143,6 +143,11 @@ impl DataDir {
     pub fn ledger_db(&self) -> PathBuf {
         self.root.join("ledger.db")
     }
+    /// Hashes of models that were read before; making them again takes minutes.
+    #[must_use]
+    pub fn models_json(&self) -> PathBuf {
+        self.root.join("models.json")
+    }
     /// What can be rebuilt: peers, offers, scores.
     #[must_use]
     pub fn cache_db(&self) -> PathBuf {

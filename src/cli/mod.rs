@@ -22,6 +22,7 @@ mod roles;
 mod service;
 mod shell;
 mod status;
+mod threads;
 mod till;
 mod wallet;
 

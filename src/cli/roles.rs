@@ -11,49 +11,57 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BuyArgs, CliError, ContributeArgs, DemoArgs, FailureKind, GlobalArgs, RunArgs, SellArgs,
+    threads,
 };
-use crate::config::Setting;
+use crate::config::{Config, Setting};
 use crate::data_dir::DataDir;
 use crate::launch::Launch;
 
 /// Runs `node sell`.
 pub async fn sell(global: &GlobalArgs, args: &SellArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), crate::node::sell).await
+    let computes = crate::node::sells_pipeline;
+    serve(global, args.settings(), computes, crate::node::sell).await
 }
 
 /// Runs `node contribute`.
 pub async fn contribute(global: &GlobalArgs, args: &ContributeArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), crate::node::contribute).await
+    serve(global, args.settings(), |_| true, crate::node::contribute).await
 }
 
 /// Runs `node buy`.
 pub async fn buy(global: &GlobalArgs, args: &BuyArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), crate::node::buy).await
+    serve(global, args.settings(), |_| false, crate::node::buy).await
 }
 
 /// Runs `node run`.
 pub async fn run(global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), crate::node::run).await
+    let computes =
+        |config: &Config| config.contribute.enabled || crate::node::sells_pipeline(config);
+    serve(global, args.settings(), computes, crate::node::run).await
 }
 
 /// Runs `node demo`.
 pub async fn demo(global: &GlobalArgs, args: &DemoArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), crate::node::demo).await
+    serve(global, args.settings(), |_| false, crate::node::demo).await
 }
 
 /// Runs `node bootstrap`.
 pub async fn bootstrap(global: &GlobalArgs) -> anyhow::Result<()> {
-    serve(global, Vec::new(), crate::node::bootstrap).await
+    serve(global, Vec::new(), |_| false, crate::node::bootstrap).await
 }
 
-/// Starts a role and stays until it ends.
+/// Starts a role and stays until it ends. `computes` says whether it multiplies matrices here.
 async fn serve(
     global: &GlobalArgs,
     flags: Vec<Setting>,
+    computes: impl FnOnce(&Config) -> bool,
     start: impl AsyncFnOnce(Launch) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let sources = global.sources(flags);
     let config = crate::config::load(&sources)?.config;
+    if computes(&config) {
+        threads::bound();
+    }
     let dir = DataDir::resolve(config.node.data_dir.as_deref())?;
     let launch = Launch {
         config,

@@ -34,11 +34,11 @@ use sell::Wares;
 use crate::data_dir::RunInfo;
 use crate::failure::{Failure, FailureKind};
 use crate::launch::Launch;
-use crate::pipeline::processor;
 use crate::telemetry::Metrics;
 
 pub use contribute::check_model;
 pub use demo::demo;
+pub use pipeline::is_used as sells_pipeline;
 
 /// Runs a bare node that others start from.
 ///
@@ -65,9 +65,6 @@ pub async fn bootstrap(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn sell(launch: Launch) -> anyhow::Result<()> {
-    if pipeline::is_used(&launch.config) {
-        processor::bound_threads();
-    }
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, "sell").await?;
     let wares = Wares {
         answers: true,
@@ -90,7 +87,6 @@ pub async fn sell(launch: Launch) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot start, or a critical task failed.
 pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
-    processor::bound_threads();
     let role = "contribute";
     let (base, incoming) = Base::start(launch.config.clone(), &launch.dir, role).await?;
     let wares = Wares {
@@ -147,9 +143,6 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());
-    }
-    if wares.layers || (wares.answers && pipeline::is_used(config)) {
-        processor::bound_threads();
     }
     let (base, incoming) = Base::start(config.clone(), &launch.dir, "run").await?;
     let metrics = Metrics::install();

@@ -30,7 +30,8 @@ const KV_BYTES_MAX: usize = 2 << 30;
 const KV_NUMBER_BYTES: usize = 4;
 
 /// True when the pipeline is the upstream.
-pub(super) fn is_used(config: &Config) -> bool {
+#[must_use]
+pub fn is_used(config: &Config) -> bool {
     let named = config.sell.upstream.as_deref();
     let source = named.map(|named| presets::resolve(named, None, None));
     matches!(source, Some(Ok(Source::Pipeline)))

@@ -15,7 +15,7 @@ use crate::pipeline::PipelineError;
 use crate::pipeline::chain::order::{Market, Parts};
 use crate::pipeline::chain::{Checks, Remote, Settings};
 use crate::pipeline::ends::Ends;
-use crate::pipeline::engine::{Precision, manifest};
+use crate::pipeline::engine::{Precision, known};
 use crate::pipeline::layers::Layers;
 use crate::pipeline::market::Coverage;
 use crate::pipeline::processor::Processor;
@@ -54,7 +54,8 @@ pub(super) async fn layers(
 ) -> Result<Arc<dyn Layers>, PipelineError> {
     let failed = |error: &dyn std::fmt::Display| PipelineError::Failed(error.to_string());
     let file = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || manifest::root(&file, &mut |_, _| {}));
+    let memory = base.lock.dir().models_json();
+    let read = tokio::task::spawn_blocking(move || known::root(&file, &memory, &mut |_, _| {}));
     let (config, manifest) = read.await.map_err(|_| PipelineError::Stopped)??;
     let count = u16::try_from(config.layers).map_err(|error| failed(&error))?;
     let checks = checks(base, path, ends, processor);

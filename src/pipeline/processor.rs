@@ -4,7 +4,7 @@
 //! are *nice*, because serving strangers must not slow down the machine's owner.
 //!
 //! candle multiplies matrices on threads of its own besides, one per core, and learns from the
-//! environment alone how many there may be: [`bound_threads`] sees to it. They are as nice as the
+//! environment alone how many there may be ([`THREADS`]; `cli` sees to it). They are as nice as the
 //! thread that multiplied first, which is one of ours.
 
 use std::num::NonZero;
@@ -17,43 +17,13 @@ use super::error::PipelineError;
 /// How far computing steps back, as `nice` has it.
 const NICE: i32 = 10;
 /// Where candle reads, once, how many threads multiply.
-const THREADS: &str = "CANDLE_NUM_THREADS";
+pub const THREADS: &str = "CANDLE_NUM_THREADS";
 
-/// All cores but one.
-fn threads() -> usize {
+/// How many threads compute: all cores but one.
+#[must_use]
+pub fn threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     cores.saturating_sub(1).max(1)
-}
-
-/// Lets candle multiply on as many threads as a [`Processor`] has. A running program cannot change
-/// its environment safely, so it starts itself anew (the same process, the same arguments): call it
-/// before anything is opened. Returns when the environment says it already, or says why it cannot be.
-pub fn bound_threads() {
-    if std::env::var_os(THREADS).is_some() {
-        return;
-    }
-    if let Err(error) = start_anew() {
-        tracing::warn!(%error, "computing may take every core; set {THREADS}={}", threads());
-    }
-}
-
-#[cfg(unix)]
-fn start_anew() -> std::io::Result<()> {
-    use std::os::unix::process::CommandExt as _;
-    let mut args = std::env::args_os();
-    let mut command = std::process::Command::new(std::env::current_exe()?);
-    // Hints name the program as it was called.
-    if let Some(name) = args.next() {
-        command.arg0(name);
-    }
-    command.args(args).env(THREADS, threads().to_string());
-    // It returns only when it fails.
-    Err(command.exec())
-}
-
-#[cfg(not(unix))]
-fn start_anew() -> std::io::Result<()> {
-    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// Computes on threads of its own. Cheap to clone.

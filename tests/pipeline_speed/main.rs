@@ -5,6 +5,8 @@
 //!
 //! With a path the model is left there, for another engine to be measured on the same file. Prints
 //! one line per measurement: tokens per second of wall clock and per second of processor time.
+//! `CANDLE_NUM_THREADS` says on how many threads matrices are multiplied; the node has all cores but
+//! one, and so has `tests/pipeline_speed/run`, which measures llama.cpp on the same file besides.
 
 #![allow(
     clippy::as_conversions,
@@ -24,7 +26,7 @@ use futures::future::{BoxFuture, join_all};
 use souk::pipeline::ends::Ends;
 use souk::pipeline::engine::{Head, Load, Precision, Stage};
 use souk::pipeline::layers::Local;
-use souk::pipeline::processor::{self, Processor};
+use souk::pipeline::processor::Processor;
 use souk::pipeline::worker::{Lease, Worker};
 use souk::pipeline::{Layers, PipelineError, Run, StepKind};
 
@@ -175,7 +177,6 @@ async fn prefill(name: &str, layers: &dyn Layers, ends: &Ends) {
 
 #[tokio::main]
 async fn main() {
-    processor::bound_threads();
     let kept = std::env::args().nth(1).map(PathBuf::from);
     let folder = tempfile::tempdir().unwrap();
     let path = kept.unwrap_or_else(|| folder.path().join("model.gguf"));

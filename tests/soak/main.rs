@@ -1,6 +1,8 @@
 //! Long experiments, each one command that prints one line of figures and exits non-zero on a
 //! breach: `sim`, the seeded simulator of two channel ends; `kill`, nodes killed under load;
-//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour.
+//! `power`, power cuts while a ledger is written; `outage`, a chain that is away for an hour;
+//! `stages`, the contributors of a pipeline's layers killed while answers are written; `far`, the
+//! same layers a long way from each other; `hops`, what passing rows on costs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,21 +11,26 @@
 )]
 #![allow(clippy::disallowed_methods, clippy::as_conversions)]
 
+mod far;
 #[path = "../it/harness/mod.rs"]
 #[allow(unused_imports, reason = "the behaviour tests use more of the harness")]
 mod harness;
+mod hops;
 mod kill;
 mod outage;
 mod power;
 #[path = "../sim/mod.rs"]
 mod sim;
+mod stages;
+#[path = "../tiny_model/mod.rs"]
+mod tiny_model;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Long experiments on money: each prints one line of figures and fails on a breach.
+/// Long experiments: each prints one line of figures and fails on a breach.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -71,6 +78,36 @@ enum Experiment {
         #[arg(long, default_value_t = 60)]
         minutes: u64,
     },
+    /// kill -9 of the contributors of a model's layers while answers are written.
+    Stages {
+        /// Kills.
+        #[arg(long, default_value_t = 1_000)]
+        kills: u64,
+        /// Draws the moments and the victims.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Tokens of each prompt.
+        #[arg(long, default_value_t = 40)]
+        prompt: usize,
+        /// Numbers of a row: the model's size.
+        #[arg(long, default_value_t = 128)]
+        hidden: usize,
+    },
+    /// Layers of a model in three network namespaces, far from each other; needs root.
+    Far {
+        /// Every packet's way takes so long.
+        #[arg(long, default_value_t = 50)]
+        delay_ms: u64,
+    },
+    /// Rows through three stages that compute nothing.
+    Hops {
+        /// Numbers of a row, of two bytes each on the wire.
+        #[arg(long, default_value_t = 8_192)]
+        hidden: usize,
+        /// Rows, one after the other.
+        #[arg(long, default_value_t = 2_000)]
+        rows: usize,
+    },
     /// The writer that `power` cuts.
     #[command(hide = true)]
     Write { dir: PathBuf },
@@ -106,6 +143,22 @@ async fn main() -> ExitCode {
         }
         Experiment::Power { cuts, seed } => power::experiment(cuts, seed).await,
         Experiment::Outage { minutes } => outage::run(minutes).await,
+        Experiment::Stages {
+            kills,
+            seed,
+            prompt,
+            hidden,
+        } => {
+            let plan = stages::Plan {
+                kills,
+                seed,
+                prompt,
+                hidden,
+            };
+            stages::run(plan).await
+        }
+        Experiment::Far { delay_ms } => far::run(delay_ms).await,
+        Experiment::Hops { hidden, rows } => hops::run(hidden, rows).await,
         Experiment::Write { dir } => power::write(&dir).await,
         Experiment::Inspect { dir } => power::inspect(&dir).await,
     };

@@ -30,6 +30,8 @@ pub struct TinyModel {
     pub kv_heads: usize,
     pub vocabulary: usize,
     pub context: usize,
+    /// Says visible ASCII only, and never ends by itself.
+    pub is_legible: bool,
 }
 
 impl Default for TinyModel {
@@ -42,6 +44,7 @@ impl Default for TinyModel {
             kv_heads: 2,
             vocabulary: 256 + SPECIAL.len(),
             context: 512,
+            is_legible: false,
         }
     }
 }
@@ -68,7 +71,10 @@ impl TinyModel {
             .tensors()
             .into_iter()
             .map(|(name, shape)| {
-                let bytes = numbers(&name, &shape);
+                let mut bytes = numbers(&name, &shape);
+                if self.is_legible && name == "lm_head.weight" {
+                    silence(&mut bytes, self.hidden);
+                }
                 (name, (shape, bytes))
             })
             .collect();
@@ -138,6 +144,15 @@ fn numbers(name: &str, shape: &[usize]) -> Vec<u8> {
         bytes.extend(number.to_le_bytes());
     }
     bytes
+}
+
+/// Takes the weights of tokens that are no visible ASCII away: among many others one is above 0.
+fn silence(bytes: &mut [u8], hidden: usize) {
+    for (token, row) in bytes.chunks_mut(4 * hidden).enumerate() {
+        if !(33..127).contains(&token) {
+            row.fill(0);
+        }
+    }
 }
 
 /// A tokenizer of single bytes.

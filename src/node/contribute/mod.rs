@@ -21,7 +21,7 @@ use super::base::Base;
 use crate::discovery::{NoCache, OfferBook};
 use crate::failure::{Failure, FailureKind};
 use crate::network::Handle;
-use crate::pipeline::engine::{Load, ModelConfig, Precision, Stage, manifest};
+use crate::pipeline::engine::{Load, ModelConfig, Precision, Stage, known};
 use crate::pipeline::market::moves::LOOK_EVERY;
 use crate::pipeline::market::{Coverage, Joiner, Mover, Offered, Step, place};
 use crate::pipeline::processor::Processor;
@@ -247,10 +247,10 @@ impl Model {
     /// Reads the shape and hashes the weights, off the runtime's workers.
     async fn read(path: PathBuf, base: &Base) -> anyhow::Result<Self> {
         let section = &base.config.contribute;
-        let file = path.clone();
+        let (file, memory) = (path.clone(), base.lock.dir().models_json());
         let read = tokio::task::spawn_blocking(move || {
             let mut line = Line::new("reading the model");
-            manifest::root(&file, &mut |done, all| line.say(done, all))
+            known::root(&file, &memory, &mut |done, all| line.say(done, all))
         });
         let (config, manifest) = read.await?.map_err(|error| bad_config(error.to_string()))?;
         let layers = u16::try_from(config.layers)

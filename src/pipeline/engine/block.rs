@@ -11,13 +11,14 @@ use super::config::ModelConfig;
 use super::kv::Kv;
 use super::rope::Rope;
 use super::source::{Name, Part, Source};
+use super::weights::Weights;
 use super::{EngineError, Precision};
 
 type Computed<T> = candle_core::Result<T>;
 
 /// A matrix with its bias, if it has one.
 struct Linear {
-    weight: QMatMul,
+    weight: Weights,
     bias: Option<Tensor>,
 }
 
@@ -34,11 +35,12 @@ impl Linear {
         } else {
             None
         };
-        let weight = source.matrix(Name::Weight(layer, part), (outputs, inputs), precision)?;
+        let matrix = source.matrix(Name::Weight(layer, part), (outputs, inputs), precision)?;
+        let weight = Weights::new(matrix)?;
         Ok(Self { weight, bias })
     }
     fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        self.shifted(self.weight.forward(x)?)
+        self.shifted(self.weight.matrix().forward(x)?)
     }
     fn shifted(&self, y: Tensor) -> Computed<Tensor> {
         match &self.bias {
@@ -50,7 +52,7 @@ impl Linear {
 
 /// Several matrices times the same rows; where the library can, the rows are quantised once for all.
 fn forward_all<const N: usize>(x: &Tensor, all: [&Linear; N]) -> Computed<[Tensor; N]> {
-    let weights = all.iter().map(|linear| match &linear.weight {
+    let weights = all.iter().map(|linear| match linear.weight.matrix() {
         QMatMul::QTensor(weight) => Some(weight.as_ref()),
         _ => None,
     });
@@ -187,6 +189,21 @@ impl Block {
                 scale: 1.0 / dim_single.sqrt(),
             },
         })
+    }
+
+    /// After a first row: what it does not need any more goes.
+    pub(super) fn settle(&self) {
+        for linear in [
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ] {
+            linear.weight.settle();
+        }
     }
 
     /// Computes this layer, the `layer`th of its range, for `x` (rows, hidden).

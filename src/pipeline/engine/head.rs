@@ -8,6 +8,7 @@ use candle_core::{Device, Module, Tensor};
 use super::block::Norm;
 use super::config::ModelConfig;
 use super::source::{Name, Source};
+use super::weights::Weights;
 use super::{EngineError, Precision};
 
 /// Embedding, last norm and output of a model.
@@ -16,7 +17,7 @@ pub struct Head {
     embedding: QMatMul,
     norm: Norm,
     /// None where the embedding serves for it.
-    logits: Option<QMatMul>,
+    logits: Option<Weights>,
 }
 
 impl Head {
@@ -28,7 +29,8 @@ impl Head {
         let (mut source, config) = Source::open(path)?;
         let shape = (config.vocabulary, config.hidden);
         let logits = if source.has(Name::Logits) {
-            Some(source.matrix(Name::Logits, shape, precision)?)
+            let matrix = source.matrix(Name::Logits, shape, precision)?;
+            Some(Weights::new(matrix)?)
         } else {
             None
         };
@@ -40,6 +42,9 @@ impl Head {
         };
         // As a stage does: the first use of a matrix is slow.
         head.logits(&vec![1.0; head.config.hidden])?;
+        if let Some(logits) = &head.logits {
+            logits.settle();
+        }
         Ok(head)
     }
 
@@ -88,7 +93,8 @@ impl Head {
             return Err(EngineError::Shape("no whole rows".to_owned()));
         }
         let rows = Tensor::from_slice(rows, (count, hidden), &Device::Cpu)?;
-        let matrix = self.logits.as_ref().unwrap_or(&self.embedding);
+        let own = self.logits.as_ref().map(Weights::matrix);
+        let matrix = own.unwrap_or(&self.embedding);
         let logits = matrix.forward(&self.norm.forward(&rows)?)?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }

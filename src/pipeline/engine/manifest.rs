@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 use super::EngineError;
 use super::config::{Family, ModelConfig, Scaling};
 use super::source::{Source, io};
+use super::vocabulary;
 use crate::types::Hash32;
 
 /// Said in the first leaf: what is hashed may change with the engine.
-const VERSION: &str = "souk/manifest/1";
+pub(super) const VERSION: &str = "souk/manifest/2";
 /// The file of a directory that turns text into tokens.
 const TOKENIZER: &str = "tokenizer.json";
 /// What a leaf begins with, and a node: neither passes for the other.
@@ -106,10 +107,14 @@ fn shape(config: &ModelConfig) -> Vec<u8> {
     out
 }
 
-/// A directory's tokenizer; nothing where there is none, as beside a GGUF file that has its own.
+/// What turns text into tokens: a directory's tokenizer, or what a GGUF file says; nothing where
+/// there is none. A chat template is the seller's business and no part of a model.
 fn tokenizer(path: &Path) -> Result<Vec<u8>, EngineError> {
+    if !path.is_dir() {
+        return vocabulary::digest(path);
+    }
     let file = path.join(TOKENIZER);
-    if !path.is_dir() || !file.exists() {
+    if !file.exists() {
         return Ok(Vec::new());
     }
     let text = std::fs::read(&file).map_err(io(&file))?;

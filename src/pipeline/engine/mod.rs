@@ -3,9 +3,10 @@
 //! # Layout
 //! - [`config`]: the model's shape, read from `config.json` or GGUF metadata, checked;
 //! - `source`: finds tensors by name and reads only those that are asked for;
+//! - `weights`: matrices that take memory once;
 //! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3;
 //! - `rope`: the angles that positions turn queries and keys by;
-//! - [`manifest`]: what a model is, as one hash;
+//! - [`manifest`]: what a model is, as one hash; [`known`]: those made before;
 //! - `kv`: what a session's layers remember, at explicit positions;
 //! - [`stage`]: a range of blocks behind [`Engine`]; [`head`]: embedding, last norm, output;
 //! - `vocabulary`: what a GGUF file says about text;
@@ -22,6 +23,7 @@
 mod block;
 pub mod config;
 pub mod head;
+pub mod known;
 mod kv;
 pub mod manifest;
 mod rope;
@@ -31,6 +33,7 @@ pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
 mod vocabulary;
+mod weights;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -63,7 +63,7 @@ impl Stage {
     }
 
     /// Computes a row for nobody: the first use of a matrix lays it out anew, which takes as long as
-    /// reading it, and must not be the first customer's wait.
+    /// reading it and must not be the first customer's wait.
     fn warm(&mut self) -> Result<(), EngineError> {
         let slot = self.open(1)?;
         let span = Span {
@@ -74,6 +74,7 @@ impl Stage {
         let row = vec![1.0; self.config.hidden];
         let computed = self.forward(&[span], row);
         self.close(slot);
+        self.blocks.iter().for_each(Block::settle);
         computed.map(drop)
     }
 

@@ -131,6 +131,8 @@ pub struct Node {
     failpoint: Option<String>,
     /// More of its environment.
     env: Vec<(String, String)>,
+    /// The network namespace that it lives in, if not ours.
+    namespace: Option<String>,
 }
 
 impl Node {
@@ -146,8 +148,23 @@ impl Node {
 
     /// The same with more environment.
     pub fn start_with(home: Home, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
-        args.extend(["--listen".into(), LISTEN.into()]);
+        let args = [args, &["--listen", LISTEN]].concat();
+        Self::start_anywhere(home, &args, env, None)
+    }
+
+    /// Starts one in a network namespace, with the `--listen` that `args` name; needs root. Its HTTP
+    /// server is on that namespace's loopback.
+    pub fn start_inside(namespace: &str, args: &[&str]) -> Self {
+        Self::start_anywhere(Home::new(), args, &[], Some(namespace.to_owned()))
+    }
+
+    fn start_anywhere(
+        home: Home,
+        args: &[&str],
+        env: &[(&str, &str)],
+        namespace: Option<String>,
+    ) -> Self {
+        let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         let stderr = home.path().join("stderr.txt");
         let (child, ready) = (None, BTreeMap::new());
         let mut node = Self {
@@ -158,6 +175,7 @@ impl Node {
             stderr,
             starts: 0,
             failpoint: None,
+            namespace,
             env: env
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -170,7 +188,15 @@ impl Node {
     fn spawn(&mut self) {
         self.starts += 1;
         self.stderr = self.home.path().join(format!("stderr-{}.txt", self.starts));
-        let mut command = command(self.home.path());
+        let mut command = match &self.namespace {
+            None => command(self.home.path()),
+            Some(namespace) => {
+                // It becomes the node: the same process id.
+                let mut command = dressed(Command::new("ip"), self.home.path());
+                command.args(["netns", "exec", namespace]).arg(binary());
+                command
+            }
+        };
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(failpoint) = &self.failpoint {
             command.env(FAILPOINT, failpoint);
@@ -367,7 +393,11 @@ fn binary() -> PathBuf {
 
 /// The node's binary on a data directory, blind to the environment's own settings.
 fn command(dir: &Path) -> Command {
-    let mut command = Command::new(binary());
+    dressed(Command::new(binary()), dir)
+}
+
+/// A command whose environment is that of a data directory and nobody's else.
+fn dressed(mut command: Command, dir: &Path) -> Command {
     for (name, _) in std::env::vars() {
         if name.starts_with("SOUK_")
             || name == FAILPOINT

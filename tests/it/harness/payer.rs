@@ -35,6 +35,8 @@ impl Spending for Freely {
 pub struct Payer {
     pub ledger: Ledger,
     pub remote: Remote,
+    market: Arc<Market>,
+    tasks: Tasks,
     cancel: CancellationToken,
     _folder: tempfile::TempDir,
 }
@@ -117,7 +119,7 @@ impl Payer {
             Arc::new(Freely),
             settings,
         );
-        let market = Market::new(Parts {
+        let market = Arc::new(Market::new(Parts {
             places: places(offers),
             payer: payer.await.unwrap(),
             ledger: ledger.clone(),
@@ -127,14 +129,23 @@ impl Payer {
             tasks: tasks.clone(),
             network_name: NETWORK.to_owned(),
             windows: WindowSettings::default(),
-        });
-        let remote = Remote::new(session, Arc::new(market), tasks);
+        }));
+        let source = Arc::<Market>::clone(&market);
+        let remote = Remote::new(session, source, tasks.clone());
         Self {
             ledger,
             remote,
+            market,
+            tasks,
             cancel,
             _folder: folder,
         }
+    }
+
+    /// The same layers for sessions that are kept alive in another way.
+    pub fn remote_with(&self, session: Settings) -> Remote {
+        let source = Arc::<Market>::clone(&self.market);
+        Remote::new(session, source, self.tasks.clone())
     }
 
     /// What each channel's attempts cost here, once none is open.
