@@ -156,11 +156,7 @@ struct Passing<'a> {
 
 impl Passing<'_> {
     /// A whole answer or an error, once it is complete.
-    async fn whole(
-        &self,
-        response: Response<Body>,
-        sink: &mut ClientSink,
-    ) -> Result<(), Refusal> {
+    async fn whole(&self, response: Response<Body>, sink: &mut ClientSink) -> Result<(), Refusal> {
         let (parts, mut body) = response.into_parts();
         let mut all = BytesMut::new();
         loop {
@@ -190,11 +186,7 @@ impl Passing<'_> {
 
     /// A stream, event by event. Its first event says nothing, so the head waits for the second: an
     /// answer that fails before its first word is refused with a status of its own.
-    async fn events(
-        &self,
-        response: Response<Body>,
-        sink: &mut ClientSink,
-    ) -> Result<(), Refusal> {
+    async fn events(&self, response: Response<Body>, sink: &mut ClientSink) -> Result<(), Refusal> {
         let mut body = response.into_body();
         let mut splitter = EventSplitter::new();
         let mut pen = Pen {
@@ -224,7 +216,11 @@ impl Passing<'_> {
                 continue;
             }
             sink.commit(StatusCode::OK, event_stream_headers());
-            if sink.send(std::mem::take(&mut pen.out).into()).await.is_err() {
+            if sink
+                .send(std::mem::take(&mut pen.out).into())
+                .await
+                .is_err()
+            {
                 return Ok(());
             }
         }
@@ -245,7 +241,8 @@ impl Passing<'_> {
         struct Body {
             error: Said,
         }
-        let said = serde_json::from_slice::<Body>(body).map_or_else(|_| Said::default(), |b| b.error);
+        let said =
+            serde_json::from_slice::<Body>(body).map_or_else(|_| Said::default(), |b| b.error);
         let message = said.message;
         match (said.code.as_str(), status.as_u16()) {
             ("budget_exceeded", _) => {

@@ -80,8 +80,7 @@ async fn load(base: &Base, model: ModelId, path: &Path) -> anyhow::Result<Own> {
     let WantEnds { tokens, ends, .. } = ends;
     let has_tools = tokens.tool_style().is_some();
     let context = ends.config().context;
-    let answering =
-        crate::pipeline::generate::Model::new(tokens, ends, elsewhere.layers, context);
+    let answering = crate::pipeline::generate::Model::new(tokens, ends, elsewhere.layers, context);
     let clock = Arc::clone(&base.clock);
     let service = Service::new(model.as_str(), answering, clock, base.front.clone());
     Ok(Own {
@@ -141,8 +140,14 @@ mod tests {
             let (model, path) = read(entry);
             (model.to_string(), path.display().to_string())
         };
-        assert_eq!(of("tiny/own=/m/x.gguf"), ("tiny/own".into(), "/m/x.gguf".into()));
-        assert_eq!(of("/m/Llama-3.1-8B"), ("llama-3.1-8b".into(), "/m/Llama-3.1-8B".into()));
+        assert_eq!(
+            of("tiny/own=/m/x.gguf"),
+            ("tiny/own".into(), "/m/x.gguf".into())
+        );
+        assert_eq!(
+            of("/m/Llama-3.1-8B"),
+            ("llama-3.1-8b".into(), "/m/Llama-3.1-8B".into())
+        );
         assert_eq!(of("m/q.gguf"), ("q".into(), "m/q.gguf".into()));
     }
 }

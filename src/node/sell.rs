@@ -145,9 +145,9 @@ pub(super) async fn start(
     if let Some(desk) = &desk {
         contribute::watch_load(base, desk);
     }
-    let stage = desk.clone().map(|desk| -> StageStatus {
-        Arc::new(move || desk.status())
-    });
+    let stage = desk
+        .clone()
+        .map(|desk| -> StageStatus { Arc::new(move || desk.status()) });
     accept(base, incoming, &seller, payee.clone(), desk);
     if let Some(contribution) = contribution {
         let tending = Tending::of(base);

@@ -94,7 +94,11 @@ impl Routed {
         self.book.want_stages(&self.manifest);
         let offered = self.offered();
         let ask = Ask::whole(layers, 1, self.rules.second_worth);
-        let most = self.rules.most.as_ref().map(|most| (most.prefill, most.decode));
+        let most = self
+            .rules
+            .most
+            .as_ref()
+            .map(|most| (most.prefill, most.decode));
         affordable(&offered, &ask, most).map(|way| prices(&offered, &way))
     }
 
@@ -110,8 +114,7 @@ impl Routed {
 }
 
 /// The offer with the time that a row was measured to take there, its way included, if it was.
-#[must_use]
-pub fn measured(mut offered: Offered, trust: &Trust, now: Instant) -> Offered {
+fn measured(mut offered: Offered, trust: &Trust, now: Instant) -> Offered {
     let part = Part {
         peer: offered.peer,
         first: offered.terms.first,
@@ -141,8 +144,10 @@ impl Places for Routed {
         let first = want.first;
         let (_, offered) = self.allowed();
         let not: Vec<PeerId> = want.not.iter().copied().collect();
-        let way = route::best(&offered, &ask(want, 0, &not));
-        match (way, &self.rules.most) {
+        let ask = ask(want, 0, &not);
+        let way = route::best(&offered, &ask);
+        let is_too_dear = affordable(&offered, &ask, self.left(want)).is_none();
+        match (way.filter(|_| is_too_dear), &self.rules.most) {
             (Some(way), Some(most)) => {
                 let (prefill, decode) = prices(&offered, &way);
                 let (input, output) = want.patron.prices();
@@ -204,6 +209,25 @@ fn affordable(offered: &[Offered], ask: &Ask<'_>, most: Option<(u64, u64)>) -> O
         ..ask.clone()
     };
     route::best(offered, &cheap).filter(within)
+}
+
+/// Those of `live` to ask for a place, the best first: the first stages of the best ways, by what was
+/// measured of them, or else by what they claim.
+#[must_use]
+pub fn chosen(
+    live: &[Arc<SignedOffer>],
+    want: &Want,
+    second_worth: u64,
+    trust: &Trust,
+) -> Vec<Arc<SignedOffer>> {
+    let now = Instant::now();
+    let claimed = live.iter().filter_map(|offer| Offered::claimed(offer));
+    let offered: Vec<Offered> = claimed.map(|one| measured(one, trust, now)).collect();
+    let by_hash = |hash: &Hash32| live.iter().find(|offer| offer.hash == *hash);
+    choices(&offered, want, second_worth, None)
+        .iter()
+        .filter_map(|hash| by_hash(hash).map(Arc::clone))
+        .collect()
 }
 
 /// The first stages of the best ways, the best first, each of another peer; offers by their hashes.

@@ -281,7 +281,10 @@ async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
     let (content, expected) = long.expect("a long sentence");
     let leaving = scene.contribute("2..6", &["--price-in", "1", "--price-out", "1"]);
     // Two that may move have room for three layers, so one of them alone cannot take the place.
-    let moving = [("CONTRIBUTE_LAYERS_MAX", "3"), ("CONTRIBUTE_LOOK_EVERY", "200ms")];
+    let moving = [
+        ("CONTRIBUTE_LAYERS_MAX", "3"),
+        ("CONTRIBUTE_LOOK_EVERY", "200ms"),
+    ];
     let moving = moving.map(|(key, value)| (format!("SOUK_{key}"), value));
     let pause = ("SOUK_CONTRIBUTE_MOVE_PAUSE".to_owned(), "1s");
     let env: Vec<(&str, &str)> = moving

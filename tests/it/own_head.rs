@@ -63,7 +63,9 @@ fn chat(is_stream: bool) -> Request {
 
 /// What the answer says that it cost, micro-USD.
 fn cost(usage: &Value) -> u64 {
-    let usd = usage["cost"].as_f64().unwrap_or_else(|| panic!("no cost in {usage}"));
+    let usd = usage["cost"]
+        .as_f64()
+        .unwrap_or_else(|| panic!("no cost in {usage}"));
     (usd * 1e6).round() as u64
 }
 
@@ -77,9 +79,15 @@ fn booked(rows: &books::Rows, answer: &Response) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_what_the_engines_say_and_the_stages_are_paid_once() {
     let scene = Scene::start(&[]).await;
-    let listed = scene.send(&Request::get(&format!("/v1/models/{NAME}"))).await;
+    let listed = scene
+        .send(&Request::get(&format!("/v1/models/{NAME}")))
+        .await;
     let listed = listed.json();
-    assert_eq!((&listed["own"], &listed["split"]), (&json!(true), &json!(true)), "{listed}");
+    assert_eq!(
+        (&listed["own"], &listed["split"]),
+        (&json!(true), &json!(true)),
+        "{listed}"
+    );
     // Six layers at $1 in and $2 out per million rows.
     assert_eq!(listed["pricing"]["prompt"], "0.000006");
     assert_eq!(listed["pricing"]["completion"], "0.000012");
@@ -95,7 +103,12 @@ async fn it_says_what_the_engines_say_and_the_stages_are_paid_once() {
     let stream = scene.send(&chat(true)).await;
     assert!(stream.complete, "{}", stream.text());
     assert_eq!(streamed(&stream.data()), expected);
-    let last = stream.data().iter().rev().find(|data| data.contains("\"usage\"")).cloned();
+    let last = stream
+        .data()
+        .iter()
+        .rev()
+        .find(|data| data.contains("\"usage\""))
+        .cloned();
     let last: Value = serde_json::from_str(&last.unwrap()).unwrap();
 
     let messages = json!({
@@ -108,9 +121,14 @@ async fn it_says_what_the_engines_say_and_the_stages_are_paid_once() {
     let responses = json!({
         "model": NAME, "input": CONTENT, "max_output_tokens": 24, "temperature": 0,
     });
-    let responded = scene.send(&Request::post("/v1/responses", &responses)).await;
+    let responded = scene
+        .send(&Request::post("/v1/responses", &responses))
+        .await;
     assert_eq!(responded.status, 200, "{}", responded.text());
-    assert_eq!(responded.json()["output"][0]["content"][0]["text"], expected);
+    assert_eq!(
+        responded.json()["output"][0]["content"][0]["text"],
+        expected
+    );
 
     // Nobody sold anything but layers, and each micro-USD stands once in each ledger.
     let buyer = scene.buyer.home();
@@ -150,7 +168,11 @@ async fn a_budget_stops_it() {
     assert!(refused.header("retry-after").is_some());
     let books = books::agreed(&[scene.buyer.home()], &scene.homes(), BOOKS_DEADLINE).await;
     let (bought, _) = books.unwrap();
-    assert!(books::billed(&bought) <= DAILY, "{}", books::billed(&bought));
+    assert!(
+        books::billed(&bought) <= DAILY,
+        "{}",
+        books::billed(&bought)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,14 +184,20 @@ async fn what_cannot_be_answered_is_refused_in_words() {
     let long = json!({
         "model": NAME, "max_tokens": 24, "messages": [{"role": "user", "content": "x".repeat(600)}],
     });
-    let answer = scene.send(&Request::post("/v1/chat/completions", &long)).await;
+    let answer = scene
+        .send(&Request::post("/v1/chat/completions", &long))
+        .await;
     assert_eq!(answer.status, 400, "{}", answer.text());
     assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     // A word of its own for the request's most: 23 rows of a prompt cost more than this.
     let capped = chat(false).header("x-souk-max-cost-usd", "0.00001");
     let answer = scene.send(&capped).await;
     assert_eq!(answer.status, 429, "{}", answer.text());
-    assert!(answer.text().contains("x-souk-max-cost-usd"), "{}", answer.text());
+    assert!(
+        answer.text().contains("x-souk-max-cost-usd"),
+        "{}",
+        answer.text()
+    );
     scene.stages.truncate(2);
     let end = tokio::time::Instant::now() + std::time::Duration::from_secs(90);
     loop {

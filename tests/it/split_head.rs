@@ -47,15 +47,16 @@ impl Scene {
     }
 
     /// A head at these prices, USD per million tokens.
-    fn head(
-        &self,
-        home: Home,
-        prices: (&str, &str),
-        more: &[&str],
-        env: &[(&str, &str)],
-    ) -> Node {
+    fn head(&self, home: Home, prices: (&str, &str), more: &[&str], env: &[(&str, &str)]) -> Node {
         let model = format!("{NAME}={}", self.path().display());
-        let mut args = vec!["sell", "--upstream", "pipeline", "--split", "--model", &model];
+        let mut args = vec![
+            "sell",
+            "--upstream",
+            "pipeline",
+            "--split",
+            "--model",
+            &model,
+        ];
         args.extend(["--price-in", prices.0, "--price-out", prices.1]);
         args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
         args.extend(more);
@@ -104,7 +105,11 @@ async fn it_pays_no_more_than_it_sells_for_unless_it_is_told() {
     let buyer = scene.buyer(&cheap).await;
     let refused = ask(&buyer).await;
     assert_eq!(refused.status, 503, "{}", refused.text());
-    assert!(refused.text().contains("what the model is sold for"), "{}", refused.text());
+    assert!(
+        refused.text().contains("what the model is sold for"),
+        "{}",
+        refused.text()
+    );
     let homes: Vec<&Home> = stages.iter().map(Node::home).collect();
     for home in &homes {
         assert_eq!(books::billed(&books::rows(home)), 0);
@@ -136,12 +141,18 @@ async fn a_daily_limit_ends_what_it_pays_for_layers() {
     };
     assert!(answered > 0, "{}", refused.text());
     assert_eq!(refused.status, 503, "{}", refused.text());
-    assert!(refused.text().contains("spending limit"), "{}", refused.text());
+    assert!(
+        refused.text().contains("spending limit"),
+        "{}",
+        refused.text()
+    );
     let homes: Vec<&Home> = stages.iter().map(Node::home).collect();
     let all = [&homes[..], &[head.home()]].concat();
     let books = books::agreed(&[head.home(), buyer.home()], &all, BOOKS_DEADLINE).await;
     let (bought, _) = books.unwrap();
-    let rows = bought.values().filter(|row| row.buyer == head.home().peer_id);
+    let rows = bought
+        .values()
+        .filter(|row| row.buyer == head.home().peer_id);
     let paid: u64 = rows.filter_map(|row| row.billed).sum();
     assert!(0 < paid && paid <= DAILY, "{paid}");
 }

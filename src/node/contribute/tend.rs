@@ -143,7 +143,11 @@ pub(in crate::node) fn watch_load(base: &Base, desk: &Arc<Desk>) {
             if desk.pause(reading) {
                 let load = reading.others_bp / 100;
                 let is_paused = reading.is_paused;
-                tracing::info!(load, is_paused, "other programs' share of the machine, per cent");
+                tracing::info!(
+                    load,
+                    is_paused,
+                    "other programs' share of the machine, per cent"
+                );
             }
             tokio::select! {
                 () = tokio::time::sleep(load::LOOK_EVERY) => {}

@@ -14,11 +14,10 @@ use super::again::{Computed, again};
 use super::{Candidate, Heard, Opened, Order, Settings, Source, Want};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::patron::Patron;
-use crate::pipeline::rows;
 use crate::pipeline::session::HopId;
-use crate::pipeline::trust::vectors::CHECK_ROWS;
+use crate::pipeline::trust::vectors::{CHECK_ROWS, Check};
 use crate::pipeline::trust::{Part, Reference, Trust, Vectors};
-use crate::protocol::stage::{StageSession, WireFormat};
+use crate::protocol::stage::StageSession;
 use crate::tasks::Tasks;
 use crate::types::PeerId;
 
@@ -87,7 +86,7 @@ impl Finder {
             first: want.first,
             end: at.end,
         };
-        let Some(vectors) = &self.vectors else {
+        let Some((vectors, reference)) = self.vectors.as_ref().zip(self.reference.as_ref()) else {
             return Ok(());
         };
         if self.trust.is_checked(&part, Instant::now()) {
@@ -102,7 +101,10 @@ impl Finder {
         if self.trust.is_distrusted(&at.peer) {
             return Err(lost("it computes something else than its layers"));
         }
-        let computing = self.compute_known(vectors, want, at);
+        let wire = self.settings.wire;
+        let range = (part.first, part.end);
+        let check = vectors.check(reference, &self.tasks, range, wire).await?;
+        let computing = self.compute_known(&check, want, at);
         let checked = tokio::time::timeout(CHECK_TIMEOUT, computing).await;
         if checked.map_err(|_| lost("its check took too long"))?? {
             tracing::debug!(peer = %at.peer, first = part.first, end = part.end, "a stage passed its check");
@@ -118,36 +120,24 @@ impl Finder {
     /// True when it comes out where the head did; what it is owed otherwise is not paid.
     async fn compute_known(
         &self,
-        vectors: &Vectors,
+        check: &Check,
         want: &Want,
         at: &Candidate,
     ) -> Result<bool, PipelineError> {
-        let hidden = self.settings.hidden;
-        // Eight bits are too coarse to tell rounding from lies.
-        let wire = match self.settings.wire {
-            WireFormat::Int8 => WireFormat::F16,
-            wire => wire,
-        };
-        let known = |layer| vectors.at(layer);
-        let input = known(want.first).ok_or_else(|| {
-            PipelineError::Invalid(format!("the model has no layer {}", want.first))
-        })?;
-        let input = rows::to_bytes(input, hidden, wire);
         let want = Want {
             id: NO_HOP,
             session: StageSession(rand::random()),
             first: want.first,
             end: at.end,
             positions_max: CHECK_ROWS.into(),
-            wire,
+            wire: check.wire,
             not: BTreeSet::new(),
             patron: Patron::default(),
         };
-        let (end, row_bytes) = (want.end, wire.row_bytes(hidden));
+        let row_bytes = check.wire.row_bytes(self.settings.hidden);
         let Computed { rows, orders } =
-            again(&*self.source, &input, row_bytes, 0, want, at.clone()).await?;
-        let numbers = rows::from_bytes(&rows, hidden, wire).unwrap_or_default();
-        let is_right = vectors.confirm(end, &numbers);
+            again(&*self.source, &check.input, row_bytes, 0, want, at.clone()).await?;
+        let is_right = check.confirm(&rows);
         if !is_right {
             // There is room: it was told a few messages.
             let _ = orders.try_send(Order::Forfeit);

@@ -25,6 +25,7 @@ mod audit;
 mod auditing;
 mod find;
 pub mod order;
+mod places;
 mod run;
 mod spares;
 #[cfg(test)]
@@ -174,7 +175,7 @@ pub struct Settings {
     pub patience: Duration,
     /// A stage that lives and computes nothing of what it was given for this long is dismissed.
     pub stall: Duration,
-    /// A lost place is looked for so long; then the session fails.
+    /// A session fails when for so long no place is taken and no row goes further.
     pub search: Duration,
     /// Who left a session for no fault is asked again after this long, if nobody else is there.
     pub pardon: Duration,

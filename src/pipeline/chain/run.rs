@@ -19,44 +19,43 @@ use crate::pipeline::rows;
 use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, Loss, index};
 use crate::pipeline::trust::Part;
 use crate::pipeline::trust::pace::Laps;
-use crate::protocol::stage::{Next, StageMessage, StageSession, StepKind};
+use crate::protocol::stage::{Next, StageMessage, StepKind};
 use crate::types::PeerId;
 
 /// Messages of all stages that wait for the session.
 const HEARD_MAX: usize = 64;
 /// Silence is looked at this often within a patience.
-const LOOKS: u32 = 6;
-/// Routes of one session: a stage that is lost again and again ends it.
-const EPOCHS_MAX: u32 = 1_000;
-
-type Opening = BoxFuture<'static, (Want, Result<Opened, PipelineError>)>;
+pub(super) const LOOKS: u32 = 6;
+pub(super) type Opening = BoxFuture<'static, (Want, Result<Opened, PipelineError>)>;
 type Reply = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 pub(super) struct Actor {
     pub(super) finder: Finder,
-    patron: Patron,
-    positions_max: u32,
+    pub(super) patron: Patron,
+    pub(super) positions_max: u32,
     pub(super) chain: Chain,
-    hops: BTreeMap<HopId, Open>,
+    pub(super) hops: BTreeMap<HopId, Open>,
     /// Who left, and until when nobody asks it again; none for the whole session.
-    dismissed: BTreeMap<PeerId, Option<Instant>>,
+    pub(super) dismissed: BTreeMap<PeerId, Option<Instant>>,
     /// Sessions that ended before they had their place.
-    stillborn: BTreeSet<HopId>,
-    opening: FuturesUnordered<Opening>,
+    pub(super) stillborn: BTreeSet<HopId>,
+    pub(super) opening: FuturesUnordered<Opening>,
     /// Places that somebody is being found for.
-    sought: BTreeSet<u16>,
-    heard: mpsc::Sender<Heard>,
-    next_id: u64,
-    /// Since when layers are missing.
-    missing_since: Option<Instant>,
+    pub(super) sought: BTreeSet<u16>,
+    pub(super) heard: mpsc::Sender<Heard>,
+    pub(super) next_id: u64,
+    /// Since when nothing came of all trying: layers were missing, and no row went further since.
+    pub(super) struggling_since: Option<Instant>,
+    /// The last layer that was ever reached, and the last row that went through all of them.
+    pub(super) reached: (u16, u32),
     last_progress: Instant,
     /// Why the last search or stage failed.
-    why: PipelineError,
+    pub(super) why: PipelineError,
     waiting: Option<Reply>,
     laps: Laps<HopId>,
     /// Makes the next best ready, for the stages of this route.
-    sparing: Option<BoxFuture<'static, ()>>,
-    spared_epoch: u32,
+    pub(super) sparing: Option<BoxFuture<'static, ()>>,
+    pub(super) spared_epoch: u32,
     /// The audit whose rows are being shown.
     pub(super) gathering: Option<Gathering>,
     pub(super) next_show: u32,
@@ -64,11 +63,11 @@ pub(super) struct Actor {
     pub(super) judging: Option<BoxFuture<'static, (HopId, PeerId, Verdict)>>,
 }
 
-struct Open {
-    peer: PeerId,
-    addresses: Vec<Vec<u8>>,
-    orders: mpsc::Sender<Order>,
-    last_heard: Instant,
+pub(super) struct Open {
+    pub(super) peer: PeerId,
+    pub(super) addresses: Vec<Vec<u8>>,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) last_heard: Instant,
 }
 
 impl Actor {
@@ -91,7 +90,8 @@ impl Actor {
             sought: BTreeSet::new(),
             heard,
             next_id: 0,
-            missing_since: None,
+            struggling_since: None,
+            reached: (0, 0),
             last_progress: Instant::now(),
             why: PipelineError::Lost("no stage was found".to_owned()),
             waiting: None,
@@ -152,7 +152,7 @@ impl Actor {
 
     /// True while something is awaited of a stage, or of one that is being found.
     fn is_busy(&self) -> bool {
-        !self.chain.is_settled() || self.missing_since.is_some()
+        !self.chain.is_settled() || !self.chain.missing().is_empty()
     }
 
     /// The caller is done. What stages have computed and said is still counted, so that the books
@@ -196,6 +196,7 @@ impl Actor {
         self.waiting = Some(ask.reply);
         let mut effects = Vec::new();
         let pos = u32::try_from(ask.pos).unwrap_or(u32::MAX);
+        self.reached.1 = self.reached.1.min(pos);
         self.void_audit(pos);
         if count == 1 && ask.kind == StepKind::Decode {
             self.laps.start(pos, now.into_std());
@@ -228,6 +229,7 @@ impl Actor {
                         is_done = true;
                         let now = Instant::now().into_std();
                         self.laps.done(id, done.pos, done.n, now);
+                        self.progress(id, done.pos.saturating_add(done.n));
                     }
                     _ => {}
                 }
@@ -283,118 +285,6 @@ impl Actor {
                 self.chain.lose(id, why, &mut effects);
             }
         }
-        self.act(effects);
-    }
-
-    /// Who was dismissed in this session, or is not trusted.
-    pub(super) fn not_now(&self) -> BTreeSet<PeerId> {
-        let mut not = self.finder.trust.distrusted();
-        not.extend(self.dismissed.keys());
-        not
-    }
-
-    /// Of these, the ones that are not asked even if nobody else is there.
-    fn never(&self) -> BTreeSet<PeerId> {
-        let now = Instant::now();
-        let is_out = |until: &Option<Instant>| until.is_none_or(|until| until > now);
-        let out = self.dismissed.iter().filter(|(_, until)| is_out(until));
-        let mut never = self.finder.trust.distrusted();
-        never.extend(out.map(|(peer, _)| *peer));
-        never
-    }
-
-    /// Every place is taken, for the first time on this way: makes the next best ready.
-    fn spare(&mut self) {
-        let epoch = self.chain.epoch();
-        let is_new = self.finder.settings.spares && self.spared_epoch != epoch;
-        if is_new && self.chain.missing().is_empty() && self.sparing.is_none() {
-            self.spared_epoch = epoch;
-            let hops = self.chain.hops().copied().collect();
-            let finder = self.finder.clone();
-            let readying = finder.ready_spares(hops, self.not_now(), self.positions_max);
-            self.sparing = Some(Box::pin(readying));
-        }
-    }
-
-    /// Has every place without a stage looked for.
-    fn seek(&mut self) -> Result<(), PipelineError> {
-        let missing = self.chain.missing();
-        if missing.is_empty() {
-            self.missing_since = None;
-            return Ok(());
-        }
-        let now = Instant::now();
-        let since = *self.missing_since.get_or_insert(now);
-        let is_over = now.saturating_duration_since(since) >= self.finder.settings.search;
-        // Time does not raise a limit.
-        let is_over = is_over || matches!(self.why, PipelineError::Budget(_));
-        if is_over || self.chain.epoch() > EPOCHS_MAX {
-            return Err(self.why.clone());
-        }
-        for (first, end) in missing {
-            if !self.sought.insert(first) {
-                continue;
-            }
-            let id = HopId(self.next_id);
-            self.next_id = self.next_id.saturating_add(1);
-            let want = Want {
-                id,
-                session: StageSession(rand::random()),
-                first,
-                end,
-                positions_max: self.positions_max,
-                wire: self.finder.settings.wire,
-                not: self.not_now(),
-                patron: self.patron.clone(),
-            };
-            let (finder, never) = (self.finder.clone(), self.never());
-            let heard = self.heard.clone();
-            let pause = self.finder.settings.patience / LOOKS;
-            self.opening.push(Box::pin(async move {
-                let opened = finder.find(want.clone(), never, heard).await;
-                if opened.is_err() {
-                    // Not at once again: who is busy now may be free soon.
-                    tokio::time::sleep(pause).await;
-                }
-                (want, opened)
-            }));
-        }
-        Ok(())
-    }
-
-    fn opened(&mut self, want: &Want, opened: Result<Opened, PipelineError>) {
-        self.sought.remove(&want.first);
-        let is_stillborn = self.stillborn.remove(&want.id);
-        let opened = match opened {
-            Ok(_) if is_stillborn => return,
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::debug!(%error, first = want.first, end = want.end, "no stage yet");
-                self.why = error;
-                return;
-            }
-        };
-        let hop = Hop {
-            id: want.id,
-            first: want.first,
-            end: opened.end,
-            peer: opened.peer,
-            session: want.session,
-        };
-        let open = Open {
-            peer: opened.peer,
-            addresses: opened.addresses,
-            orders: opened.orders,
-            last_heard: Instant::now(),
-        };
-        self.hops.insert(want.id, open);
-        let mut effects = Vec::new();
-        if !self.chain.join(hop, &mut effects) {
-            // Somebody else has the place: it is closed again, unused.
-            self.hops.remove(&want.id);
-        }
-        // One place after the other is taken; each has the whole time.
-        self.missing_since = None;
         self.act(effects);
     }
 

@@ -9,6 +9,7 @@
 
 mod engines;
 mod fire;
+mod links;
 mod trusted;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use links::{lane, pipe};
 
 use super::{Candidate, Checks, Heard, Opened, Order, Remote, Settings, Source, Want};
 use crate::pipeline::ends::Ends;
@@ -180,59 +183,6 @@ impl Peers for Streets {
         })
     }
     fn meet(&self, _: &PeerId, _: &[Vec<u8>]) {}
-}
-
-/// Two ends of a stream whose bytes take `delay`.
-fn pipe(delay: Duration) -> (tokio::io::DuplexStream, tokio::io::DuplexStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const BYTES: usize = 1 << 20;
-    if delay.is_zero() {
-        return tokio::io::duplex(BYTES);
-    }
-    let (ours, near) = tokio::io::duplex(BYTES);
-    let (far, theirs) = tokio::io::duplex(BYTES);
-    let (mut from_us, mut to_us) = tokio::io::split(near);
-    let (mut from_them, mut to_them) = tokio::io::split(far);
-    let (send, mut queue) = mpsc::unbounded_channel::<(Instant, Bytes)>();
-    tokio::spawn(async move {
-        let mut buffer = BytesMut::with_capacity(BYTES);
-        while from_us.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
-            let _ = send.send((Instant::now() + delay, buffer.split().freeze()));
-        }
-    });
-    tokio::spawn(async move {
-        while let Some((at, bytes)) = queue.recv().await {
-            tokio::time::sleep_until(at.into()).await;
-            if to_them.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    tokio::spawn(async move { tokio::io::copy(&mut from_them, &mut to_us).await });
-    (ours, theirs)
-}
-
-/// A channel whose messages take `delay`.
-fn lane<T: Send + 'static>(delay: Duration) -> (mpsc::UnboundedSender<T>, mpsc::Receiver<T>) {
-    let (send, mut queue) = mpsc::unbounded_channel::<T>();
-    let (out, receiver) = mpsc::channel(1_024);
-    let (timed, mut late) = mpsc::unbounded_channel::<(Instant, T)>();
-    tokio::spawn(async move {
-        while let Some(message) = queue.recv().await {
-            let _ = timed.send((Instant::now() + delay, message));
-        }
-    });
-    tokio::spawn(async move {
-        while let Some((at, message)) = late.recv().await {
-            if !delay.is_zero() {
-                tokio::time::sleep_until(at.into()).await;
-            }
-            if out.send(message).await.is_err() {
-                return;
-            }
-        }
-    });
-    (send, receiver)
 }
 
 impl Source for Streets {

@@ -268,7 +268,10 @@ fn a_crowd_spreads_over_the_model_one_by_one() {
         let first = (n - 11) * 10;
         stage(n, layers, first..first + 10, 10)
     }));
-    let mut movers: Vec<Mover> = offered.iter().map(|_| Mover::new(0, Pace::default())).collect();
+    let mut movers: Vec<Mover> = offered
+        .iter()
+        .map(|_| Mover::new(0, Pace::default()))
+        .collect();
     let mut moves = 0;
     for minute in 0..1_000u64 {
         for at in 0..offered.len() {

@@ -16,8 +16,8 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::error::PipelineError;
-use super::patron::Patron;
 use super::generate::{self, Answer, Event, GenerateError, Model};
+use super::patron::Patron;
 use crate::http::body::{Body, BodySender};
 use crate::http::request_body::read_body;
 use crate::http::server::Handler;

@@ -4,6 +4,7 @@
 //!
 //! - [`vectors`]: rows whose results the head has made itself from the model's file. Whoever is to
 //!   serve layers for the first time computes them, for pay, and must come out where the head did.
+//!   Both begin with the same bits, so that what is left to differ is the processor.
 //! - audits (in [`super::chain`]): once in a while a stage shows rows of a running session, which
 //!   must be those it said it sent, and somebody else computes them again. [`odds`] says how many
 //!   audits find whom; [`compare`] what counts as the same.

@@ -66,10 +66,25 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     chain.world.anvil.mine(CONFIRMATIONS);
     chain.let_blocks_come();
     let bootstrap = Node::start(&["bootstrap"]);
-    let stages = ["0..3", "3..6"].map(|layers| stage(&chain, files.path(), layers, bootstrap.listen()));
+    let stages =
+        ["0..3", "3..6"].map(|layers| stage(&chain, files.path(), layers, bootstrap.listen()));
     let model = format!("{NAME}={}", files.path().display());
-    let mut args = vec!["sell", "--upstream", "pipeline", "--split", "--model", &model];
-    args.extend(["--price-in", "100", "--price-out", "200", "--http-port", "0"]);
+    let mut args = vec![
+        "sell",
+        "--upstream",
+        "pipeline",
+        "--split",
+        "--model",
+        &model,
+    ];
+    args.extend([
+        "--price-in",
+        "100",
+        "--price-out",
+        "200",
+        "--http-port",
+        "0",
+    ]);
     args.extend(["--bootstrap", bootstrap.listen(), "--config", &head_file]);
     let head = Node::start_at(head_home, &args);
     let mut args = vec!["buy", "--port", "0", "--bootstrap", bootstrap.listen()];
@@ -87,7 +102,13 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     let (expected, _) = direct_by(WireFormat::F32, files.path(), &[0..3, 3..6], CONTENT, 24);
     for _ in 0..3 {
         let answer = http::send(buyer.http(), &request).await;
-        assert_eq!(answer.status, 200, "{}\n{}", answer.text(), head.stderr_tail());
+        assert_eq!(
+            answer.status,
+            200,
+            "{}\n{}",
+            answer.text(),
+            head.stderr_tail()
+        );
         assert!(answer.complete, "{}", answer.text());
         assert_eq!(crate::pipeline_upstream::streamed(&answer.data()), expected);
     }
@@ -105,7 +126,10 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
                 break state;
             }
             let said = seller.stderr_tail();
-            assert!(Instant::now() < end, "not closed when idle: {state:?}\n{said}");
+            assert!(
+                Instant::now() < end,
+                "not closed when idle: {state:?}\n{said}"
+            );
             tokio::time::sleep(PAUSE).await;
         };
         let rows = bought.values();

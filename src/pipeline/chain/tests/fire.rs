@@ -1,13 +1,17 @@
 //! Stages lie, die, fall silent and are far away, and the answer is that of peace.
 
-use super::engines::liar;
+use super::engines::{How, bent};
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
     let model = Model::new("llama").await;
     let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
-    let liar = town.settle_with(2, 4, liar(model.files.path(), 2, 4, |_| true).await);
+    let liar = town.settle_with(
+        2,
+        4,
+        bent(model.files.path(), 2, 4, How::Lies(|_| true)).await,
+    );
     // Two of each: whoever is audited, two others can be asked about the middle and one of the ends.
     for (first, end) in THIRDS.into_iter().chain(THIRDS) {
         town.settle(first, end);

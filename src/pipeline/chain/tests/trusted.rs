@@ -1,7 +1,7 @@
 //! Stages that are checked before they serve, audited while they do, measured, and replaced by those
 //! who were made ready.
 
-use super::engines::{liar, slow};
+use super::engines::{How, bent};
 use super::*;
 use crate::pipeline::trust::Part;
 use crate::pipeline::trust::odds::{Pattern, audits_needed, per_audit};
@@ -29,7 +29,11 @@ async fn alone(model: &Model) -> Vec<Vec<f32>> {
 async fn a_stage_that_fails_its_check_never_serves_and_is_not_paid() {
     let model = Model::new("llama").await;
     let town = town(&model).await;
-    let liar = town.settle_with(2, 4, liar(model.files.path(), 2, 4, |_| true).await);
+    let liar = town.settle_with(
+        2,
+        4,
+        bent(model.files.path(), 2, 4, How::Lies(|_| true)).await,
+    );
     for (first, end) in THIRDS {
         town.settle(first, end);
     }
@@ -59,7 +63,9 @@ async fn sessions_that_begin_together_pay_for_one_check() {
     for (first, end) in THIRDS {
         town.settle(first, end);
     }
-    let remote = head(&model, &town, 0).await;
+    let mut remote = head(&model, &town, 0).await;
+    // Rounding on the way is nobody's lie.
+    remote.settings.wire = WireFormat::F16;
     let opened = futures::future::join_all([(); 4].map(|()| remote.open(16))).await;
     assert!(opened.iter().all(Result::is_ok));
     // Three checks and four sessions of three stages.
@@ -96,10 +102,11 @@ async fn who_lies_about_decode_rows_is_found_by_the_file_when_nobody_else_has_it
     let model = Model::new("llama").await;
     let town = town(&model).await;
     let lies: fn(&Span) -> bool = |span| span.rows == 1 && span.pos % 4 == 1;
-    let liar = town.settle_with(2, 4, liar(model.files.path(), 2, 4, lies).await);
+    let liar = town.settle_with(2, 4, bent(model.files.path(), 2, 4, How::Lies(lies)).await);
     town.settle(0, 2);
     town.settle(4, 6);
-    let remote = head(&model, &town, 1).await;
+    let mut remote = head(&model, &town, 1).await;
+    remote.settings.search = Duration::from_secs(2);
     // Of a session of 40 rows and up to 11 decoded ones 3 are altered; one stage of three is drawn.
     let each = per_audit(3.0 / 51.0, 51, Pattern::Scattered) / 3.0;
     let most = u64::from(audits_needed(each, 1.0 - 1e-9));
@@ -206,11 +213,32 @@ async fn a_stage_that_comes_back_is_asked_again_when_nobody_else_has_its_layers(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stage_that_comes_back_and_fails_again_ends_the_session() {
+    let model = Model::new("llama").await;
+    let town = town(&model).await;
+    town.settle(0, 2);
+    town.settle_with(2, 4, bent(model.files.path(), 2, 4, How::Fails).await);
+    town.settle(4, 6);
+    let remote = town.remote(Settings {
+        pardon: Duration::from_millis(5),
+        patience: Duration::from_secs(3),
+        search: Duration::from_secs(2),
+        ..model.settings(WireFormat::F32, Shape::Push)
+    });
+    let mut run = remote.open(16).await.unwrap();
+    let rows = model.ends.embed(vec![7; 8]).await.unwrap();
+    let failed = run.step(0, rows, StepKind::Prefill).await;
+    assert!(matches!(failed, Err(PipelineError::Lost(_))), "{failed:?}");
+    // It was given more than one chance.
+    assert!(town.bills.lock().len() > 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_stage_is_measured_as_slow_and_the_others_are_not_blamed() {
     const SLEEP: Duration = Duration::from_millis(40);
     let model = Model::new("llama").await;
     let town = town(&model).await;
-    let slow = slow(model.files.path(), 2, 4, SLEEP).await;
+    let slow = bent(model.files.path(), 2, 4, How::Slow(SLEEP)).await;
     let parts = [
         (town.settle(0, 2), 0, 2),
         (town.settle_with(2, 4, slow), 2, 4),
