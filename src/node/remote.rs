@@ -105,8 +105,9 @@ pub(super) async fn layers(
     let Paying { payer, budget } = base.paying().await.map_err(|error| failed(&error))?;
     let places = Routed::new(book.clone(), manifest, rules, trust.clone());
     let places = Arc::new(places);
+    let asked: Arc<dyn Places> = places.clone();
     let market = Market::new(Parts {
-        places: Arc::clone(&places) as Arc<dyn Places>,
+        places: asked,
         payer,
         purse: Arc::new(LayersPurse(budget)),
         ledger: base.ledger.clone(),

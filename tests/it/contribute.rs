@@ -356,3 +356,32 @@ async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_died_is_made_up_for_as_well() {
+    let scene = Scene::start().await;
+    let mut dying = scene.contribute("3..6", &[]);
+    let env = [
+        ("SOUK_CONTRIBUTE_LAYERS_MAX", "3"),
+        ("SOUK_CONTRIBUTE_LOOK_EVERY", "200ms"),
+        ("SOUK_CONTRIBUTE_MOVE_PAUSE", "1s"),
+    ];
+    let moving = scene.contribute_with("auto", &[], &env);
+    assert_eq!(layers(&moving).await.1, 0..3);
+    let _staying = scene.contribute("0..3", &[]);
+    dying.kill();
+    // It says nothing of its end: the others must find out that nobody is there.
+    let started = tokio::time::Instant::now();
+    let end = started + PATIENCE * 8;
+    loop {
+        let (shown, range) = layers(&moving).await;
+        if range == (3..6) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{shown}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("made up for after {:?}", started.elapsed());
+    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
+    pipeline(&buyer, |one| one["whole"] == true).await;
+}

@@ -8,8 +8,9 @@ use souk::protocol::stage::WireFormat;
 
 use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
-use crate::harness::market::{Hold, start_buyer, wait_for_model};
+use crate::harness::market::{Dialect, Hold, MODEL, PRICES, Seller, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
+use crate::harness::upstream::Script;
 use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by};
 use crate::tiny_model::TinyModel;
 
@@ -200,7 +201,9 @@ async fn rows_travel_as_eight_bits_when_they_are_asked_for() {
     let buyer = scene.buyer(&head).await;
     // One of these says something else where rows are rounded otherwise.
     let say = |wire, content| direct_by(wire, scene.path(), &RANGES, content, 24).0;
-    let contents = ["Why?", "How?", "When?", "Where?", "Who?", "What?", "Which?", "Whose?"];
+    let contents = [
+        "Why?", "How?", "When?", "Where?", "Who?", "What?", "Which?", "Whose?",
+    ];
     let telling = contents.into_iter().find_map(|content| {
         let (eight, sixteen) = (WireFormat::Int8, WireFormat::F16);
         let said = say(eight, content);
@@ -208,4 +211,52 @@ async fn rows_travel_as_eight_bits_when_they_are_asked_for() {
     });
     let (content, said) = telling.expect("a sentence that tells the forms apart");
     assert_eq!(text(&ask_for(&buyer, content).await), said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_sells_a_split_model_and_buys_elsewhere() {
+    let scene = Scene::start().await;
+    let stages = scene.stages(("1", "2"));
+    let bootstrap = scene.bootstrap.listen();
+    let other = Seller::start(bootstrap, Dialect::Chat, PRICES[0], Script::default()).await;
+    let model = format!("{NAME}={}", scene.path().display());
+    let own = format!("tiny/mine={}", scene.path().display());
+    let mut args = vec![
+        "run",
+        "--sell",
+        "--buy",
+        "--upstream",
+        "pipeline",
+        "--split",
+    ];
+    args.extend(["--model", &model, "--price-in", "20", "--price-out", "40"]);
+    args.extend(["--pipeline", &own, "--port", "0", "--http-port", "0"]);
+    args.extend(["--bootstrap", bootstrap]);
+    let both = Node::start_with(Home::new(), &args, &[EXACT]);
+    let (expected, _) = direct_by(WireFormat::F32, scene.path(), &RANGES, CONTENT, 24);
+    // It sells,
+    let buyer = scene.buyer(&both).await;
+    assert_eq!(text(&ask(&buyer).await), expected);
+    // buys an ordinary answer,
+    wait_for_model(&both, MODEL).await;
+    let bought = http::send(both.http(), &Dialect::Chat.request("Hi", false)).await;
+    assert_eq!(bought.status, 200, "{}", bought.text());
+    // and layers for itself, over the channels that it pays its stages by.
+    let body = json!({
+        "model": "tiny/mine", "messages": [{"role": "user", "content": CONTENT}],
+        "max_tokens": 24, "temperature": 0,
+    });
+    let request = Request::post("/v1/chat/completions", &body);
+    assert_eq!(text(&http::send(both.http(), &request).await), expected);
+    let payers = [buyer.home(), both.home()];
+    let mut sellers = vec![both.home(), other.node.home()];
+    sellers.extend(stages.iter().map(Node::home));
+    let books = books::agreed(&payers, &sellers, BOOKS_DEADLINE).await;
+    let (bought, sold) = books.unwrap();
+    assert_eq!(books::billed(&bought), books::billed(&sold));
+    for seller in sellers {
+        let rows = bought.values().filter(|row| row.seller == seller.peer_id);
+        assert!(rows.filter_map(|row| row.billed).sum::<u64>() > 0);
+    }
+    books::verify(both.home()).unwrap();
 }
