@@ -30,6 +30,9 @@ pub const REPLAY_WINDOW: u64 = 65_536;
 pub const REPLAY_PROCESSES_MAX: usize = 16;
 /// A stage message without its rows, bytes: the longest holds all addresses of an offer.
 pub const STAGE_HEADER_BYTES_MAX: usize = 1024;
+/// Rows of a catch-up or of one chunk of a prefill: enough to keep an engine busy, few enough that
+/// the next stage begins soon. A stage's window covers one.
+pub const STAGE_CHUNK_ROWS_MAX: u32 = 64;
 /// Rows of one stage message, bytes: 256 rows of 8192 16-bit numbers.
 pub const STAGE_ROWS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Positions of one stage session: the longest contexts that models have.

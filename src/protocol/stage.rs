@@ -35,6 +35,10 @@ impl std::fmt::Debug for PushKey {
     }
 }
 
+/// The first bytes of sha256 over rows as they travel: no other rows are found in time that have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowsDigest(pub [u8; 16]);
+
 /// How the numbers of a row travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WireFormat {
@@ -138,8 +142,10 @@ pub struct Done {
     pub pos: u32,
     /// Rows.
     pub n: u32,
-    /// First bytes of sha256 over the result as sent: what an audit compares.
-    pub digest: [u8; 8],
+    /// Of the rows as they came: whoever sent them said the same of them, or one of the two lies.
+    pub taken: RowsDigest,
+    /// Of the results as they are sent: an audit is shown these and no others.
+    pub digest: RowsDigest,
 }
 
 /// Head → stage: stop sending; rows of older epochs count no more. Answered by [`State`].
@@ -244,8 +250,10 @@ pub enum StageMessage {
     State(State),
     /// See [`Route`].
     Route(Route),
-    /// Head → stage: show results again, for an audit; answered by an OUT of epoch 0.
+    /// Head → stage: show results again, for an audit; answered by an OUT of epoch 0 and this number.
     Show {
+        /// Counts what the head asked to be shown.
+        seq: u32,
         /// Where they begin.
         pos: u32,
         /// How many.
@@ -300,7 +308,7 @@ impl StageMessage {
             Self::Step(step) => is_span(step.pos, step.n),
             Self::Out(out) => is_span(out.pos, out.n) && (1..=out.n).contains(&out.rows),
             Self::Done(done) => is_span(done.pos, done.n),
-            Self::Show { pos, n } => is_span(*pos, *n),
+            Self::Show { pos, n, .. } => is_span(*pos, *n),
             Self::State(state) => state.length <= STAGE_POSITIONS_MAX,
             Self::Route(route) => route.held.max(route.keep) <= STAGE_POSITIONS_MAX,
             Self::Push(_)

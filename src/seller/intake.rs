@@ -179,12 +179,7 @@ impl Seller {
     /// Waits for the voucher that pays the prefill, then books the open row.
     async fn admit(&self, job: &Job) -> Result<(), NoOrder> {
         let shared = &*self.shared;
-        let price = &job.order.sold.offer.price;
-        let window = if price.is_free() {
-            MicroUsd::ZERO
-        } else {
-            shared.settings.windows.stream(price)
-        };
+        let window = shared.settings.windows.of(&job.order.sold.offer);
         job.pair
             .admit(
                 job.attempt,

@@ -3,7 +3,7 @@
 //! Whoever pays sends an ordinary order with the path [`crate::protocol::offer::STAGE_PATH`] for an offer that has
 //! [`StageTerms`]; a [`StageService`] opens it before anything is admitted. After RESP_HEAD both sides
 //! send BODY frames whose contents only the service understands, until END or CANCEL. Before results
-//! leave, the service states what was computed in all ([`StageOutput::deliver`]), which waits for the
+//! leave, the service states what was computed in all ([`StageOutput::state`]) and waits for the
 //! voucher that it takes; the receipt bills the last sum stated. The rest (limits, credit, rows of the
 //! ledger, ACCEPT) is any order's. Rows from other stages come on streams of their own
 //! ([`StageService::rows`]). Called by the flow of [`super`]; `pipeline` implements the service.
@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::futures::OwnedNotified;
 
 use super::account::Delivered;
 use super::reply::upstream_cut;
@@ -32,7 +33,7 @@ pub const STAGE_OPEN_BYTES_MAX: usize = 4 * 1024;
 /// A payer that takes nothing for this long has gone.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Results wait this long for the voucher that they take.
-const VOUCHER_PATIENCE: Duration = Duration::from_secs(10);
+pub const VOUCHER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Computes layers for pipelines.
 pub trait StageService: Send + Sync {
@@ -123,6 +124,8 @@ pub struct StageOutput<'a> {
     writer: &'a mut FrameWriter<WriteHalf<Stream>>,
     job: &'a Job,
     delivered: &'a mut Delivered,
+    /// The voucher that was asked for last.
+    asked: MicroUsd,
 }
 
 impl StageOutput<'_> {
@@ -146,44 +149,64 @@ impl StageOutput<'_> {
     }
 
     /// States all block-tokens computed so far for this session: `input` prefill, `output` decode,
-    /// never less than before. Returns when results that make up this sum may leave; before that the
-    /// payer is asked for the voucher, if one is missing.
+    /// never less than before. Says whether results that make up this sum may leave; if not, the
+    /// payer is asked for the voucher by the next [`Self::flush`].
     ///
     /// # Errors
-    /// [`StageEnd::Unpaid`] when no voucher comes within 10 s or none would do.
-    pub async fn deliver(&mut self, usage: Usage) -> Result<(), StageEnd> {
+    /// [`StageEnd::Unpaid`] when no voucher would do.
+    pub fn state(&mut self, usage: Usage) -> Result<Cover, StageEnd> {
         let order = &self.job.order;
         let running = order.sold.offer.price.cost(&usage);
         if running > order.signed.head.max_cost {
             return Err(StageEnd::Unpaid("above_max_cost"));
         }
-        let mut asked = MicroUsd::ZERO;
-        loop {
-            let arrived = self.job.pair.next_voucher();
-            tokio::pin!(arrived);
-            // Before the look, so that no voucher comes in between.
-            arrived.as_mut().enable();
-            let missing = match self.job.pair.deliver(&self.job.attempt, running) {
-                Ok(()) => {
-                    self.delivered.reported = Some(usage);
-                    return Ok(());
+        let mut arrived = Box::pin(self.job.pair.next_voucher_owned());
+        // Before the look, so that no voucher comes in between.
+        arrived.as_mut().enable();
+        let missing = match self.job.pair.deliver(&self.job.attempt, running) {
+            Ok(()) => {
+                self.delivered.reported = Some(usage);
+                return Ok(Cover::Paid);
+            }
+            Err(Hold::CreditExhausted) => return Err(StageEnd::Unpaid("credit_exhausted")),
+            Err(Hold::NeedVoucher(cumulative)) => {
+                if cumulative > self.asked {
+                    self.asked = cumulative;
+                    let need = Need { cumulative }.encode();
+                    self.writer.put(FrameKind::Need, &need);
                 }
-                Err(Hold::CreditExhausted) => return Err(StageEnd::Unpaid("credit_exhausted")),
-                Err(Hold::NeedVoucher(cumulative)) => {
-                    if cumulative > asked {
-                        asked = cumulative;
-                        self.writer
-                            .put(FrameKind::Need, &Need { cumulative }.encode());
-                    }
-                    "voucher_missing"
-                }
-                Err(Hold::Unconfirmed(_)) => "deposit_unconfirmed",
-            };
+                "voucher_missing"
+            }
+            Err(Hold::Unconfirmed(_)) => "deposit_unconfirmed",
+        };
+        Ok(Cover::Awaited { arrived, missing })
+    }
+
+    /// As [`Self::state`], and returns when it is covered.
+    ///
+    /// # Errors
+    /// [`StageEnd::Unpaid`] when no voucher comes within [`VOUCHER_PATIENCE`] or none would do.
+    pub async fn deliver(&mut self, usage: Usage) -> Result<(), StageEnd> {
+        while let Cover::Awaited { arrived, missing } = self.state(usage)? {
             self.flush().await?;
             let arrived = tokio::time::timeout(VOUCHER_PATIENCE, arrived).await;
             arrived.map_err(|_| StageEnd::Unpaid(missing))?;
         }
+        Ok(())
     }
+}
+
+/// Whether what was computed is covered.
+pub enum Cover {
+    /// Results may leave.
+    Paid,
+    /// Not before more money is here.
+    Awaited {
+        /// Resolves when some came: state it again.
+        arrived: std::pin::Pin<Box<OwnedNotified>>,
+        /// What is missing, as a code for [`StageEnd::Unpaid`].
+        missing: &'static str,
+    },
 }
 
 /// Serves an admitted session: RESP_HEAD, then whatever the service and the payer have to say.
@@ -212,6 +235,7 @@ pub(super) async fn serve(
         writer,
         job,
         delivered,
+        asked: MicroUsd::ZERO,
     };
     let end = match output.flush().await {
         Err(end) => end,

@@ -22,20 +22,20 @@ use crate::harness::peer::PATIENCE;
 use crate::harness::stage::StageSeller;
 use crate::tiny_model::TinyModel;
 
-const MANIFEST: Hash32 = Hash32([5; 32]);
-const LAYERS: u16 = 6;
+pub const MANIFEST: Hash32 = Hash32([5; 32]);
+pub const LAYERS: u16 = 6;
 /// Micro-USD per million block-tokens: one for each of prefill, three for each of decode, so that a
 /// chunk of 64 rows through two layers lies within the window.
-const PRICE: PriceTable = PriceTable {
+pub const PRICE: PriceTable = PriceTable {
     input: 1_000_000,
     cache_read: 0,
     cache_write: 0,
     output: 3_000_000,
 };
-const PROMPT: u32 = 40;
-const TOKENS: usize = 16;
+pub const PROMPT: u32 = 40;
+pub const TOKENS: usize = 16;
 
-async fn worker(path: &Path, layers: Range<usize>) -> Worker {
+pub async fn worker(path: &Path, layers: Range<usize>) -> Worker {
     let load = Load {
         path: path.to_owned(),
         layers,
@@ -48,22 +48,33 @@ async fn worker(path: &Path, layers: Range<usize>) -> Worker {
 }
 
 /// One seller of the layers `first..end`.
-async fn seller(path: &Path, first: u16, end: u16) -> StageSeller {
+pub async fn seller(path: &Path, first: u16, end: u16) -> StageSeller {
     let worker = worker(path, usize::from(first)..usize::from(end)).await;
+    seller_of(worker, first, end, PRICE, 100).await
+}
+
+/// One seller of what `worker` computes, that claims to compute so many rows per second.
+pub async fn seller_of(
+    worker: Worker,
+    first: u16,
+    end: u16,
+    price: PriceTable,
+    rows_per_s: u32,
+) -> StageSeller {
     let terms = StageTerms {
         manifest: MANIFEST,
         first,
         end,
         layers: LAYERS,
         free_positions: 2_048,
-        rows_per_s: 100,
+        rows_per_s,
         wires: Wires(Wires::F16.0 | Wires::F32.0),
     };
-    StageSeller::layers(worker, terms, PRICE).await
+    StageSeller::layers(worker, terms, price).await
 }
 
 /// How a session of this test is kept alive.
-fn settings(hidden: usize) -> Settings {
+pub fn settings(hidden: usize) -> Settings {
     Settings {
         // Longer than a loaded machine keeps a living stage from answering a ping.
         patience: Duration::from_secs(12),
@@ -72,7 +83,7 @@ fn settings(hidden: usize) -> Settings {
 }
 
 /// All logits of a greedy answer; `each` is called before each of its steps.
-async fn answer(
+pub async fn answer(
     layers: &dyn Layers,
     ends: &Ends,
     mut each: impl AsyncFnMut(usize),
@@ -97,15 +108,15 @@ async fn answer(
     }
 }
 
-struct Scene {
+pub struct Scene {
     _files: tempfile::TempDir,
-    ends: Ends,
-    alone: Vec<Vec<f32>>,
-    hidden: usize,
-    files: std::path::PathBuf,
+    pub ends: Ends,
+    pub alone: Vec<Vec<f32>>,
+    pub hidden: usize,
+    pub files: std::path::PathBuf,
 }
 
-async fn scene() -> Scene {
+pub async fn scene() -> Scene {
     let folder = tempfile::tempdir().unwrap();
     let model = TinyModel::default();
     model.write(folder.path());
@@ -126,7 +137,7 @@ async fn scene() -> Scene {
 }
 
 /// Waits until the buyer's and these sellers' books agree on every channel they share.
-async fn agreed(payer: &Payer, sellers: &[&StageSeller]) -> Vec<MicroUsd> {
+pub async fn agreed(payer: &Payer, sellers: &[&StageSeller]) -> Vec<MicroUsd> {
     let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let bought = Payer::booked(&payer.ledger, Role::Buy).await;
@@ -182,7 +193,7 @@ async fn a_seller_that_dies_mid_answer_is_replaced_and_the_answer_is_the_same() 
     for survivor in [&a, &c] {
         let ledger = &survivor.ledger;
         let sold = async || Payer::booked(ledger, Role::Sell).await.unwrap_or_default();
-        paid_once(&payer, survivor.handle.local_peer(), async || {
+        paid_once(&payer, survivor.handle.local_peer(), 1, async || {
             sold().await.into_iter().map(|(_, sum)| sum).collect()
         })
         .await;
@@ -190,24 +201,31 @@ async fn a_seller_that_dies_mid_answer_is_replaced_and_the_answer_is_the_same() 
 }
 
 /// Waits until a stage that lived from the start to the end was paid for every row once, by both
-/// books. The row that was on its way when another died may have come again as a part of a replay,
-/// at the price of prefill.
-async fn paid_once(payer: &Payer, peer: PeerId, sold: impl AsyncFn() -> Vec<MicroUsd>) {
+/// books. The row that was on its way when another died may have come again as a part of a replay, at
+/// the price of prefill: one for each loss.
+pub async fn paid_once(
+    payer: &Payer,
+    peer: PeerId,
+    losses: u64,
+    sold: impl AsyncFn() -> Vec<MicroUsd>,
+) {
     let whole = u64::from(PROMPT) * 2 + 15 * 2 * 3;
-    let caught_up = whole - 2 * 3 + 2;
+    let costs: Vec<u64> = (0..=losses)
+        .map(|rows| whole - rows * (2 * 3 - 2))
+        .collect();
     let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let channels = payer.ledger.load(Role::Buy).await.unwrap();
         let channel = channels.iter().find(|channel| channel.row.peer == peer);
         let bought = channel.map_or(MicroUsd::ZERO, |channel| channel.accepted_sum);
         let sold = sold().await;
-        if sold == [bought] && [whole, caught_up].contains(&bought.0) {
+        if sold == [bought] && costs.contains(&bought.0) {
             return;
         }
         let now = tokio::time::Instant::now();
         assert!(
             now < end,
-            "bought {bought:?}, sold {sold:?}, not {whole} or {caught_up}"
+            "bought {bought:?}, sold {sold:?}, not one of {costs:?}"
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -238,7 +256,7 @@ async fn a_process_killed_mid_answer_is_replaced_and_the_answer_is_the_same() {
     assert!(split == scene.alone, "the answer changed by a kill");
     for survivor in [&nodes[0], &nodes[3]] {
         let peer = survivor.peer_id().parse().unwrap();
-        paid_once(&payer, peer, async || {
+        paid_once(&payer, peer, 1, async || {
             let rows = books::rows(survivor.home());
             let billed = rows.values().filter_map(|row| row.billed);
             billed.map(MicroUsd).collect()

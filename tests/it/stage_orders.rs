@@ -23,7 +23,8 @@ use crate::harness::stage::StageSeller;
 
 /// Block-tokens of one frame.
 const PER_FRAME: u64 = 10;
-/// Micro-USD per million decode block-tokens: a frame is worth 3 000 of the window's 10 000.
+/// Micro-USD per million decode block-tokens: a frame is worth 3 000, and the window of one layer at
+/// that price 64 rows: 19 200.
 const PRICE: PriceTable = PriceTable {
     input: 1_000_000,
     cache_read: 0,
@@ -131,7 +132,7 @@ fn terms() -> StageTerms {
     StageTerms {
         manifest: Hash32([9; 32]),
         first: 4,
-        end: 14,
+        end: 5,
         layers: 40,
         free_positions: 1_024,
         rows_per_s: 10,

@@ -37,7 +37,7 @@ pub struct PayeePair {
     unbooked: tokio::sync::Mutex<Option<ChannelRow>>,
     is_booked: AtomicBool,
     pub(super) state: Mutex<PayeeState>,
-    voucher_arrived: Notify,
+    voucher_arrived: Arc<Notify>,
     pub(super) session: tokio::sync::Mutex<Option<FrameWriter<tokio::io::WriteHalf<Stream>>>>,
     /// Rises with every new session, so that an old one knows it was replaced.
     pub(super) generation: tokio::sync::watch::Sender<u64>,
@@ -104,7 +104,7 @@ impl PayeePair {
             is_booked: AtomicBool::new(unbooked.is_none()),
             unbooked: tokio::sync::Mutex::new(unbooked),
             state: Mutex::new(state),
-            voucher_arrived: Notify::new(),
+            voucher_arrived: Arc::default(),
             session: tokio::sync::Mutex::new(None),
             generation: tokio::sync::watch::Sender::new(0),
         }
@@ -324,6 +324,11 @@ impl PayeePair {
     /// Resolves at the next credited voucher or confirmation; make it before checking, so that none is missed.
     pub fn next_voucher(&self) -> tokio::sync::futures::Notified<'_> {
         self.voucher_arrived.notified()
+    }
+    /// The same, for whoever does other things meanwhile.
+    #[must_use]
+    pub fn next_voucher_owned(&self) -> tokio::sync::futures::OwnedNotified {
+        Arc::clone(&self.voucher_arrived).notified_owned()
     }
     /// A durable voucher raises A and wakes what waits for it.
     pub(super) fn credit(&self, cumulative: MicroUsd, signature: EvmSignature) {

@@ -1,67 +1,56 @@
 //! Has a stage's work done again by another, and says whether the two agree.
 //!
-//! The rows that went in are shown by the stage before (or are the head's own), the rows that came
-//! out by the stage itself; a third peer computes them once more, for pay. Machines differ in their
-//! last bits, so rows are compared within a tolerance. Who disagrees with one other is left alone in
-//! this session; who disagrees with two who agree is also not paid what is still owed, and not asked
-//! again by this head.
+//! What went in was shown by the stage before (or is the head's own), what came out by the stage
+//! itself; both are what they had said when they sent it (`auditing` sees to that). A third peer
+//! computes it once more, for pay. Machines differ in their last bits, so rows are compared within a
+//! tolerance. Where two disagree the model's file decides, if this head has it; else a fourth peer.
+//! Who disagrees with one other is left alone in this session; who is found wrong by the file, or by
+//! two who agree, is also not paid what is still owed, and not asked again by this head.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use bytes::{Bytes, BytesMut};
 
-use super::{Opened, Order, Source, Want};
+use super::again::{Computed, again};
+use super::find::{Finder, NO_HOP};
+use super::{Candidate, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
-use crate::pipeline::session::{HopId, Log, Rows};
-use crate::protocol::stage::{
-    Halt, Next, PushKey, Route, StageMessage, Step, StepKind, WireFormat,
-};
+use crate::pipeline::session::{HopId, Piece, index};
+use crate::pipeline::trust::compare::agree;
+use crate::protocol::stage::{StageSession, WireFormat};
 use crate::types::PeerId;
 
-/// Rows that are done again at most, from the session's first on: each costs what it cost before.
-pub(super) const AUDIT_ROWS_MAX: u32 = 256;
-/// Rows of one message.
-pub(super) const CHUNK_ROWS: u32 = 16;
-/// Least cosine of the angle between two honest results for one row.
-const COSINE_MIN: f64 = 0.999;
-/// Most that two honest results differ, as a share of their length.
-const DISTANCE_MAX: f64 = 0.02;
+/// Rows that the head computes itself at most, where there is nobody else to ask: it reads the layers
+/// from disk and has other things to do.
+const OWN_ROWS_MAX: u32 = 512;
 
-/// A stage's work: what went in and what came out.
+/// A stage's work: what went in, and what came out.
 #[derive(Clone, Debug)]
 pub(super) struct Evidence {
     /// Whose.
     pub hop: HopId,
     /// Who that is.
     pub peer: PeerId,
-    /// The one whose results went in; none when these are the head's rows.
-    pub before: Option<HopId>,
-    /// Rows looked at, from position 0.
+    /// Its layers.
+    pub first: u16,
+    /// The layer after its last.
+    pub end_layer: u16,
+    /// Whose results went in; none when these are the head's rows.
+    pub before: Option<(HopId, PeerId)>,
+    /// The first row that is looked at.
+    pub from: u32,
+    /// The position after the last.
     pub end: u32,
-    /// What went in, so far.
-    pub input: Log,
-    /// What came out, so far.
-    pub output: Log,
-}
-
-impl Evidence {
-    /// Takes rows that were shown. False when they are not what comes next.
-    pub fn take(&mut self, from: HopId, pos: u32, rows: &Bytes) -> bool {
-        let log = if from == self.hop {
-            &mut self.output
-        } else if Some(from) == self.before {
-            &mut self.input
-        } else {
-            return false;
-        };
-        log.length() == pos && log.put(pos, rows)
-    }
-    /// True when all is here.
-    pub fn is_complete(&self) -> bool {
-        self.input.length() >= self.end && self.output.length() >= self.end
-    }
+    /// How the rows travelled.
+    pub wire: WireFormat,
+    /// What it said to have taken, from position 0 to `end`.
+    pub pieces: Vec<Piece>,
+    /// Rows shown by the stage before, by position, from 0 on.
+    pub input: BTreeMap<u32, Bytes>,
+    /// Rows shown by the stage, by position, from `from` on.
+    pub output: BTreeMap<u32, Bytes>,
 }
 
 /// What an audit found.
@@ -69,161 +58,149 @@ impl Evidence {
 pub(super) enum Verdict {
     /// Another gets the same.
     Honest,
+    /// The one who was asked gets something else, and the file agrees with the audited.
+    Slandered(PeerId),
     /// One other gets something else.
     Doubtful,
-    /// Two others agree on something else.
+    /// It says to have taken other rows than the one before it sent: one of the two lies.
+    Quarrel(PeerId),
+    /// It computed something else.
     Guilty,
     /// Nobody was there to ask.
     Unknown,
 }
 
-/// Asks one other, and a second where the first disagrees.
-pub(super) async fn judge(
-    source: Arc<dyn Source>,
-    hidden: usize,
-    evidence: Evidence,
-    mut want: Want,
-) -> Verdict {
-    let numbers = |log: &Log| rows::from_bytes(&log.read(0, evidence.end), hidden, want.wire);
-    let Some(claimed) = numbers(&evidence.output) else {
+impl Evidence {
+    /// All rows of `shown` in one piece.
+    fn joined(shown: &BTreeMap<u32, Bytes>) -> Bytes {
+        let mut all = BytesMut::new();
+        shown.values().for_each(|rows| all.extend_from_slice(rows));
+        all.freeze()
+    }
+
+    /// Whether the stage said to have taken what it was sent.
+    fn taken(&self, input: &Bytes, row_bytes: usize) -> Option<Verdict> {
+        let took = |piece: &Piece| {
+            let (from, end) = (index(piece.pos) * row_bytes, index(piece.end()) * row_bytes);
+            end > input.len() || piece.took(&input.slice(from..end))
+        };
+        if self.pieces.iter().all(took) {
+            return None;
+        }
+        Some(match self.before {
+            Some((_, peer)) => Verdict::Quarrel(peer),
+            None => Verdict::Guilty,
+        })
+    }
+}
+
+/// Judges it; see the module.
+pub(super) async fn judge(finder: Finder, evidence: Evidence, not: Vec<PeerId>) -> Verdict {
+    let (hidden, wire) = (finder.settings.hidden, evidence.wire);
+    let row_bytes = wire.row_bytes(hidden);
+    let mut input = Evidence::joined(&evidence.input);
+    input.truncate(index(evidence.end) * row_bytes);
+    if let Some(verdict) = evidence.taken(&input, row_bytes) {
+        return verdict;
+    }
+    let output = Evidence::joined(&evidence.output);
+    let Some(claimed) = rows::from_bytes(&output, hidden, wire) else {
         return Verdict::Guilty;
     };
-    let (wire, input) = (want.wire, evidence.input.read(0, evidence.end));
-    want.not.insert(evidence.peer);
-    let Ok((first, first_peer)) = again(&*source, hidden, &input, want.clone()).await else {
-        return Verdict::Unknown;
+    let mut others = Others {
+        finder: &finder,
+        evidence: &evidence,
+        input: &input,
+        not,
     };
-    let first = rows::from_bytes(&first, hidden, wire).unwrap_or_default();
+    others.not.push(evidence.peer);
+    let Ok((first, who)) = others.ask().await else {
+        let is_small = evidence.end <= OWN_ROWS_MAX;
+        return match others.own().await.filter(|_| is_small) {
+            None => Verdict::Unknown,
+            Some(own) if agree(&claimed, &own, hidden) => Verdict::Honest,
+            Some(_) => Verdict::Guilty,
+        };
+    };
     if agree(&claimed, &first, hidden) {
         return Verdict::Honest;
     }
-    want.not.insert(first_peer);
-    want.session = crate::protocol::stage::StageSession(rand::random());
-    let Ok((second, _)) = again(&*source, hidden, &input, want).await else {
-        return Verdict::Doubtful;
-    };
-    let second = rows::from_bytes(&second, hidden, wire).unwrap_or_default();
-    if agree(&claimed, &second, hidden) {
-        Verdict::Honest
-    } else if agree(&first, &second, hidden) {
-        Verdict::Guilty
-    } else {
-        Verdict::Doubtful
-    }
-}
-
-/// True when every row of both is the same but for rounding.
-pub(super) fn agree(a: &[f32], b: &[f32], hidden: usize) -> bool {
-    let rows = a.chunks(hidden.max(1)).zip(b.chunks(hidden.max(1)));
-    a.len() == b.len() && !a.is_empty() && rows.into_iter().all(|(a, b)| is_near(a, b))
-}
-
-fn is_near(a: &[f32], b: &[f32]) -> bool {
-    let (mut dot, mut aa, mut bb, mut apart) = (0.0, 0.0, 0.0, 0.0);
-    for (x, y) in a.iter().zip(b) {
-        let (x, y) = (f64::from(*x), f64::from(*y));
-        dot += x * y;
-        aa += x * x;
-        bb += y * y;
-        apart += (x - y) * (x - y);
-    }
-    if aa == 0.0 && bb == 0.0 {
-        return true;
-    }
-    // Infinities and what is no number compare as false.
-    dot >= COSINE_MIN * aa.sqrt() * bb.sqrt() && apart.sqrt() <= DISTANCE_MAX * bb.sqrt()
-}
-
-/// Has `input` computed by whoever takes `want`'s place, all of it.
-async fn again(
-    source: &dyn Source,
-    hidden: usize,
-    input: &Bytes,
-    want: Want,
-) -> Result<(Bytes, PeerId), PipelineError> {
-    let (heard, mut ears) = mpsc::channel(16);
-    let wire: WireFormat = want.wire;
-    let row_bytes = wire.row_bytes(hidden);
-    let end = want.end;
-    let Opened {
-        peer,
-        end: there,
-        orders,
-        ..
-    } = source.open(want, heard).await?;
-    if there != end {
-        return Err(PipelineError::Lost(
-            "nobody serves just these layers".to_owned(),
-        ));
-    }
-    let say = |message, rows| {
-        // One that is gone is heard of below.
-        let _ = orders.try_send(Order::Say(message, rows));
-    };
-    let key = PushKey(rand::random());
-    say(StageMessage::Halt(Halt { epoch: 1, key }), Bytes::new());
-    let route = Route {
-        epoch: 1,
-        next: Next::HeadAll,
-        held: 0,
-        keep: 0,
-    };
-    say(StageMessage::Route(route), Bytes::new());
-    let chunk_bytes = row_bytes.saturating_mul(crate::pipeline::session::index(CHUNK_ROWS));
-    let (mut rest, mut seq, mut pos) = (input.clone(), 0, 0);
-    while !rest.is_empty() {
-        let rows = rest.split_to(chunk_bytes.min(rest.len()));
-        let n = u32::try_from(rows.len() / row_bytes.max(1)).unwrap_or(0);
-        let (epoch, kind) = (1, StepKind::Prefill);
-        let step = Step {
-            epoch,
-            seq,
-            pos,
-            n,
-            kind,
+    if let Some(own) = others.own().await {
+        return if agree(&claimed, &own, hidden) {
+            Verdict::Slandered(who)
+        } else {
+            Verdict::Guilty
         };
-        say(StageMessage::Step(step), rows);
-        seq += 1;
-        pos += n;
     }
-    let (mut output, mut done) = (Log::new(row_bytes), Rows::default());
-    while output.length() < pos {
-        let lost = || PipelineError::Lost("the second opinion did not come".to_owned());
-        let (_, what) = ears.recv().await.ok_or_else(lost)?;
-        match what {
-            Ok((StageMessage::Done(_), _)) if done.total() >= u64::from(pos) => return Err(lost()),
-            Ok((StageMessage::Done(one), _)) => {
-                done.add(one.n.min(CHUNK_ROWS), StepKind::Prefill);
-                let _ = orders.try_send(Order::Owe(done));
-            }
-            Ok((StageMessage::Out(out), rows)) => {
-                if out.pos != output.length() || !output.put(out.pos, &rows) {
-                    return Err(lost());
-                }
-            }
-            Ok((StageMessage::State(_), _)) => {}
-            _ => return Err(lost()),
-        }
+    match others.ask().await {
+        Ok((second, _)) if agree(&claimed, &second, hidden) => Verdict::Honest,
+        Ok((second, _)) if agree(&first, &second, hidden) => Verdict::Guilty,
+        _ => Verdict::Doubtful,
     }
-    Ok((output.read(0, pos), peer))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Who can be asked about the same rows.
+struct Others<'a> {
+    finder: &'a Finder,
+    evidence: &'a Evidence,
+    input: &'a Bytes,
+    not: Vec<PeerId>,
+}
 
-    #[test]
-    fn rounding_is_forgiven_and_a_change_is_not() {
-        let row: Vec<f32> = (0u16..128).map(|i| (f32::from(i) * 0.7).sin()).collect();
-        let close: Vec<f32> = row.iter().map(|x| x * 1.001).collect();
-        assert!(agree(&row, &close, 64));
-        let scaled: Vec<f32> = row.iter().map(|x| x * 1.05).collect();
-        assert!(!agree(&row, &scaled, 64));
-        let mut one_row = row.clone();
-        one_row[64..].iter_mut().for_each(|x| *x = -*x);
-        assert!(!agree(&row, &one_row, 64));
-        assert!(!agree(&row, &vec![f32::NAN; 128], 64));
-        assert!(!agree(&row, &row[..64], 64));
-        assert!(agree(&[0.0; 4], &[0.0; 4], 4));
+impl Others<'_> {
+    /// The rows that are looked at by the next who has just these layers, and who that is.
+    async fn ask(&mut self) -> Result<(Vec<f32>, PeerId), PipelineError> {
+        let evidence = self.evidence;
+        let want = Want {
+            id: NO_HOP,
+            session: StageSession(rand::random()),
+            first: evidence.first,
+            end: evidence.end_layer,
+            positions_max: evidence.end,
+            wire: evidence.wire,
+            not: self.not.iter().copied().collect(),
+            patron: Patron::default(),
+        };
+        let (hidden, from) = (self.finder.settings.hidden, evidence.from);
+        let row_bytes = evidence.wire.row_bytes(hidden);
+        let mut why = PipelineError::Lost("nobody else serves just these layers".to_owned());
+        let has_all = |at: &Candidate| at.end == want.end;
+        for at in self
+            .finder
+            .source
+            .candidates(&want)
+            .into_iter()
+            .filter(has_all)
+        {
+            let peer = at.peer;
+            if want.not.contains(&peer) || self.finder.trust.is_distrusted(&peer) {
+                continue;
+            }
+            self.not.push(peer);
+            if let Err(error) = self.finder.check(&want, &at).await {
+                why = error;
+                continue;
+            }
+            let source = &*self.finder.source;
+            match again(source, self.input, row_bytes, from, want.clone(), at).await {
+                Ok(Computed { rows, .. }) => {
+                    let numbers = rows::from_bytes(&rows, hidden, evidence.wire);
+                    return Ok((numbers.unwrap_or_default(), peer));
+                }
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// The same by the model's file, where this head has it.
+    async fn own(&self) -> Option<Vec<f32>> {
+        let reference = self.finder.reference.as_ref()?;
+        let evidence = self.evidence;
+        let hidden = self.finder.settings.hidden;
+        let input = rows::from_bytes(self.input, hidden, evidence.wire)?;
+        let computed = reference.compute(evidence.first, evidence.end_layer, input);
+        let mut all = computed.await.ok()?;
+        Some(all.split_off((index(evidence.from) * hidden).min(all.len())))
     }
 }

@@ -1,117 +1,249 @@
-//! When a session has a stage's work done again, and what follows from what is found.
+//! When a session has a stage's work done again, how its rows are gathered, and what follows.
+//!
+//! A stage is drawn, and a row among all that the session has; the rows around it are looked at
+//! ([`odds`]), and what went in from the first row on, because every row depends on those before it.
+//! The stage shows what came out and the stage before it what went in, piece by piece as they were
+//! computed, and each piece must have the digest that its DONE had: who shows other rows than it sent
+//! is found by that alone.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use super::audit::{self, AUDIT_ROWS_MAX, CHUNK_ROWS, Evidence, Verdict};
+use super::Order;
+use super::audit::{self, Evidence, Verdict};
 use super::run::Actor;
-use super::{Order, Want};
-use crate::pipeline::session::{ChainEffect, Hop, HopId, Log, Rows};
-use crate::protocol::stage::{StageMessage, StageSession};
+use crate::pipeline::session::{ChainEffect, Hop, HopId, Loss, Piece, Rows, index};
+use crate::pipeline::trust::odds::{self, AUDIT_ROWS};
+use crate::protocol::stage::{Out, StageMessage};
 use crate::types::PeerId;
+
+/// Rows that are asked to be shown before the first of them come: little beside the session's own.
+const SHOWN_AHEAD: u32 = 64;
+/// A judgement takes so long at most: others compute a prefix of the session, perhaps a long one.
+const JUDGING_TIMEOUT: std::time::Duration = std::time::Duration::from_mins(5);
+
+/// An audit whose rows are being shown.
+pub(super) struct Gathering {
+    evidence: Evidence,
+    /// The route it began in: what is shown in another may be other rows.
+    epoch: u32,
+    queue: VecDeque<(HopId, Piece)>,
+    /// Asked for, by number.
+    awaited: BTreeMap<u32, (HopId, Piece)>,
+    heard_at: Instant,
+}
 
 impl Actor {
     /// Once in a while: has some stage's work shown, to be done again by another.
     pub(super) fn audit_some(&mut self) {
-        let one_in = self.settings.audit_one_in;
+        let asked = self.chain.asked();
+        // An audit costs as the session is long, so they are as much rarer.
+        let one_in = self.finder.settings.audit_one_in;
+        let one_in = one_in.saturating_mul(asked.div_ceil(AUDIT_ROWS).max(1));
         let is_due = one_in > 0 && rand::random_range(0..one_in) == 0;
-        if !is_due || self.evidence.is_some() || self.judging.is_some() {
+        if !is_due || self.gathering.is_some() || self.judging.is_some() {
             return;
         }
         let hops: Vec<Hop> = self.chain.hops().copied().collect();
         let at = rand::random_range(0..hops.len().max(1));
-        let (Some(hop), end) = (hops.get(at), self.chain.asked().min(AUDIT_ROWS_MAX)) else {
+        let Some(hop) = hops.get(at).copied() else {
             return;
         };
-        let end = rand::random_range(0..end.max(1)).saturating_add(1);
-        let before = at
-            .checked_sub(1)
-            .and_then(|at| hops.get(at))
-            .map(|hop| hop.id);
-        let row_bytes = self.settings.wire.row_bytes(self.settings.hidden);
-        let mut input = Log::new(row_bytes);
-        if before.is_none() {
-            input.put(0, &self.chain.asked_rows(end));
+        let before = at.checked_sub(1).and_then(|at| hops.get(at)).copied();
+        let drawn = rand::random_range(0..asked.max(1));
+        if let Some(gathering) = self.gather(hop, before, odds::span(drawn, asked)) {
+            self.gathering = Some(gathering);
+            self.ask_to_show();
         }
-        let mut pos = 0;
-        while pos < end {
-            let n = CHUNK_ROWS.min(end - pos);
-            for id in before.into_iter().chain([hop.id]) {
-                self.tell(id, Order::Say(StageMessage::Show { pos, n }, Bytes::new()));
-            }
-            pos += n;
-        }
-        self.evidence = Some(Evidence {
+    }
+
+    /// What is to be shown of rows `from..end` at least: none when it is not computed yet.
+    fn gather(&self, hop: Hop, before: Option<Hop>, span: (u32, u32)) -> Option<Gathering> {
+        let said = self.chain.promises(hop.id)?;
+        let shown: Vec<Piece> = said.over(span.0, span.1).copied().collect();
+        let (from, end) = (shown.first()?.pos, shown.last()?.end());
+        let settings = &self.finder.settings;
+        let mut evidence = Evidence {
             hop: hop.id,
             peer: hop.peer,
-            before,
+            first: hop.first,
+            end_layer: hop.end,
+            before: before.map(|hop| (hop.id, hop.peer)),
+            from,
             end,
-            input,
-            output: Log::new(row_bytes),
-        });
+            wire: settings.wire,
+            pieces: said.over(0, end).copied().collect(),
+            input: BTreeMap::new(),
+            output: BTreeMap::new(),
+        };
+        let mut queue: VecDeque<_> = shown.into_iter().map(|piece| (hop.id, piece)).collect();
+        if let Some(before) = before {
+            let sent = self.chain.promises(before.id)?;
+            if sent.length() < end {
+                return None;
+            }
+            queue.extend(sent.over(0, end).map(|piece| (before.id, *piece)));
+        } else {
+            evidence.input.insert(0, self.chain.asked_rows(end));
+        }
+        Some(Gathering {
+            evidence,
+            epoch: self.chain.epoch(),
+            queue,
+            awaited: BTreeMap::new(),
+            heard_at: Instant::now(),
+        })
+    }
+
+    /// Asks for more rows while few are on their way.
+    fn ask_to_show(&mut self) {
+        let Some(mut gathering) = self.gathering.take() else {
+            return;
+        };
+        let on_their_way = |awaited: &BTreeMap<u32, (HopId, Piece)>| {
+            let rows = awaited.values().map(|(_, piece)| piece.n);
+            rows.fold(0, u32::saturating_add)
+        };
+        while on_their_way(&gathering.awaited) < SHOWN_AHEAD
+            && let Some((id, piece)) = gathering.queue.pop_front()
+        {
+            let seq = self.next_show;
+            self.next_show = self.next_show.wrapping_add(1);
+            let (pos, n) = (piece.pos, piece.n);
+            let show = StageMessage::Show { seq, pos, n };
+            self.tell(id, Order::Say(show, Bytes::new()));
+            gathering.awaited.insert(seq, (id, piece));
+        }
+        self.gathering = Some(gathering);
+    }
+
+    /// Positions from `pos` on are written anew, or everything takes another way: rows of an audit
+    /// that are still to be shown may be others by then.
+    pub(super) fn void_audit(&mut self, pos: u32) {
+        let epoch = self.chain.epoch();
+        let is_void = |g: &Gathering| g.epoch != epoch || pos < g.evidence.end;
+        if self.gathering.as_ref().is_some_and(is_void) {
+            self.gathering = None;
+        }
     }
 
     /// A stage shows rows for an audit.
-    pub(super) fn shown(&mut self, id: HopId, pos: u32, rows: &Bytes) {
-        let Some(mut evidence) = self.evidence.take() else {
+    pub(super) fn shown(&mut self, id: HopId, out: &Out, rows: Bytes) {
+        self.void_audit(u32::MAX);
+        let Some(gathering) = &mut self.gathering else {
             return;
         };
-        if !evidence.take(id, pos, rows) {
+        let Some((of, piece)) = gathering.awaited.remove(&out.seq) else {
             // Of an audit that was given up.
             return;
+        };
+        gathering.heard_at = Instant::now();
+        let settings = &self.finder.settings;
+        let row_bytes = settings.wire.row_bytes(settings.hidden);
+        let is_it = of == id && (out.pos, out.n, out.rows) == (piece.pos, piece.n, piece.n);
+        let is_whole = index(piece.n).checked_mul(row_bytes) == Some(rows.len());
+        if !is_it || !is_whole || !piece.has_results(&rows) {
+            self.gathering = None;
+            return self.convict(id, "shows other rows than it sent");
         }
-        if !evidence.is_complete() {
-            self.evidence = Some(evidence);
-            return;
+        let evidence = &mut gathering.evidence;
+        let shown = if id == evidence.hop {
+            &mut evidence.output
+        } else {
+            &mut evidence.input
+        };
+        shown.insert(piece.pos, rows);
+        if !gathering.awaited.is_empty() || !gathering.queue.is_empty() {
+            return self.ask_to_show();
         }
-        let hop = self.chain.hops().find(|hop| hop.id == evidence.hop);
-        let Some(hop) = hop.copied() else {
+        let Some(Gathering { evidence, .. }) = self.gathering.take() else {
             return;
         };
-        let want = Want {
-            id: hop.id,
-            session: StageSession(rand::random()),
-            first: hop.first,
-            end: hop.end,
-            positions_max: evidence.end,
-            wire: self.settings.wire,
-            not: self.dismissed.clone(),
-        };
-        let (source, hidden) = (Arc::clone(&self.source), self.settings.hidden);
-        let limit = self.settings.search;
+        let (id, peer) = (evidence.hop, evidence.peer);
+        let (finder, not) = (self.finder.clone(), self.not_now());
         self.judging = Some(Box::pin(async move {
-            let judging = audit::judge(source, hidden, evidence, want);
-            let verdict = tokio::time::timeout(limit, judging).await;
-            (hop.id, hop.peer, verdict.unwrap_or(Verdict::Unknown))
+            let judging = audit::judge(finder, evidence, not.into_iter().collect());
+            let verdict = tokio::time::timeout(JUDGING_TIMEOUT, judging).await;
+            (id, peer, verdict.unwrap_or(Verdict::Unknown))
         }));
+    }
+
+    /// Who shows nothing for so long does not keep to the rules.
+    pub(super) fn look_at_audit(&mut self, now: Instant) {
+        let stall = self.finder.settings.stall;
+        let is_late = |g: &mut Gathering| now.saturating_duration_since(g.heard_at) >= stall;
+        if let Some(gathering) = self.gathering.take_if(is_late)
+            && let Some((id, _)) = gathering.awaited.values().next()
+        {
+            let mut effects = Vec::new();
+            let why = Loss::Faulty("it shows no rows to an audit");
+            self.chain.lose(*id, why, &mut effects);
+            self.act(effects);
+        }
     }
 
     pub(super) fn judged(&mut self, id: HopId, peer: PeerId, verdict: Verdict) {
         self.judging = None;
-        tracing::debug!(%peer, ?verdict, "a stage was audited");
+        remember(&self.finder.trust, peer, verdict);
         let mut effects = Vec::new();
         match verdict {
-            Verdict::Honest | Verdict::Unknown => return,
+            Verdict::Honest | Verdict::Slandered(_) | Verdict::Unknown => return,
+            Verdict::Guilty => return self.convict(id, "computes something else than its layers"),
             Verdict::Doubtful => self
                 .chain
                 .condemn(id, "another computes otherwise", &mut effects),
-            Verdict::Guilty => {
-                tracing::warn!(%peer, "a stage computes something else than its layers");
-                self.distrusted.lock().insert(peer);
+            Verdict::Quarrel(_) => {
                 self.chain
-                    .condemn(id, "two others compute otherwise", &mut effects);
-                // Before the order that the dismissal makes of it.
-                for effect in &mut effects {
-                    if let ChainEffect::Dismiss(gone, rows, _) = effect
-                        && *gone == id
-                    {
-                        *rows = Rows::default();
-                    }
-                }
-                self.tell(id, Order::Forfeit);
+                    .condemn(id, "says to have taken what was not sent", &mut effects);
             }
         }
         self.act(effects);
     }
+
+    /// It lied: it goes, unpaid, and does not come back.
+    fn convict(&mut self, id: HopId, why: &'static str) {
+        let Some(peer) = self.peer_of(id) else {
+            return;
+        };
+        tracing::warn!(%peer, why, "a stage is not trusted any more");
+        self.finder.trust.distrust(peer);
+        let mut effects = Vec::new();
+        self.chain.condemn(id, why, &mut effects);
+        // Before the order that the dismissal makes of it.
+        for effect in &mut effects {
+            if let ChainEffect::Dismiss(gone, rows, _) = effect
+                && *gone == id
+            {
+                *rows = Rows::default();
+            }
+        }
+        self.tell(id, Order::Forfeit);
+        self.act(effects);
+    }
+
+    /// The session is over and an audit is not: what it finds is remembered all the same.
+    pub(super) fn leave_audit(&mut self) {
+        if let Some(judging) = self.judging.take() {
+            let trust = self.finder.trust.clone();
+            self.finder.tasks.spawn("audit", async move {
+                let (_, peer, verdict) = judging.await;
+                remember(&trust, peer, verdict);
+            });
+        }
+    }
+}
+
+/// What other sessions are to know of it.
+fn remember(trust: &crate::pipeline::trust::Trust, peer: PeerId, verdict: Verdict) {
+    tracing::debug!(%peer, ?verdict, "a stage was audited");
+    match verdict {
+        Verdict::Unknown => return,
+        Verdict::Honest | Verdict::Doubtful => {}
+        Verdict::Slandered(liar) => trust.distrust(liar),
+        Verdict::Quarrel(with) => trust.quarrel(peer, with),
+        Verdict::Guilty => trust.distrust(peer),
+    }
+    trust.audited();
 }

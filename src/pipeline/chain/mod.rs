@@ -1,20 +1,33 @@
 //! A model's layers where others have them: [`Remote`] runs rows through stages of other peers.
 //!
-//! A session is an actor (`run`) around the pure [`super::session::Chain`]: it opens stages through
-//! a [`Source`], passes messages, pings whoever is silent, and has a lost stage's place taken. What
-//! a stage is owed goes to the one who opened it, as a count of rows. [`order`] is the source that
-//! orders and pays at the market.
+//! A session is an actor (`run`) around the pure [`super::session::Chain`]: it has stages found
+//! (`find`) and opens them through a [`Source`], passes messages, pings whoever is silent, and has a
+//! lost stage's place taken. What a stage is owed goes to the one who opened it, as a count of rows.
+//! [`order`] is the source that orders and pays at the market.
+//!
+//! # Whom it asks
+//! - Nobody serves a session whom this head has not checked (`find`, by [`Vectors`]): a session
+//!   waits for that, once, instead of being computed by whoever says that he can.
+//! - Once every place is taken, the next best for each is made ready (`spares`): connected, its
+//!   payment agreed, checked. To replace a lost one then costs an order and the replay.
+//! - While it runs, stages are audited (`auditing` draws and gathers, `audit` judges).
+//! - Who is out because it was away may be asked again after [`Settings::pardon`], if nobody else
+//!   has its layers; who broke the rules is not, in this session; who computes other than its
+//!   layers is not asked by this head any more ([`Trust`]).
 //!
 //! # Invariants
 //! - A caller of [`Run::step`] sees a loss only as time: the answer is that of the rows asked for.
-//! - A stage that was dismissed is not asked again in the same session.
 //! - A session that is dropped closes every stage it opened.
 
 mod account;
+mod again;
 mod audit;
 mod auditing;
+mod find;
 pub mod order;
+mod places;
 mod run;
+mod spares;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -25,12 +38,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::PipelineError;
 use super::layers::{Layers, Run};
+use super::patron::Patron;
 use super::session::{CHUNK_ROWS_MAX, HopId, Rows, Shape};
+use super::trust::{Reference, Trust, Vectors};
+use crate::protocol::offer::SignedOffer;
 use crate::protocol::stage::{StageMessage, StageSession, StepKind, WireFormat};
 use crate::tasks::Tasks;
 use crate::types::PeerId;
@@ -52,6 +67,19 @@ pub struct Want {
     pub wire: WireFormat,
     /// Who was dismissed in this session.
     pub not: BTreeSet<PeerId>,
+    /// For whom.
+    pub patron: Patron,
+}
+
+/// Somebody who offers to take a place, or a first part of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Who.
+    pub peer: PeerId,
+    /// The layer after its last.
+    pub end: u16,
+    /// The offer that an order names, at a market.
+    pub offer: Option<Arc<SignedOffer>>,
 }
 
 /// A session at a stage.
@@ -90,23 +118,44 @@ pub fn orders_max(positions_max: u32) -> usize {
     super::session::index(chunks).saturating_add(BESIDE)
 }
 
-/// Opens sessions at stages.
+/// Knows stages, and opens sessions at them.
 pub trait Source: Send + Sync {
-    /// Opens one that takes `want`'s place, or a first part of it. What comes from it goes to
-    /// `heard`.
+    /// Who would take `want`'s place, or a first part of it, the best first; none of `want.not`.
+    fn candidates(&self, want: &Want) -> Vec<Candidate>;
+    /// Why there are none.
+    fn nobody(&self, want: &Want) -> PipelineError {
+        PipelineError::Lost(format!("nobody offers layers from {} on", want.first))
+    }
+    /// Opens a session at one of these. What comes from it goes to `heard`.
     fn open(
         &self,
         want: Want,
+        at: Candidate,
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>>;
+    /// Makes one ready to be opened: all that does not depend on the session.
+    fn warm(&self, at: Candidate) -> BoxFuture<'static, Result<(), PipelineError>>;
 }
 
-/// Steps for each audit: an audit of a prefix costs as many rows of one stage as a step costs of all,
-/// times the prefix, so this keeps them at a few per cent of the work.
+/// Steps for each audit, in sessions of up to [`super::trust::odds::AUDIT_ROWS`] positions; in longer
+/// ones as many more. An audit has the rows before those it looks at computed too, so this keeps
+/// audits at a few per cent of the work at any length: 256 rows of one stage for 2 000 of each.
 const AUDIT_ONE_IN: u32 = 2_000;
 /// A process that dies closes its streams, which is seen at once; only one that is cut off is found
 /// by its silence. Shorter, and a busy machine's stages are taken for dead.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Long enough for a program that was busy or restarted, a third of the search for a place.
+const PARDON: Duration = Duration::from_secs(10);
+
+/// What a head makes sure of by the model's file.
+#[derive(Clone)]
+pub struct Checks {
+    /// Rows whose results are known, once they are made; sessions wait for them.
+    pub vectors: watch::Receiver<Option<Arc<Vectors>>>,
+    /// Who judges where there is nobody else to ask.
+    pub reference: Arc<dyn Reference>,
+}
 
 /// How a session is kept alive.
 #[derive(Clone, Copy, Debug)]
@@ -126,10 +175,14 @@ pub struct Settings {
     pub patience: Duration,
     /// A stage that lives and computes nothing of what it was given for this long is dismissed.
     pub stall: Duration,
-    /// A lost place is looked for so long; then the session fails.
+    /// A session fails when for so long no place is taken and no row goes further.
     pub search: Duration,
-    /// After one step in so many a stage's work is done again by another; 0 never.
+    /// Who left a session for no fault is asked again after this long, if nobody else is there.
+    pub pardon: Duration,
+    /// After about one step in so many a stage's work is done again by another; 0 never.
     pub audit_one_in: u32,
+    /// Whether the next best for each place is made ready.
+    pub spares: bool,
 }
 
 impl Settings {
@@ -145,7 +198,9 @@ impl Settings {
             patience: PATIENCE,
             stall: Duration::from_secs(120),
             search: Duration::from_secs(30),
+            pardon: PARDON,
             audit_one_in: AUDIT_ONE_IN,
+            spares: true,
         }
     }
 }
@@ -156,34 +211,72 @@ pub struct Remote {
     settings: Settings,
     source: Arc<dyn Source>,
     tasks: Tasks,
-    /// Who was found to compute something else than its layers.
-    distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
+    trust: Trust,
+    checks: Option<Checks>,
 }
 
 impl Remote {
-    /// Layers that `source` finds.
+    /// Layers that `source` finds: anybody serves at once, and audits need two others who agree.
     #[must_use]
     pub fn new(settings: Settings, source: Arc<dyn Source>, tasks: Tasks) -> Self {
         Self {
             settings,
             source,
             tasks,
-            distrusted: Arc::default(),
+            trust: Trust::default(),
+            checks: None,
         }
     }
 
-    /// Who was found to compute something else than its layers, and is not asked again.
+    /// The same, where nobody serves before he was checked, and what is found out is shared.
     #[must_use]
-    pub fn distrusted(&self) -> Vec<PeerId> {
-        self.distrusted.lock().iter().copied().collect()
+    pub fn checked(self, checks: Checks, trust: Trust) -> Self {
+        Self {
+            checks: Some(checks),
+            trust,
+            ..self
+        }
+    }
+
+    /// What was found out so far.
+    #[must_use]
+    pub const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Waits for the rows of checks, as long as for a place.
+    async fn vectors(&self) -> Result<Option<Arc<Vectors>>, PipelineError> {
+        let Some(checks) = &self.checks else {
+            return Ok(None);
+        };
+        let mut vectors = checks.vectors.clone();
+        let made = vectors.wait_for(Option::is_some);
+        match tokio::time::timeout(self.settings.search, made).await {
+            Ok(Ok(made)) => Ok(made.clone()),
+            Ok(Err(_)) => Err(PipelineError::Failed(
+                "the rows that stages are checked by could not be made; the node's log says why"
+                    .to_owned(),
+            )),
+            Err(_) => Err(PipelineError::Lost(
+                "the rows that stages are checked by are still being made; try again in a minute"
+                    .to_owned(),
+            )),
+        }
     }
 }
 
 impl Layers for Remote {
     fn open(&self, positions_max: usize) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        self.open_for(positions_max, &Patron::default())
+    }
+
+    fn open_for(
+        &self,
+        positions_max: usize,
+        patron: &Patron,
+    ) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        let patron = patron.clone();
         Box::pin(async move {
-            let (asks, asked) = mpsc::channel(1);
-            let (ready, opened) = oneshot::channel();
             let too_long = PipelineError::TooLong {
                 wanted: positions_max,
                 most: super::session::index(crate::protocol::limits::STAGE_POSITIONS_MAX),
@@ -192,13 +285,27 @@ impl Layers for Remote {
             let positions = positions
                 .filter(|n| (1..=crate::protocol::limits::STAGE_POSITIONS_MAX).contains(n));
             let positions_max = positions.ok_or(too_long)?;
-            let distrusted = Arc::clone(&self.distrusted);
-            let source = Arc::clone(&self.source);
-            let actor = run::Actor::new(self.settings, positions_max, source, distrusted);
+            let vectors = self.vectors().await?;
+            let (asks, asked) = mpsc::channel(1);
+            let (ready, opened) = oneshot::channel();
+            let finder = find::Finder {
+                settings: self.settings,
+                source: Arc::clone(&self.source),
+                tasks: self.tasks.clone(),
+                trust: self.trust.clone(),
+                vectors,
+                reference: self.checks.as_ref().map(|c| Arc::clone(&c.reference)),
+            };
+            let actor = run::Actor::new(positions_max, finder, patron.clone());
             self.tasks
                 .spawn("pipeline-session", actor.run(asked, ready));
             opened.await.map_err(|_| PipelineError::Stopped)??;
-            let run: Box<dyn Run> = Box::new(RemoteRun { asks });
+            let hidden = self.settings.hidden.max(1);
+            let run: Box<dyn Run> = Box::new(RemoteRun {
+                asks,
+                hidden,
+                patron,
+            });
             Ok(run)
         })
     }
@@ -214,6 +321,8 @@ struct Ask {
 
 struct RemoteRun {
     asks: mpsc::Sender<Ask>,
+    hidden: usize,
+    patron: Patron,
 }
 
 impl Run for RemoteRun {
@@ -224,6 +333,8 @@ impl Run for RemoteRun {
         kind: StepKind,
     ) -> BoxFuture<'_, Result<Vec<f32>, PipelineError>> {
         Box::pin(async move {
+            let count = u32::try_from(rows.len() / self.hidden).unwrap_or(u32::MAX);
+            self.patron.foresee(count, kind)?;
             let (reply, answer) = oneshot::channel();
             let ask = Ask {
                 pos,

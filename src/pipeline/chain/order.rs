@@ -15,20 +15,21 @@ use tokio::sync::mpsc;
 
 use super::account::Account;
 use super::wire::Wire;
-use super::{Heard, Opened, Source, Want};
+use super::{Candidate, Heard, Opened, Source, Want};
 use crate::keys::NodeKeys;
 use crate::ledger::{Ledger, OpenRow, Role, Row};
 use crate::network::{Handle, Protocol};
 use crate::payment::WindowSettings;
 use crate::payment::payer::{Pair, PayerHub};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::{Meter, Purse};
 use crate::protocol::offer::{STAGE_PATH, SignedOffer, StageTerms};
 use crate::protocol::stage::StageOpen;
 use crate::protocol::{RequestHead, SignedHead, WIRE_VERSION};
 use crate::tasks::Tasks;
 use crate::types::{Clock, Hash32, MicroUsd, PriceTable, RequestId};
 
-/// The client that orders of layers are booked for.
+/// The client that orders of layers are booked for which no client of this node asked for.
 pub const CLIENT: &str = "pipeline";
 /// A head lives this long, ms; the seller's clock decides.
 const HEAD_LIFE_MS: u64 = 55_000;
@@ -42,6 +43,10 @@ pub trait Places: Send + Sync {
     /// Offers that begin with `want`'s first layer and end at most with its last, the best first,
     /// none by those who were dismissed.
     fn offers(&self, want: &Want) -> Vec<Arc<SignedOffer>>;
+    /// Why there are none.
+    fn nobody(&self, want: &Want) -> PipelineError {
+        PipelineError::Lost(format!("nobody offers layers from {} on", want.first))
+    }
 }
 
 /// A list that does not change: those who reach furthest come first, then in the order of the list.
@@ -69,6 +74,8 @@ pub struct Parts {
     pub places: Arc<dyn Places>,
     /// Money.
     pub payer: PayerHub,
+    /// What of it may be spent.
+    pub purse: Arc<dyn Purse>,
     /// Rows.
     pub ledger: Ledger,
     /// Streams.
@@ -113,33 +120,84 @@ impl Market {
 }
 
 impl Source for Market {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let offers = self.shared.parts.places.offers(want);
+        let candidate = |offer: Arc<SignedOffer>| {
+            Some(Candidate {
+                peer: offer.offer.seller,
+                end: offer.offer.stage?.end,
+                offer: Some(offer),
+            })
+        };
+        offers.into_iter().filter_map(candidate).collect()
+    }
+
+    fn nobody(&self, want: &Want) -> PipelineError {
+        self.shared.parts.places.nobody(want)
+    }
+
     fn open(
         &self,
         want: Want,
+        at: Candidate,
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let mut why = format!("nobody offers layers from {} on", want.first);
-            for offer in shared.parts.places.offers(&want) {
-                let opening = shared.open(&want, &offer, heard.clone());
-                match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-                    Ok(Ok(opened)) => return Ok(opened),
-                    Ok(Err(reason)) => why = format!("{}: {reason}", offer.offer.seller),
-                    Err(_) => why = format!("{}: no answer in time", offer.offer.seller),
+            let no_offer = || PipelineError::Invalid("nothing is offered there".to_owned());
+            let offer = at.offer.ok_or_else(no_offer)?;
+            let meter = shared.meter(&want, &offer)?;
+            let opening = shared.open(&want, &offer, Arc::clone(&meter), heard);
+            let why = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+                Ok(Ok(opened)) => {
+                    want.patron.join(meter);
+                    return Ok(opened);
                 }
-                tracing::debug!(why, "a stage was not ordered");
-            }
+                Ok(Err(reason)) => format!("{}: {reason}", at.peer),
+                Err(_) => format!("{}: no answer in time", at.peer),
+            };
+            tracing::debug!(why, "a stage was not ordered");
             Err(PipelineError::Lost(why))
+        })
+    }
+
+    /// Connects and agrees on the payment.
+    fn warm(&self, at: Candidate) -> BoxFuture<'static, Result<(), PipelineError>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let pairing = shared.parts.payer.pair(&at.peer);
+            let lost = |why: &str| PipelineError::Lost(format!("{}: {why}", at.peer));
+            match tokio::time::timeout(OPEN_TIMEOUT, pairing).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(lost(&error.to_string())),
+                Err(_) => Err(lost("no answer in time")),
+            }
         })
     }
 }
 
 impl Shared {
+    /// Holds what a session may cost at first.
+    fn meter(&self, want: &Want, signed: &SignedOffer) -> Result<Arc<Meter>, PipelineError> {
+        let (parts, offer) = (&self.parts, &signed.offer);
+        let no_stage = || PipelineError::Invalid("its offer is no stage's".to_owned());
+        let layers = u64::from(offer.stage.ok_or_else(no_stage)?.width());
+        let most = most(&offer.price, layers, want.positions_max);
+        let meter = Meter::open(
+            &*parts.purse,
+            client(want),
+            &offer.model,
+            (offer.price, layers),
+            (parts.windows.of(offer), most),
+        );
+        meter.map(Arc::new)
+    }
+
     async fn open(
         &self,
         want: &Want,
         signed: &SignedOffer,
+        meter: Arc<Meter>,
         heard: mpsc::Sender<Heard>,
     ) -> Result<Opened, String> {
         let parts = &self.parts;
@@ -156,10 +214,9 @@ impl Shared {
             wire: want.wire,
         };
         let body: Bytes = body.to_bytes().into();
-        let layers = u64::from(terms.width());
-        let most = most(&offer.price, layers, want.positions_max);
-        let (head, open) = self.order(&pair, signed, &body, most)?;
-        let window = self.window(&offer.price);
+        let (head, open) = self.order(&pair, signed, (&body, want), meter.max_cost())?;
+        meter.name(open.attempt_id);
+        let window = parts.windows.of(offer);
         let begun = pair.begin(&open, window);
         begun.map_err(|error| error.to_string())?;
         let account = Account::new(
@@ -167,7 +224,7 @@ impl Shared {
             parts.ledger.clone(),
             Arc::clone(&parts.clock),
             &open,
-            layers,
+            meter,
         );
         // From here on whatever happens is booked when the account is dropped or settled.
         let written = parts.ledger.submit(vec![Row::Open(open)]).await;
@@ -188,28 +245,21 @@ impl Shared {
         })
     }
 
-    fn window(&self, price: &PriceTable) -> MicroUsd {
-        if price.is_free() {
-            MicroUsd::ZERO
-        } else {
-            self.parts.windows.stream(price)
-        }
-    }
-
     /// The signed head and the open row.
     fn order(
         &self,
         pair: &Pair,
         signed: &SignedOffer,
-        body: &Bytes,
+        (body, want): (&Bytes, &Want),
         max_cost: MicroUsd,
     ) -> Result<(SignedHead, OpenRow), String> {
         let (parts, offer) = (&self.parts, &signed.offer);
         let channel = pair.channel().ok_or("no channel")?;
-        let (before, required) = pair.quote(MicroUsd::ZERO, self.window(&offer.price));
+        let (before, required) = pair.quote(MicroUsd::ZERO, parts.windows.of(offer));
         let now_ms = parts.clock.now_ms();
         let iat_ms = pair.seller_time(now_ms);
-        let request_id = RequestId::generate(now_ms);
+        let named = want.patron.named();
+        let request_id = named.map_or_else(|| RequestId::generate(now_ms), |one| one.request);
         let head = RequestHead {
             version: WIRE_VERSION,
             network: parts.network_name.clone(),
@@ -240,8 +290,8 @@ impl Shared {
             attempt: 1,
             role: Role::Buy,
             peer: offer.seller,
-            client: CLIENT.to_owned(),
-            model_asked: offer.model.to_string(),
+            client: client(want).to_owned(),
+            model_asked: named.map_or_else(|| offer.model.to_string(), |one| one.model.clone()),
             model: offer.model.clone(),
             offer_hash: signed.hash,
             price: offer.price,
@@ -263,6 +313,11 @@ impl Shared {
         }
         nonce
     }
+}
+
+/// Whose order it is, as ledger and limits name it.
+fn client(want: &Want) -> &str {
+    want.patron.named().map_or(CLIENT, |one| &one.client)
 }
 
 /// The most that a session of so many positions may cost.

@@ -1,96 +1,105 @@
 //! One session at its head: opens stages, passes messages, notices losses, has places taken.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::audit::{Evidence, Verdict};
-use super::{Ask, Heard, Opened, Order, Settings, Source, Want};
+use super::audit::Verdict;
+use super::auditing::Gathering;
+use super::find::Finder;
+use super::{Ask, Heard, Opened, Order, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
-use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, index};
-use crate::protocol::stage::{Next, StageMessage, StageSession};
+use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, Loss, index};
+use crate::pipeline::trust::Part;
+use crate::pipeline::trust::pace::Laps;
+use crate::protocol::stage::{Next, StageMessage, StepKind};
 use crate::types::PeerId;
 
 /// Messages of all stages that wait for the session.
 const HEARD_MAX: usize = 64;
 /// Silence is looked at this often within a patience.
-const LOOKS: u32 = 6;
-/// Routes of one session: a stage that is lost again and again ends it.
-const EPOCHS_MAX: u32 = 1_000;
-
-type Opening = BoxFuture<'static, (Want, Result<Opened, PipelineError>)>;
+pub(super) const LOOKS: u32 = 6;
+pub(super) type Opening = BoxFuture<'static, (Want, Result<Opened, PipelineError>)>;
 type Reply = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 pub(super) struct Actor {
-    pub(super) settings: Settings,
-    positions_max: u32,
-    pub(super) source: Arc<dyn Source>,
+    pub(super) finder: Finder,
+    pub(super) patron: Patron,
+    pub(super) positions_max: u32,
     pub(super) chain: Chain,
-    hops: BTreeMap<HopId, Open>,
-    pub(super) dismissed: BTreeSet<PeerId>,
-    opening: FuturesUnordered<Opening>,
+    pub(super) hops: BTreeMap<HopId, Open>,
+    /// Who left, and until when nobody asks it again; none for the whole session.
+    pub(super) dismissed: BTreeMap<PeerId, Option<Instant>>,
+    /// Sessions that ended before they had their place.
+    pub(super) stillborn: BTreeSet<HopId>,
+    pub(super) opening: FuturesUnordered<Opening>,
     /// Places that somebody is being found for.
-    sought: BTreeSet<u16>,
-    heard: mpsc::Sender<Heard>,
-    next_id: u64,
-    /// Since when layers are missing.
-    missing_since: Option<Instant>,
+    pub(super) sought: BTreeSet<u16>,
+    pub(super) heard: mpsc::Sender<Heard>,
+    pub(super) next_id: u64,
+    /// Since when nothing came of all trying: layers were missing, and no row went further since.
+    pub(super) struggling_since: Option<Instant>,
+    /// The last layer that was ever reached, and the last row that went through all of them.
+    pub(super) reached: (u16, u32),
     last_progress: Instant,
     /// Why the last search or stage failed.
-    why: PipelineError,
+    pub(super) why: PipelineError,
     waiting: Option<Reply>,
-    pub(super) distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
+    laps: Laps<HopId>,
+    /// Makes the next best ready, for the stages of this route.
+    pub(super) sparing: Option<BoxFuture<'static, ()>>,
+    pub(super) spared_epoch: u32,
     /// The audit whose rows are being shown.
-    pub(super) evidence: Option<Evidence>,
+    pub(super) gathering: Option<Gathering>,
+    pub(super) next_show: u32,
     /// The audit that is being judged.
     pub(super) judging: Option<BoxFuture<'static, (HopId, PeerId, Verdict)>>,
 }
 
-struct Open {
-    peer: PeerId,
-    addresses: Vec<Vec<u8>>,
-    orders: mpsc::Sender<Order>,
-    last_heard: Instant,
+pub(super) struct Open {
+    pub(super) peer: PeerId,
+    pub(super) addresses: Vec<Vec<u8>>,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) last_heard: Instant,
 }
 
 impl Actor {
-    pub fn new(
-        settings: Settings,
-        positions_max: u32,
-        source: Arc<dyn Source>,
-        distrusted: Arc<Mutex<BTreeSet<PeerId>>>,
-    ) -> Self {
+    pub fn new(positions_max: u32, finder: Finder, patron: Patron) -> Self {
+        let settings = &finder.settings;
         let row_bytes = settings.wire.row_bytes(settings.hidden);
         let secret: [u8; 32] = rand::random();
-        let dismissed = distrusted.lock().clone();
         // Replaced when the session runs; nothing is opened before.
         let (heard, _) = mpsc::channel(1);
         Self {
-            settings,
-            positions_max,
-            source,
             chain: Chain::new(settings.layers, row_bytes, settings.shape, secret)
                 .in_chunks_of(settings.chunk_rows),
+            finder,
+            patron,
+            positions_max,
             hops: BTreeMap::new(),
-            dismissed,
+            dismissed: BTreeMap::new(),
+            stillborn: BTreeSet::new(),
             opening: FuturesUnordered::new(),
             sought: BTreeSet::new(),
             heard,
             next_id: 0,
-            missing_since: None,
+            struggling_since: None,
+            reached: (0, 0),
             last_progress: Instant::now(),
             why: PipelineError::Lost("no stage was found".to_owned()),
             waiting: None,
-            distrusted,
-            evidence: None,
+            laps: Laps::new(),
+            sparing: None,
+            spared_epoch: 0,
+            gathering: None,
+            next_show: 0,
             judging: None,
         }
     }
@@ -121,8 +130,9 @@ impl Actor {
             {
                 return;
             }
-            let look = self.settings.patience / LOOKS;
-            let is_busy = self.is_busy();
+            self.spare();
+            let look = self.finder.settings.patience / LOOKS;
+            let is_busy = self.is_busy() || self.gathering.is_some();
             tokio::select! {
                 ask = asks.recv(), if ready.is_none() && self.waiting.is_none() => match ask {
                     Some(ask) => self.ask(ask),
@@ -132,21 +142,23 @@ impl Actor {
                 Some((want, opened)) = self.opening.next() => self.opened(&want, opened),
                 () = tokio::time::sleep(look), if is_busy => self.look(),
                 () = gone(&mut self.waiting) => break,
-                (id, peer, verdict) = judged(&mut self.judging) => self.judged(id, peer, verdict),
+                (id, peer, verdict) = done(&mut self.judging) => self.judged(id, peer, verdict),
+                () = done(&mut self.sparing) => self.sparing = None,
             }
         }
+        self.leave_audit();
         self.close(&mut ears).await;
     }
 
     /// True while something is awaited of a stage, or of one that is being found.
     fn is_busy(&self) -> bool {
-        !self.chain.is_settled() || self.missing_since.is_some()
+        !self.chain.is_settled() || !self.chain.missing().is_empty()
     }
 
     /// The caller is done. What stages have computed and said is still counted, so that the books
     /// agree; what they never say is not waited for.
     async fn close(&mut self, ears: &mut mpsc::Receiver<Heard>) {
-        let until = Instant::now() + self.settings.patience;
+        let until = Instant::now() + self.finder.settings.patience;
         while !self.chain.is_settled() && self.chain.missing().is_empty() {
             match tokio::time::timeout_at(until, ears.recv()).await {
                 Ok(Some((id, what))) => self.heard(id, what),
@@ -159,7 +171,7 @@ impl Actor {
         let refuse = |reply: Reply, error| {
             let _ = reply.send(Err(error));
         };
-        let hidden = self.settings.hidden.max(1);
+        let hidden = self.finder.settings.hidden.max(1);
         let count = ask.rows.len() / hidden;
         let length = index(self.chain.asked());
         let end = ask.pos.saturating_add(count);
@@ -175,7 +187,7 @@ impl Actor {
             let most = index(self.positions_max);
             return refuse(ask.reply, PipelineError::TooLong { wanted: end, most });
         }
-        let bytes = rows::to_bytes(&ask.rows, hidden, self.settings.wire);
+        let bytes = rows::to_bytes(&ask.rows, hidden, self.finder.settings.wire);
         let now = Instant::now();
         self.last_progress = now;
         self.hops
@@ -184,6 +196,13 @@ impl Actor {
         self.waiting = Some(ask.reply);
         let mut effects = Vec::new();
         let pos = u32::try_from(ask.pos).unwrap_or(u32::MAX);
+        self.reached.1 = self.reached.1.min(pos);
+        self.void_audit(pos);
+        if count == 1 && ask.kind == StepKind::Decode {
+            self.laps.start(pos, now.into_std());
+        } else {
+            self.laps.void();
+        }
         if !self.chain.ask(pos, &bytes, ask.kind, &mut effects)
             && let Some(reply) = self.waiting.take()
         {
@@ -200,11 +219,17 @@ impl Actor {
                 if let Some(open) = self.hops.get_mut(&id) {
                     open.last_heard = Instant::now();
                 }
-                let is_done = matches!(message, StageMessage::Done(_));
+                let mut is_done = false;
                 match &message {
                     StageMessage::Pong(_) => return,
                     StageMessage::Out(out) if out.epoch == 0 => {
-                        return self.shown(id, out.pos, &rows);
+                        return self.shown(id, out, rows);
+                    }
+                    StageMessage::Done(done) => {
+                        is_done = true;
+                        let now = Instant::now().into_std();
+                        self.laps.done(id, done.pos, done.n, now);
+                        self.progress(id, done.pos.saturating_add(done.n));
                     }
                     _ => {}
                 }
@@ -217,8 +242,11 @@ impl Actor {
             Err(why) => {
                 if self.hops.contains_key(&id) {
                     self.why = PipelineError::Lost(why);
+                } else {
+                    self.stillborn.insert(id);
                 }
-                self.chain.lose(id, "its stream ended", &mut effects);
+                let why = Loss::Away("its stream ended");
+                self.chain.lose(id, why, &mut effects);
             }
         }
         self.act(effects);
@@ -227,8 +255,12 @@ impl Actor {
     /// Pings who is silent, gives up who stays so.
     fn look(&mut self) {
         let now = Instant::now();
+        self.look_at_audit(now);
+        if !self.is_busy() {
+            return;
+        }
         let mut effects = Vec::new();
-        let patience = self.settings.patience;
+        let patience = self.finder.settings.patience;
         let silent = |open: &Open| now.saturating_duration_since(open.last_heard);
         let dead: Vec<HopId> = self
             .hops
@@ -243,91 +275,15 @@ impl Actor {
             }
         }
         for id in dead {
-            self.chain.lose(id, "it is silent", &mut effects);
+            let why = Loss::Away("it is silent");
+            self.chain.lose(id, why, &mut effects);
         }
-        if now.saturating_duration_since(self.last_progress) >= self.settings.stall {
+        if now.saturating_duration_since(self.last_progress) >= self.finder.settings.stall {
             self.last_progress = now;
             if let Some(id) = self.chain.suspect() {
-                self.chain.lose(id, "it computes nothing", &mut effects);
+                let why = Loss::Away("it computes nothing");
+                self.chain.lose(id, why, &mut effects);
             }
-        }
-        self.act(effects);
-    }
-
-    /// Has every place without a stage looked for.
-    fn seek(&mut self) -> Result<(), PipelineError> {
-        let missing = self.chain.missing();
-        if missing.is_empty() {
-            self.missing_since = None;
-            return Ok(());
-        }
-        let now = Instant::now();
-        let since = *self.missing_since.get_or_insert(now);
-        let is_over = now.saturating_duration_since(since) >= self.settings.search;
-        if is_over || self.chain.epoch() > EPOCHS_MAX {
-            return Err(self.why.clone());
-        }
-        for (first, end) in missing {
-            if !self.sought.insert(first) {
-                continue;
-            }
-            let id = HopId(self.next_id);
-            self.next_id = self.next_id.saturating_add(1);
-            let want = Want {
-                id,
-                session: StageSession(rand::random()),
-                first,
-                end,
-                positions_max: self.positions_max,
-                wire: self.settings.wire,
-                not: self.dismissed.clone(),
-            };
-            let opening = self.source.open(want.clone(), self.heard.clone());
-            let pause = self.settings.patience / LOOKS;
-            let limit = self.settings.search;
-            self.opening.push(Box::pin(async move {
-                let opened = tokio::time::timeout(limit, opening).await;
-                let opened = opened.unwrap_or_else(|_| {
-                    Err(PipelineError::Lost("no stage answered in time".to_owned()))
-                });
-                if opened.is_err() {
-                    // Not at once again: who is busy now may be free soon.
-                    tokio::time::sleep(pause).await;
-                }
-                (want, opened)
-            }));
-        }
-        Ok(())
-    }
-
-    fn opened(&mut self, want: &Want, opened: Result<Opened, PipelineError>) {
-        self.sought.remove(&want.first);
-        let opened = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                tracing::debug!(%error, first = want.first, end = want.end, "no stage yet");
-                self.why = error;
-                return;
-            }
-        };
-        let hop = Hop {
-            id: want.id,
-            first: want.first,
-            end: opened.end,
-            peer: opened.peer,
-            session: want.session,
-        };
-        let open = Open {
-            peer: opened.peer,
-            addresses: opened.addresses,
-            orders: opened.orders,
-            last_heard: Instant::now(),
-        };
-        self.hops.insert(want.id, open);
-        let mut effects = Vec::new();
-        if !self.chain.join(hop, &mut effects) {
-            // Somebody else has the place: it is closed again, unused.
-            self.hops.remove(&want.id);
         }
         self.act(effects);
     }
@@ -342,20 +298,50 @@ impl Actor {
                 ChainEffect::Dismiss(id, rows, why) => {
                     self.tell(id, Order::Owe(rows));
                     if let Some(open) = self.hops.remove(&id) {
-                        tracing::info!(peer = %open.peer, why, "a stage left a session");
-                        self.dismissed.insert(open.peer);
+                        tracing::info!(peer = %open.peer, why = why.as_str(), "a stage left a session");
+                        let until = match why {
+                            Loss::Away(_) => Some(Instant::now() + self.finder.settings.pardon),
+                            Loss::Faulty(_) => None,
+                        };
+                        self.dismissed.insert(open.peer, until);
                     }
+                    self.laps.void();
                 }
                 ChainEffect::Answer(row) => {
-                    let row = rows::from_bytes(&row, self.settings.hidden, self.settings.wire);
+                    let row = rows::from_bytes(
+                        &row,
+                        self.finder.settings.hidden,
+                        self.finder.settings.wire,
+                    );
                     if let Some(reply) = self.waiting.take() {
                         let torn = || PipelineError::Failed("a torn row".to_owned());
                         let _ = reply.send(row.ok_or_else(torn));
                     }
+                    self.measure();
                     self.audit_some();
                 }
             }
         }
+    }
+
+    /// A row came back: what each stage took for it is remembered.
+    fn measure(&mut self) {
+        let hops: Vec<Hop> = self.chain.hops().copied().collect();
+        let ids: Vec<HopId> = hops.iter().map(|hop| hop.id).collect();
+        let now = Instant::now().into_std();
+        for (hop, (_, took)) in hops.iter().zip(self.laps.finish(&ids)) {
+            let part = Part {
+                peer: hop.peer,
+                first: hop.first,
+                end: hop.end,
+            };
+            self.finder.trust.measured(part, took, now);
+        }
+    }
+
+    /// Who that is.
+    pub(super) fn peer_of(&self, id: HopId) -> Option<PeerId> {
+        self.hops.get(&id).map(|open| open.peer)
     }
 
     /// Says where the next stage is before a route names it.
@@ -381,10 +367,10 @@ impl Actor {
     }
 }
 
-/// Resolves when an audit is judged.
-async fn judged<T>(judging: &mut Option<BoxFuture<'static, T>>) -> T {
-    match judging {
-        Some(judging) => judging.await,
+/// Resolves when that is done.
+async fn done<T>(doing: &mut Option<BoxFuture<'static, T>>) -> T {
+    match doing {
+        Some(doing) => doing.await,
         None => std::future::pending().await,
     }
 }

@@ -7,9 +7,12 @@
     reason = "a test's tasks and queues end with it, and its numbers are small"
 )]
 
+mod engines;
 mod fire;
+mod links;
+mod trusted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +22,9 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Heard, Opened, Order, Remote, Settings, Source, Want};
+use links::{lane, pipe};
+
+use super::{Candidate, Checks, Heard, Opened, Order, Remote, Settings, Source, Want};
 use crate::pipeline::ends::Ends;
 use crate::pipeline::engine::tests::models::{Files, case, directory};
 use crate::pipeline::engine::{
@@ -28,8 +33,9 @@ use crate::pipeline::engine::{
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::layers::{Layers, Local};
 use crate::pipeline::processor::Processor;
-use crate::pipeline::service::{Duplex, End, HeadSide, Peers, Stages};
+use crate::pipeline::service::{Cover, Duplex, End, HeadSide, Peers, Stages};
 use crate::pipeline::session::{Rows, Shape};
+use crate::pipeline::trust::{FromFile, Reference, Trust, Vectors};
 use crate::pipeline::worker::Worker;
 use crate::protocol::stage::{
     StageDecoder, StageMessage, StageOpen, StageSession, StepKind, WireFormat,
@@ -68,6 +74,9 @@ struct Bill {
 struct Town {
     nodes: Mutex<Vec<Arc<Node>>>,
     bills: Mutex<BTreeMap<StageSession, Bill>>,
+    warmed: Mutex<Vec<PeerId>>,
+    /// Who shows audits other rows than it sent.
+    two_faced: Mutex<BTreeSet<PeerId>>,
     /// Of every link, one way.
     delay: Duration,
     tasks: Tasks,
@@ -85,6 +94,8 @@ impl Town {
         Arc::new(Self {
             nodes: Mutex::new(vec![]),
             bills: Mutex::new(BTreeMap::new()),
+            warmed: Mutex::default(),
+            two_faced: Mutex::default(),
             delay,
             tasks: Tasks::new(),
             workers,
@@ -99,7 +110,10 @@ impl Town {
     }
 
     fn settle_with(self: &Arc<Self>, first: u16, end: u16, worker: Worker) -> PeerId {
-        let peer = PeerId::random();
+        self.settle_as(PeerId::random(), first, end, worker)
+    }
+
+    fn settle_as(self: &Arc<Self>, peer: PeerId, first: u16, end: u16, worker: Worker) -> PeerId {
         let peers: Arc<dyn Peers> = Arc::new(Streets(Arc::clone(self)));
         let node = Node {
             peer,
@@ -128,6 +142,11 @@ impl Town {
     fn remote(self: &Arc<Self>, settings: Settings) -> Remote {
         let source = Arc::new(Streets(Arc::clone(self)));
         Remote::new(settings, source, self.tasks.clone())
+    }
+
+    /// As [`Self::remote`], by a head that checks stages by the model's file.
+    fn checking(self: &Arc<Self>, settings: Settings, checks: Checks) -> Remote {
+        self.remote(settings).checked(checks, Trust::default())
     }
 
     /// Waits until every session is over and gives what each was said to cost.
@@ -166,71 +185,35 @@ impl Peers for Streets {
     fn meet(&self, _: &PeerId, _: &[Vec<u8>]) {}
 }
 
-/// Two ends of a stream whose bytes take `delay`.
-fn pipe(delay: Duration) -> (tokio::io::DuplexStream, tokio::io::DuplexStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const BYTES: usize = 1 << 20;
-    if delay.is_zero() {
-        return tokio::io::duplex(BYTES);
-    }
-    let (ours, near) = tokio::io::duplex(BYTES);
-    let (far, theirs) = tokio::io::duplex(BYTES);
-    let (mut from_us, mut to_us) = tokio::io::split(near);
-    let (mut from_them, mut to_them) = tokio::io::split(far);
-    let (send, mut queue) = mpsc::unbounded_channel::<(Instant, Bytes)>();
-    tokio::spawn(async move {
-        let mut buffer = BytesMut::with_capacity(BYTES);
-        while from_us.read_buf(&mut buffer).await.is_ok_and(|n| n > 0) {
-            let _ = send.send((Instant::now() + delay, buffer.split().freeze()));
-        }
-    });
-    tokio::spawn(async move {
-        while let Some((at, bytes)) = queue.recv().await {
-            tokio::time::sleep_until(at.into()).await;
-            if to_them.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    });
-    tokio::spawn(async move { tokio::io::copy(&mut from_them, &mut to_us).await });
-    (ours, theirs)
-}
-
-/// A channel whose messages take `delay`.
-fn lane<T: Send + 'static>(delay: Duration) -> (mpsc::UnboundedSender<T>, mpsc::Receiver<T>) {
-    let (send, mut queue) = mpsc::unbounded_channel::<T>();
-    let (out, receiver) = mpsc::channel(1_024);
-    let (timed, mut late) = mpsc::unbounded_channel::<(Instant, T)>();
-    tokio::spawn(async move {
-        while let Some(message) = queue.recv().await {
-            let _ = timed.send((Instant::now() + delay, message));
-        }
-    });
-    tokio::spawn(async move {
-        while let Some((at, message)) = late.recv().await {
-            if !delay.is_zero() {
-                tokio::time::sleep_until(at.into()).await;
-            }
-            if out.send(message).await.is_err() {
-                return;
-            }
-        }
-    });
-    (send, receiver)
-}
-
 impl Source for Streets {
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let nodes = self.0.nodes.lock();
+        let fits = |node: &&Arc<Node>| {
+            node.first == want.first && node.end <= want.end && !want.not.contains(&node.peer)
+        };
+        let candidate = |node: &Arc<Node>| Candidate {
+            peer: node.peer,
+            end: node.end,
+            offer: None,
+        };
+        nodes.iter().filter(fits).map(candidate).collect()
+    }
+
+    fn warm(&self, at: Candidate) -> BoxFuture<'static, Result<(), PipelineError>> {
+        self.0.warmed.lock().push(at.peer);
+        Box::pin(async { Ok(()) })
+    }
+
     fn open(
         &self,
         want: Want,
+        at: Candidate,
         heard: mpsc::Sender<Heard>,
     ) -> BoxFuture<'static, Result<Opened, PipelineError>> {
         let town = Arc::clone(&self.0);
         Box::pin(async move {
-            let fits = |node: &&Arc<Node>| {
-                node.first == want.first && node.end <= want.end && !want.not.contains(&node.peer)
-            };
-            let node = town.nodes.lock().iter().find(fits).cloned();
+            let is_it = |node: &&Arc<Node>| node.peer == at.peer;
+            let node = town.nodes.lock().iter().find(is_it).cloned();
             let node = node.ok_or_else(|| PipelineError::Lost("nobody".to_owned()))?;
             let open = StageOpen {
                 session: want.session,
@@ -280,6 +263,7 @@ impl Source for Streets {
                 gathered: StageDecoder::default(),
                 town: Arc::clone(&town),
                 session,
+                is_two_faced: town.two_faced.lock().contains(&node.peer),
             };
             let (peer, end) = (node.peer, node.end);
             tokio::spawn(async move {
@@ -311,6 +295,7 @@ struct PipeHead {
     gathered: StageDecoder,
     town: Arc<Town>,
     session: StageSession,
+    is_two_faced: bool,
 }
 
 impl HeadSide for PipeHead {
@@ -321,19 +306,20 @@ impl HeadSide for PipeHead {
         self.gathered.push(bytes);
     }
     async fn flush(&mut self) -> Result<(), End> {
-        while let Some(message) = self.gathered.next_message().unwrap() {
+        while let Some(mut message) = self.gathered.next_message().unwrap() {
+            if let (StageMessage::Out(out), true) = (&message.0, self.is_two_faced)
+                && out.epoch == 0
+            {
+                message.1 = message.1.iter().map(|byte| !byte).collect();
+            }
             let _ = self.to_head.send(Ok(message));
         }
         Ok(())
     }
-    async fn deliver(&mut self, usage: Usage) -> Result<(), End> {
-        self.town
-            .bills
-            .lock()
-            .get_mut(&self.session)
-            .unwrap()
-            .stated = usage;
-        Ok(())
+    fn state(&mut self, usage: Usage) -> Result<Cover, End> {
+        let mut bills = self.town.bills.lock();
+        bills.get_mut(&self.session).unwrap().stated = usage;
+        Ok(Cover::Paid)
     }
 }
 
@@ -369,6 +355,19 @@ impl Model {
             ends,
             hidden,
         }
+    }
+
+    /// What a head that has the model's file checks stages by.
+    async fn checks(&self) -> Checks {
+        let processor = Processor::start(Some(1)).unwrap();
+        let path = self.files.path().to_owned();
+        let reference: Arc<dyn Reference> = Arc::new(FromFile::new(path, Precision::Q8, processor));
+        let rows = self.ends.embed((40..48).collect()).await.unwrap();
+        let vectors = Vectors::make(&*reference, rows, self.hidden, LAYERS, &|_| {});
+        let vectors = Some(Arc::new(vectors.await.unwrap()));
+        // The sender may go: what was sent stays.
+        let vectors = tokio::sync::watch::channel(vectors).1;
+        Checks { vectors, reference }
     }
 
     fn settings(&self, wire: WireFormat, shape: Shape) -> Settings {
@@ -444,33 +443,10 @@ async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
     settings.search = Duration::from_millis(50);
     settings.patience = Duration::from_millis(50);
     let refused = town.remote(settings).open(10).await.err();
-    assert_eq!(refused, Some(PipelineError::Lost("nobody".to_owned())));
-}
-
-/// Gives rows that are a twentieth too long.
-struct Liar(Stage);
-
-impl Engine for Liar {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-    fn layers(&self) -> std::ops::Range<usize> {
-        self.0.layers()
-    }
-    fn open(&mut self, positions_max: usize) -> Result<Slot, EngineError> {
-        self.0.open(positions_max)
-    }
-    fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError> {
-        let rows = self.0.forward(spans, rows)?;
-        Ok(rows.into_iter().map(|x| x * 1.05).collect())
-    }
-    fn positions_free(&self) -> usize {
-        Engine::positions_free(&self.0)
-    }
-    fn length(&self, slot: Slot) -> Option<usize> {
-        self.0.length(slot)
-    }
-    fn close(&mut self, slot: Slot) {
-        self.0.close(slot);
-    }
+    assert_eq!(
+        refused,
+        Some(PipelineError::Lost(
+            "nobody offers layers from 2 on".to_owned()
+        ))
+    );
 }

@@ -8,7 +8,8 @@
 //!
 //! # Invariants
 //! - Results leave after the head has covered them, never before.
-//! - A ping is answered while rows are computed: silence means that this process is gone.
+//! - A ping is answered while rows are computed and while a voucher is awaited: silence means that
+//!   this process is gone.
 //! - Rows are taken from whoever shows the key that the head gave for this epoch, and from no one
 //!   else; a session holds a few messages that it has not looked at, and leaves the rest on the
 //!   wire.
@@ -37,6 +38,7 @@ use crate::protocol::FrameKind;
 use crate::protocol::stage::{
     Push, PushKey, StageDecoder, StageMessage, StageOpen, StageSession, Step,
 };
+pub use crate::seller::stage::Cover;
 use crate::tasks::Tasks;
 use crate::types::{Hash32, PeerId, Usage};
 
@@ -91,8 +93,11 @@ pub trait HeadSide: Send {
     fn put(&mut self, bytes: &[u8]);
     /// Sends what is gathered.
     fn flush(&mut self) -> impl Future<Output = Result<(), End>> + Send;
-    /// States all that was computed; returns when it is covered.
-    fn deliver(&mut self, usage: Usage) -> impl Future<Output = Result<(), End>> + Send;
+    /// States all that was computed, and says whether it is covered.
+    ///
+    /// # Errors
+    /// [`End::Unpaid`] when it never will be.
+    fn state(&mut self, usage: Usage) -> Result<Cover, End>;
 }
 
 /// Serves the layers of one engine. Cheap to clone.

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::push::Pusher;
-use super::{End, HeadSide, Reserved};
+use super::{Cover, End, HeadSide, Reserved};
 use crate::pipeline::rows;
 use crate::pipeline::session::{
     CHUNK_ROWS_MAX, StageEffect, StageMachine, StageRefusal, StageVerdict, Work, index,
@@ -14,6 +14,7 @@ use crate::pipeline::session::{
 use crate::protocol::stage::{
     Halt, Next, Push, Route, StageDecoder, StageError, StageMessage, Step, WireFormat,
 };
+use crate::seller::stage::VOUCHER_PATIENCE;
 use crate::types::Usage;
 
 /// Messages of the head that wait while rows are computed; its pings are answered before they are
@@ -89,6 +90,20 @@ impl<H: HeadSide> Mouth<H> {
         Ok(pinged)
     }
 
+    /// Answers pings until that is done.
+    async fn meanwhile<T>(&mut self, doing: impl Future<Output = T>) -> Result<T, End> {
+        tokio::pin!(doing);
+        loop {
+            let has_room = self.backlog.len() < BACKLOG_MAX;
+            tokio::select! {
+                done = &mut doing => return Ok(done),
+                pinged = self.read(), if has_room => if pinged? {
+                    self.head.flush().await?;
+                },
+            }
+        }
+    }
+
     fn put(&mut self, message: StageMessage, rows: &Bytes) {
         let mut bytes = BytesMut::new();
         message.encode_into(rows, &mut bytes);
@@ -143,8 +158,8 @@ impl<H: HeadSide> Running<H> {
             StageMessage::Halt(halt) => self.halt(halt).await,
             StageMessage::Route(route) => self.route(route).await,
             StageMessage::Step(step) => self.step(step, rows, false).await,
-            StageMessage::Show { pos, n } => {
-                let shown = self.machine.show(pos, n);
+            StageMessage::Show { seq, pos, n } => {
+                let shown = self.machine.show(seq, pos, n);
                 self.send(shown.into_iter().collect()).await
             }
             StageMessage::Meet { peer, addresses } => {
@@ -186,7 +201,7 @@ impl<H: HeadSide> Running<H> {
     }
 
     async fn step(&mut self, step: Step, rows: Bytes, is_pushed: bool) -> Result<(), End> {
-        match self.machine.step(step, rows.len()) {
+        match self.machine.step(step, &rows) {
             // Whoever repeats itself to a slow next stage fills no queue.
             Ok(StageVerdict::Again(_)) if self.pusher.as_ref().is_some_and(|p| !p.has_room()) => {
                 Ok(())
@@ -212,19 +227,9 @@ impl<H: HeadSide> Running<H> {
     async fn compute(&mut self, work: Work, bytes: &Bytes) -> Result<(), End> {
         let numbers = rows::from_bytes(bytes, self.hidden, self.wire);
         let numbers = numbers.ok_or(End::Failed("malformed"))?;
-        let result = {
-            let (lease, mouth) = (&mut self.reserved.lease, &mut self.mouth);
-            let forward = lease.forward(index(work.pos()), numbers, work.kind());
-            tokio::pin!(forward);
-            loop {
-                tokio::select! {
-                    result = &mut forward => break result,
-                    pinged = mouth.read(), if mouth.backlog.len() < BACKLOG_MAX => if pinged? {
-                        mouth.head.flush().await?;
-                    },
-                }
-            }
-        };
+        let (lease, mouth) = (&mut self.reserved.lease, &mut self.mouth);
+        let forward = lease.forward(index(work.pos()), numbers, work.kind());
+        let result = mouth.meanwhile(forward).await?;
         let numbers = match result {
             Ok(numbers) => numbers,
             Err(error) => {
@@ -237,8 +242,20 @@ impl<H: HeadSide> Running<H> {
         let results = rows::to_bytes(&numbers, self.hidden, self.wire);
         let effects = self.machine.computed(work, &results);
         let effects = effects.ok_or(End::Failed("engine"))?;
-        self.mouth.head.deliver(self.usage()).await?;
+        self.cover().await?;
         self.send(effects).await
+    }
+
+    /// Returns when all that was computed is covered.
+    async fn cover(&mut self) -> Result<(), End> {
+        let usage = self.usage();
+        while let Cover::Awaited { arrived, missing } = self.mouth.head.state(usage)? {
+            self.mouth.head.flush().await?;
+            let paid = tokio::time::timeout(VOUCHER_PATIENCE, arrived);
+            let paid = self.mouth.meanwhile(paid).await?;
+            paid.map_err(|_| End::Unpaid(missing))?;
+        }
+        Ok(())
     }
 
     /// All block-tokens so far.

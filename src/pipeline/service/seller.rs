@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{End, HeadSide, Reserved, Stages};
+use super::{Cover, End, HeadSide, Reserved, Stages};
 use crate::network::Stream;
 use crate::pipeline::error::PipelineError;
 use crate::protocol::PeerErrorCode;
@@ -89,7 +89,7 @@ impl HeadSide for Order<'_> {
     async fn flush(&mut self) -> Result<(), End> {
         self.output.flush().await.map_err(end_of)
     }
-    async fn deliver(&mut self, usage: Usage) -> Result<(), End> {
-        self.output.deliver(usage).await.map_err(end_of)
+    fn state(&mut self, usage: Usage) -> Result<Cover, End> {
+        self.output.state(usage).map_err(end_of)
     }
 }

@@ -3,59 +3,18 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::hop::{ChainEffect, Hop, HopId, Loss, Shape};
 use super::tally::{Rows, Tally};
-use super::{CHUNK_ROWS_MAX, Log, index, message_rows};
+use super::{CHUNK_ROWS_MAX, Log, Promises, index, message_rows};
 use crate::protocol::stage::{
-    Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, StageSession, State, Step,
-    StepKind,
+    Done, Halt, Next, Out, PushKey, Route, StageError, StageMessage, State, Step, StepKind,
 };
-use crate::types::PeerId;
-
-/// Names one stage of one session; never used again for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HopId(pub u64);
-
-/// One stage of the chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hop {
-    /// Its name here.
-    pub id: HopId,
-    /// First layer.
-    pub first: u16,
-    /// The layer after the last.
-    pub end: u16,
-    /// Who it is.
-    pub peer: PeerId,
-    /// Its session there.
-    pub session: StageSession,
-}
-
-/// What the caller does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ChainEffect {
-    /// Send a message to a stage.
-    Send(HopId, StageMessage, Bytes),
-    /// The stage is out: pay for these rows, close its session. [`Chain::missing`] says which layers
-    /// need another.
-    Dismiss(HopId, Rows, &'static str),
-    /// The rows asked for went through; this is the last one's result.
-    Answer(Bytes),
-}
-
-/// How rows get from stage to stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Shape {
-    /// Each stage pushes to the next.
-    #[default]
-    Push,
-    /// Everything passes through the head: for stages that cannot reach each other.
-    Star,
-}
 
 #[derive(Clone, Debug)]
 struct Member {
     hop: Hop,
     tally: Tally,
+    said: Promises,
     /// Halted at the current epoch and known by what it holds.
     is_ready: bool,
     /// Star: rows that it gave back in this epoch, and rows that it was given.
@@ -141,6 +100,12 @@ impl Chain {
         let member = self.members.iter().find(|member| member.hop.id == id);
         member.map(|member| member.tally.rows())
     }
+    /// What a stage said of the rows that it computed.
+    #[must_use]
+    pub fn promises(&self, id: HopId) -> Option<&Promises> {
+        let member = self.members.iter().find(|member| member.hop.id == id);
+        member.map(|member| &member.said)
+    }
     /// Ranges of layers that nobody serves.
     #[must_use]
     pub fn missing(&self) -> Vec<(u16, u16)> {
@@ -170,6 +135,7 @@ impl Chain {
         let member = Member {
             hop,
             tally: Tally::default(),
+            said: Promises::default(),
             // It is new: it holds nothing, and its STATE needs no waiting for.
             is_ready: true,
             outs: 0,
@@ -221,12 +187,16 @@ impl Chain {
             StageMessage::State(state) => self.state(at, state, effects),
             StageMessage::Out(out) => self.out(at, out, rows, effects),
             StageMessage::Error { epoch, error } => self.refused(at, epoch, error, effects),
-            _ => self.lose(id, "a message that stages do not send", effects),
+            _ => self.lose(
+                id,
+                Loss::Faulty("a message that stages do not send"),
+                effects,
+            ),
         }
     }
 
     /// A stage is gone, or is to go.
-    pub fn lose(&mut self, id: HopId, why: &'static str, effects: &mut Vec<ChainEffect>) {
+    pub fn lose(&mut self, id: HopId, why: Loss, effects: &mut Vec<ChainEffect>) {
         if let Some(at) = self.members.iter().position(|m| m.hop.id == id) {
             let lost = self.members.remove(at);
             effects.push(ChainEffect::Dismiss(id, lost.tally.rows(), why));
@@ -245,7 +215,7 @@ impl Chain {
         {
             member.tally.forget();
         }
-        self.lose(id, why, effects);
+        self.lose(id, Loss::Faulty(why), effects);
     }
 
     /// Halts everyone and routes anew: after a loss, and after rows were lost between two who live.
@@ -288,8 +258,12 @@ impl Chain {
             // Of a route that is over, or that is mended already.
             StageError::Gap | StageError::NextLost if epoch != self.epoch => return,
             StageError::Gap => return self.resume(effects),
-            StageError::NextLost => id(at + 1).map(|id| (id, "out of reach of the stage before")),
-            error => id(at).map(|id| (id, error.as_str())),
+            StageError::NextLost => {
+                let why = Loss::Away("out of reach of the stage before");
+                id(at + 1).map(|id| (id, why))
+            }
+            StageError::Malformed => id(at).map(|id| (id, Loss::Faulty(error.as_str()))),
+            error => id(at).map(|id| (id, Loss::Away(error.as_str()))),
         };
         if let Some((id, why)) = lost {
             self.lose(id, why, effects);
@@ -302,8 +276,13 @@ impl Chain {
         };
         if !member.tally.done(done.pos, done.n) {
             let id = member.hop.id;
-            self.lose(id, "says to have computed what was not asked", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("says to have computed what was not asked"),
+                effects,
+            );
         }
+        member.said.add(&done);
     }
 
     fn state(&mut self, at: usize, state: State, effects: &mut Vec<ChainEffect>) {
@@ -316,7 +295,11 @@ impl Chain {
         }
         if state.length != member.tally.cursor() {
             let id = member.hop.id;
-            return self.lose(id, "remembers other than it computed", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("remembers other than it computed"),
+                effects,
+            );
         }
         member.is_ready = true;
         self.route_if_ready(effects);
@@ -338,14 +321,18 @@ impl Chain {
         let end = out.pos.saturating_add(out.n);
         let sized = index(out.rows).checked_mul(row_bytes) == Some(rows.len());
         if !sized || end > member.tally.cursor() || (shape == Shape::Push && !is_last) {
-            return self.lose(id, "sent results that were not asked", effects);
+            return self.lose(
+                id,
+                Loss::Faulty("sent results that were not asked"),
+                effects,
+            );
         }
         member.outs = member.outs.saturating_add(1);
         if !is_last {
             return self.pass_on(at + 1, out, rows, effects);
         }
         if out.pos > self.answered {
-            return self.lose(id, "left out a result", effects);
+            return self.lose(id, Loss::Faulty("left out a result"), effects);
         }
         if end > self.answered {
             self.answered = end;
@@ -407,6 +394,7 @@ impl Chain {
             .collect();
         for (member, (next, held)) in self.members.iter_mut().zip(nexts) {
             member.tally.restart(asked);
+            member.said.truncate(member.tally.cursor());
             (member.outs, member.steps) = (0, 0);
             let route = Route {
                 epoch: self.epoch,

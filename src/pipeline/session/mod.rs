@@ -26,31 +26,39 @@
 //! results leave. The head counts for itself what it caused each stage to compute ([`Tally`]): a
 //! DONE for anything else ends the session. So replay costs the head the new stage's rows once, and
 //! no stage is paid twice for the same rows.
+//!
+//! # What a stage has said
+//! A DONE names the rows that came and the results that leave by their digests. The head keeps them
+//! ([`Promises`]): what it is shown later must be what was sent.
 
 mod chain;
+mod hop;
 mod log;
+mod promises;
 mod stage;
 mod tally;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Chain, ChainEffect, Hop, HopId, Shape};
+pub use chain::Chain;
+pub use hop::{ChainEffect, Hop, HopId, Loss, Shape};
 pub use log::Log;
+pub use promises::{Piece, Promises};
 pub use stage::{StageEffect, StageMachine, StageRefusal, StageVerdict, Work};
 pub use tally::{Rows, Tally};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-/// Rows of a catch-up or of one chunk of a prefill: enough to keep an engine busy, few enough that
-/// the next stage begins soon.
-pub const CHUNK_ROWS_MAX: u32 = 64;
+use crate::protocol::stage::RowsDigest;
 
-/// The first bytes of sha256 over rows as sent.
+pub use crate::protocol::limits::STAGE_CHUNK_ROWS_MAX as CHUNK_ROWS_MAX;
+
+/// The digest of rows as they travel.
 #[must_use]
-pub fn digest_of(rows: &Bytes) -> [u8; 8] {
+pub fn digest_of(rows: &Bytes) -> RowsDigest {
     let hash: [u8; 32] = Sha256::digest(rows).into();
-    hash.first_chunk::<8>().copied().unwrap_or_default()
+    RowsDigest(hash.first_chunk::<16>().copied().unwrap_or_default())
 }
 
 /// Rows of `row_bytes` that one message carries.

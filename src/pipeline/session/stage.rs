@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::tally::Rows;
-use super::{Log, chunk_rows, digest_of};
+use super::{Log, chunk_rows, digest_of, message_rows};
 use crate::protocol::stage::{
-    Done, Halt, Next, Out, PushKey, Route, StageMessage, State, Step, StepKind,
+    Done, Halt, Next, Out, PushKey, Route, RowsDigest, StageMessage, State, Step, StepKind,
 };
 
 /// Steps whose results can be sent again; older duplicates are dropped.
@@ -35,6 +35,7 @@ pub enum StageVerdict {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Work {
     step: Step,
+    taken: RowsDigest,
 }
 
 impl Work {
@@ -167,11 +168,11 @@ impl StageMachine {
         effects
     }
 
-    /// Judges a step with `bytes` bytes of rows: R1 to R5.
+    /// Judges a step with its rows: R1 to R5.
     ///
     /// # Errors
     /// When it is not to be computed; [`StageRefusal`] says what to do.
-    pub fn step(&mut self, step: Step, bytes: usize) -> Result<StageVerdict, StageRefusal> {
+    pub fn step(&mut self, step: Step, rows: &Bytes) -> Result<StageVerdict, StageRefusal> {
         if step.epoch < self.epoch {
             return Err(StageRefusal::Stale);
         }
@@ -179,7 +180,7 @@ impl StageMachine {
             return Err(StageRefusal::Early);
         }
         let end = step.pos.checked_add(step.n);
-        let is_sized = super::index(step.n).checked_mul(self.log.row_bytes()) == Some(bytes);
+        let is_sized = super::index(step.n).checked_mul(self.log.row_bytes()) == Some(rows.len());
         if !is_sized || step.n == 0 || end.is_none_or(|end| end > self.positions_max) {
             return Err(StageRefusal::Malformed);
         }
@@ -190,14 +191,15 @@ impl StageMachine {
             return Err(StageRefusal::Gap);
         }
         self.next_in = self.next_in.saturating_add(1);
-        Ok(StageVerdict::Compute(Work { step }))
+        let taken = digest_of(rows);
+        Ok(StageVerdict::Compute(Work { step, taken }))
     }
 
     /// The results of `work`: remembered, billed, announced, and sent where the route says. The
     /// caller sends nothing of it before the bill is covered. None when the engine gave other than
     /// `n` rows.
     pub fn computed(&mut self, work: Work, rows: &Bytes) -> Option<Vec<StageEffect>> {
-        let Work { step } = work;
+        let Work { step, taken } = work;
         let (seq, pos, n) = (step.seq, step.pos, step.n);
         if rows.len() != super::index(n).checked_mul(self.log.row_bytes())? {
             return None;
@@ -207,7 +209,12 @@ impl StageMachine {
         }
         self.rows.add(n, step.kind);
         let digest = digest_of(rows);
-        let done = StageMessage::Done(Done { pos, n, digest });
+        let done = StageMessage::Done(Done {
+            pos,
+            n,
+            taken,
+            digest,
+        });
         let mut effects = vec![StageEffect::Head(done, Bytes::new())];
         let end = pos.saturating_add(n);
         let from = pos.max(self.skip_below.min(end));
@@ -224,14 +231,14 @@ impl StageMachine {
 
     /// SHOW: results again, for an audit; none when they are not here.
     #[must_use]
-    pub fn show(&self, pos: u32, n: u32) -> Option<StageEffect> {
+    pub fn show(&self, seq: u32, pos: u32, n: u32) -> Option<StageEffect> {
         let end = pos.checked_add(n)?;
-        if n == 0 || end > self.log.length() || n > chunk_rows(self.log.row_bytes()) {
+        if n == 0 || end > self.log.length() || n > message_rows(self.log.row_bytes()) {
             return None;
         }
         let out = Out {
             epoch: 0,
-            seq: 0,
+            seq,
             pos,
             n,
             rows: n,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use super::{
-    Chain, ChainEffect, Hop, HopId, Rows, Shape, StageEffect, StageMachine, StageRefusal,
+    Chain, ChainEffect, Hop, HopId, Loss, Rows, Shape, StageEffect, StageMachine, StageRefusal,
     StageVerdict,
 };
 use crate::protocol::stage::{Next, StageError, StageMessage, StageSession, Step, StepKind};
@@ -262,13 +262,13 @@ impl Market {
         let dead = self.unnoticed.first().copied();
         let mut effects = vec![];
         if let Some(id) = dead {
-            self.chain.lose(id, "dead", &mut effects);
+            self.chain.lose(id, Loss::Away("dead"), &mut effects);
         } else if let Some(id) = self.chain.suspect() {
             assert!(
                 self.faults.lose > 0 || self.faults.swap > 0,
                 "silence without a loss"
             );
-            self.chain.lose(id, "silent", &mut effects);
+            self.chain.lose(id, Loss::Away("silent"), &mut effects);
         } else {
             self.replace();
         }
@@ -434,7 +434,7 @@ fn take(
     if flaw == Flaw::NoEpochCheck {
         step.epoch = node.machine.epoch();
     }
-    match node.machine.step(step, rows.len())? {
+    match node.machine.step(step, &rows)? {
         StageVerdict::Compute(work) => {
             let result = node.engine.forward(work.pos(), rows);
             Ok(node.machine.computed(work, &result).unwrap())

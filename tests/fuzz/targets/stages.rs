@@ -37,9 +37,9 @@ fn as_stage(said: &[(StageMessage, Bytes)]) {
         match message {
             StageMessage::Halt(halt) => drop(machine.halt(*halt)),
             StageMessage::Route(route) => drop(machine.route_to(*route)),
-            StageMessage::Show { pos, n } => drop(machine.show(*pos, *n)),
+            StageMessage::Show { seq, pos, n } => drop(machine.show(*seq, *pos, *n)),
             StageMessage::Step(step) => {
-                if let Ok(StageVerdict::Compute(work)) = machine.step(*step, rows.len()) {
+                if let Ok(StageVerdict::Compute(work)) = machine.step(*step, rows) {
                     assert!(work.pos() + work.n() <= POSITIONS);
                     computed += u64::from(work.n());
                     machine

@@ -9,6 +9,7 @@ pub mod books;
 pub mod chain;
 pub mod cheat;
 pub mod http;
+pub mod layers;
 pub mod market;
 pub mod node;
 pub mod payer;

@@ -9,8 +9,9 @@ use souk::ledger::{self, Ledger, OpenRow, Role};
 use souk::network::{self, Handle};
 use souk::payment::WindowSettings;
 use souk::payment::payer::{self, PayerHub, Spending};
-use souk::pipeline::chain::order::{Listed, Market, Parts};
+use souk::pipeline::chain::order::{Listed, Market, Parts, Places};
 use souk::pipeline::chain::{Remote, Settings};
+use souk::pipeline::patron::Unlimited;
 use souk::protocol::offer::SignedOffer;
 use souk::tasks::Tasks;
 use souk::types::{AttemptId, ChannelId, Clock, MicroUsd, PeerId, SystemClock};
@@ -50,20 +51,7 @@ impl Drop for Payer {
 impl Payer {
     /// Pays these sellers, which know how to reach each other.
     pub async fn start(sellers: &[&StageSeller], settings: Settings) -> Self {
-        let mut listed = vec![];
-        for seller in sellers {
-            listed.push((seller.listen().await, Some(seller.offer.clone())));
-        }
-        // These offers carry no addresses, so the sellers are told.
-        for (one, (listen, _)) in sellers
-            .iter()
-            .flat_map(|s| listed.iter().map(move |l| (s, l)))
-        {
-            let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
-            let peer = peer.parse().unwrap();
-            one.handle.add_addresses(&peer, &[address.to_owned()]);
-        }
-        Self::of(LOOPBACK, listed, settings).await
+        Self::of(LOOPBACK, introduced(sellers).await, settings).await
     }
 
     /// Listens there and pays whoever listens at these addresses; an offer that is not known is asked
@@ -72,6 +60,16 @@ impl Payer {
         listen: &str,
         listed: Vec<(String, Option<SignedOffer>)>,
         session: Settings,
+    ) -> Self {
+        Self::choosing(listen, listed, session, |offers| Arc::new(Listed(offers))).await
+    }
+
+    /// The same, with other places than a list.
+    pub async fn choosing(
+        listen: &str,
+        listed: Vec<(String, Option<SignedOffer>)>,
+        session: Settings,
+        places: impl FnOnce(Vec<Arc<SignedOffer>>) -> Arc<dyn Places>,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -93,10 +91,16 @@ impl Payer {
         for (listen, offer) in listed {
             let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
             let peer = peer.parse().unwrap();
-            handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
             let offer = match offer {
-                Some(offer) => offer,
-                None => stage_offer_of(&handle, &peer).await,
+                // Reached when it is needed.
+                Some(offer) => {
+                    handle.add_addresses(&peer, &[address.to_owned()]);
+                    offer
+                }
+                None => {
+                    handle.dial(&peer, vec![address.to_owned()]).await.unwrap();
+                    stage_offer_of(&handle, &peer).await
+                }
             };
             offers.push(Arc::new(offer));
         }
@@ -117,8 +121,9 @@ impl Payer {
             settings,
         );
         let market = Arc::new(Market::new(Parts {
-            places: Arc::new(Listed(offers)),
+            places: places(offers),
             payer: payer.await.unwrap(),
+            purse: Arc::new(Unlimited),
             ledger: ledger.clone(),
             network: handle,
             keys,
@@ -173,4 +178,22 @@ async fn stage_offer_of(handle: &Handle, peer: &PeerId) -> SignedOffer {
         assert!(tokio::time::Instant::now() < end, "{peer} offers no layers");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Where these are and what they offer; each is told where the others are, because these offers carry
+/// no addresses.
+pub async fn introduced(sellers: &[&StageSeller]) -> Vec<(String, Option<SignedOffer>)> {
+    let mut listed = vec![];
+    for seller in sellers {
+        listed.push((seller.listen().await, Some(seller.offer.clone())));
+    }
+    for (one, (listen, _)) in sellers
+        .iter()
+        .flat_map(|s| listed.iter().map(move |l| (s, l)))
+    {
+        let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
+        let peer = peer.parse().unwrap();
+        one.handle.add_addresses(&peer, &[address.to_owned()]);
+    }
+    listed
 }

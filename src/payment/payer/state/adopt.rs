@@ -84,7 +84,8 @@ impl PayerState {
             .as_ref()
             .map_or(MicroUsd::ZERO, |d| d.cost);
         let id = attempt.open.attempt_id;
-        let (open, window) = (&attempt.open, self.windows.stream(&attempt.open.price));
+        let open = &attempt.open;
+        let window = self.windows.most(&open.model, &open.price);
         let promised = signed.saturating_sub(open.voucher_before);
         let began = Live {
             prefill: open.prefill,

@@ -1,20 +1,17 @@
 //! Stages lie, die, fall silent and are far away, and the answer is that of peace.
 
+use super::engines::{How, bent};
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
     let model = Model::new("llama").await;
     let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
-    let load = Load {
-        path: model.files.path().to_owned(),
-        layers: 2..4,
-        precision: Precision::Q8,
-        positions_max: POSITIONS,
-    };
-    let stage = move || Ok(Liar(Stage::load(&load, &mut |_| {})?));
-    let liar = Worker::start(Processor::start(Some(1)).unwrap(), stage).await;
-    let liar = town.settle_with(2, 4, liar.unwrap());
+    let liar = town.settle_with(
+        2,
+        4,
+        bent(model.files.path(), 2, 4, How::Lies(|_| true)).await,
+    );
     // Two of each: whoever is audited, two others can be asked about the middle and one of the ends.
     for (first, end) in THIRDS.into_iter().chain(THIRDS) {
         town.settle(first, end);
@@ -25,12 +22,12 @@ async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
     };
     let remote = town.remote(settings);
     let mut sessions = 0;
-    while remote.distrusted().is_empty() {
+    while Vec::from_iter(remote.trust().distrusted()).is_empty() {
         sessions += 1;
         assert!(sessions < 50, "it was never found");
         model.answer(&remote, 20, 12, |_| {}).await;
     }
-    assert_eq!(remote.distrusted(), [liar]);
+    assert_eq!(Vec::from_iter(remote.trust().distrusted()), [liar]);
     let is_forfeit = |bill: &&Bill| bill.is_forfeit;
     assert_eq!(town.bills.lock().values().filter(is_forfeit).count(), 1);
     let whole = Local::new(worker(model.files.path(), 0..6).await).unwrap();
@@ -47,7 +44,7 @@ async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
     for _ in 0..3 {
         assert!(model.answer(&rest, 20, 12, |_| {}).await == alone);
     }
-    assert_eq!(rest.distrusted(), [liar]);
+    assert_eq!(Vec::from_iter(rest.trust().distrusted()), [liar]);
 }
 
 /// Answers under fire: kills, the recoveries' times, and whether all was as in peace.

@@ -46,7 +46,9 @@ fn a_lone_loss_costs_survivors_nothing_and_the_new_stage_one_replay() {
             if calls == 10 {
                 market.settle();
                 let mut effects = vec![];
-                market.chain.lose(victim, "killed", &mut effects);
+                market
+                    .chain
+                    .lose(victim, Loss::Away("killed"), &mut effects);
                 market.act(effects);
             }
             market.ask(pos, rows, kind)
