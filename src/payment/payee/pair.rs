@@ -326,7 +326,6 @@ impl PayeePair {
         self.voucher_arrived.notified()
     }
     /// The same, for whoever does other things meanwhile.
-    #[must_use]
     pub fn next_voucher_owned(&self) -> tokio::sync::futures::OwnedNotified {
         Arc::clone(&self.voucher_arrived).notified_owned()
     }

@@ -1,5 +1,7 @@
 //! The head's side of one session: the stages in order, what each owes, and how a loss is mended.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -32,6 +34,8 @@ pub struct Chain {
     epoch: u32,
     is_routed: bool,
     members: Vec<Member>,
+    /// Links that broke once; a second time the stage behind is out.
+    torn: BTreeSet<(HopId, HopId)>,
     log: Log,
     /// Positions whose results were given back, and the last of those asked for.
     answered: u32,
@@ -51,6 +55,7 @@ impl Chain {
             epoch: 1,
             is_routed: false,
             members: Vec::new(),
+            torn: BTreeSet::new(),
             log: Log::new(row_bytes),
             answered: 0,
             seq: 0,
@@ -259,8 +264,14 @@ impl Chain {
             StageError::Gap | StageError::NextLost if epoch != self.epoch => return,
             StageError::Gap => return self.resume(effects),
             StageError::NextLost => {
-                let why = Loss::Away("out of reach of the stage before");
-                id(at + 1).map(|id| (id, why))
+                let (Some(from), Some(to)) = (id(at), id(at + 1)) else {
+                    return;
+                };
+                if self.torn.insert((from, to)) {
+                    // It may be the one who says so that is going: whoever is halted answers.
+                    return self.resume(effects);
+                }
+                Some((to, Loss::Away("out of reach of the stage before")))
             }
             StageError::Malformed => id(at).map(|id| (id, Loss::Faulty(error.as_str()))),
             error => id(at).map(|id| (id, Loss::Away(error.as_str()))),

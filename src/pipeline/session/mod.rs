@@ -20,6 +20,8 @@
 //! positions it remembers, after which nothing older can come from it. New stages join. When the
 //! layers are complete again the head tells everyone its next and how much that one holds, and each
 //! sender, the head too, gives from its log what its next lacks. Survivors get only what they miss.
+//! A stage that cannot reach its next is believed the second time: a stage that goes down says so of
+//! a next that lives.
 //!
 //! # Money
 //! A stage bills rows that it computed, and says so ([`Done`](crate::protocol::stage::Done)) before

@@ -434,7 +434,7 @@ fn take(
     if flaw == Flaw::NoEpochCheck {
         step.epoch = node.machine.epoch();
     }
-    match node.machine.step(step, &rows)? {
+    match node.machine.step(step, rows)? {
         StageVerdict::Compute(work) => {
             let result = node.engine.forward(work.pos(), rows);
             Ok(node.machine.computed(work, &result).unwrap())

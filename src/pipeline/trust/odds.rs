@@ -36,7 +36,7 @@ pub fn per_audit(altered: f64, rows: u32, pattern: Pattern) -> f64 {
         Pattern::Worst => altered,
         // Half of them lie before the drawn row and half behind it, where there may be fewer.
         Pattern::Scattered => {
-            let looked_at = rows.min(AUDIT_ROWS / 2).max(1);
+            let looked_at = rows.clamp(1, AUDIT_ROWS / 2);
             1.0 - (1.0 - altered).powf(f64::from(looked_at))
         }
     }

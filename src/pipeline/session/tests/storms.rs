@@ -119,3 +119,34 @@ fn planted_flaws_are_found() {
     assert!(is_found(Flaw::BillsAgain), "bills what it sends again");
     assert!(is_found(Flaw::ForgetsNothing), "keeps what was taken back");
 }
+
+#[test]
+fn who_says_that_the_next_is_lost_is_believed_the_second_time() {
+    for seed in 0..50 {
+        let mut market = Market::new(seed, Shape::Push, CALM, Flaw::None);
+        let mut calls = 0;
+        let (results, _) = generate(seed, |pos, rows, kind| {
+            calls += 1;
+            if calls == 5 || calls == 8 {
+                market.settle();
+                let epoch = market.chain.epoch();
+                let error = StageError::NextLost;
+                let lost = StageMessage::Error { epoch, error };
+                let mut effects = vec![];
+                let chain = &mut market.chain;
+                chain.heard(HopId(1), lost, Bytes::new(), &mut effects);
+                let is_out =
+                    |effect: &ChainEffect| matches!(effect, ChainEffect::Dismiss(HopId(2), ..));
+                assert_eq!(effects.iter().any(is_out), calls == 8);
+                assert!(
+                    market.chain.epoch() > epoch,
+                    "another way, or the same anew"
+                );
+                market.act(effects);
+            }
+            market.ask(pos, rows, kind)
+        });
+        assert_eq!(results, alone(seed).0);
+        assert!(market.nodes.contains_key(&HopId(1)));
+    }
+}
