@@ -85,7 +85,7 @@ static: setup ## One program file without shared libraries, and its tarball
 
 clean: ## Remove build outputs and downloaded clients
 	$(CARGO) clean
-	rm -rf tests/pipeline_speed/peer/node_modules
+	rm -rf tests/pipeline_speed/node_modules
 	rm -rf tests/port/.venv tests/port/.shots
 	rm -rf tests/clients/.venv tests/clients/.lab tests/clients/node_modules
 	rm -rf contracts/node_modules contracts/.venv contracts/.out contracts/.cache

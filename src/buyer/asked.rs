@@ -7,7 +7,6 @@ use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 
 use super::names::Names;
-use crate::discovery::OfferBook;
 use crate::http::guard::ClientName;
 use crate::ledger::PROBE_CLIENT;
 use crate::llm_api::translate::{self, TranslateError, WayBack};
@@ -127,9 +126,9 @@ impl Asked {
         self
     }
 
-    /// The same, for the model that the client means.
-    pub fn meaning(mut self, names: &Names, book: &OfferBook) -> Self {
-        let meaning = names.resolve(&self.model, |model| !book.offers(model).is_empty());
+    /// The same, for the model that the client means, of those for which `is_offered` holds.
+    pub fn meaning(mut self, names: &Names, is_offered: impl Fn(&ModelId) -> bool) -> Self {
+        let meaning = names.resolve(&self.model, is_offered);
         self.model = meaning.model;
         self.prefer = self.prefer.or(meaning.prefer);
         self

@@ -40,7 +40,7 @@ pub(super) fn ordinary(shared: &Shared, model: &str) -> Option<(Asked, Route)> {
     let (endpoint, now_ms) = (Endpoint::Dialect(Dialect::Chat), shared.clock.now_ms());
     let body = Bytes::from(body.to_string());
     let asked = Asked::parse(endpoint, &HeaderMap::new(), body, now_ms).ok()?;
-    let asked = asked.meaning(&shared.wishes.get().names, &shared.book);
+    let asked = asked.meaning(&shared.wishes.get().names, |model| shared.has(model));
     let route = shared.route(&asked);
     Some((asked, route))
 }

@@ -1,9 +1,11 @@
-//! `GET /v1/models`: what the network sells, from memory, in the caller's list shape.
+//! `GET /v1/models`: what the network sells and the models whose ends are here, from memory, in the
+//! caller's list shape.
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::Shared;
+use super::own::Card;
 use super::route::dialects;
 use crate::discovery::ModelSummary;
 use crate::http::body::Body;
@@ -20,22 +22,63 @@ pub(super) fn models(shared: &Shared, path: &str, headers: &HeaderMap) -> Option
     let rest = path.strip_prefix("/models")?;
     let anthropic = headers.contains_key("anthropic-version");
     match rest.strip_prefix('/') {
-        None if rest.is_empty() => Some(ok(&list(&shared.book.models(), anthropic))),
-        Some("") => Some(ok(&list(&shared.book.models(), anthropic))),
+        None if rest.is_empty() => Some(ok(&list(&all(shared), anthropic))),
+        Some("") => Some(ok(&list(&all(shared), anthropic))),
         Some(id) => Some(one(shared, id, anthropic)),
         None => None,
     }
 }
 
+/// A model on the list.
+struct Listed {
+    summary: ModelSummary,
+    /// Its ends are here; nobody sells it.
+    is_own: bool,
+}
+
+/// The own models, then what the network sells under other names.
+fn all(shared: &Shared) -> Vec<Listed> {
+    let own = shared.own.iter().map(|own| Listed {
+        summary: summary(&own.card()),
+        is_own: true,
+    });
+    let mut all: Vec<Listed> = own.collect();
+    let sold = shared.book.models().into_iter();
+    let sold = sold.filter(|summary| super::own::find(shared, &summary.model).is_none());
+    all.extend(sold.map(|summary| Listed {
+        summary,
+        is_own: false,
+    }));
+    all
+}
+
+fn summary(card: &Card) -> ModelSummary {
+    let tools = if card.has_tools {
+        Capabilities::TOOLS
+    } else {
+        Capabilities::default()
+    };
+    ModelSummary {
+        model: card.model.clone(),
+        sellers: card.stages,
+        price_min: card.price,
+        context_max: card.context,
+        output_max: 0,
+        caps: Capabilities::PIPELINE
+            .union(Capabilities::DIALECT_CHAT)
+            .union(Capabilities::DIALECT_MESSAGES)
+            .union(Capabilities::DIALECT_RESPONSES)
+            .union(tools),
+    }
+}
+
 fn one(shared: &Shared, id: &str, anthropic: bool) -> Response<Body> {
     let wanted = ModelId::new(id);
-    match shared
-        .book
-        .models()
+    let found = all(shared)
         .into_iter()
-        .find(|summary| summary.model == wanted)
-    {
-        Some(summary) => ok(&entry(&summary, anthropic)),
+        .find(|one| one.summary.model == wanted);
+    match found {
+        Some(listed) => ok(&entry(&listed, anthropic)),
         None => {
             let dialect = if anthropic {
                 Dialect::Messages
@@ -49,10 +92,10 @@ fn one(shared: &Shared, id: &str, anthropic: bool) -> Response<Body> {
     }
 }
 
-fn list(models: &[ModelSummary], anthropic: bool) -> Value {
+fn list(models: &[Listed], anthropic: bool) -> Value {
     let data: Vec<Value> = models
         .iter()
-        .map(|summary| entry(summary, anthropic))
+        .map(|listed| entry(listed, anthropic))
         .collect();
     if anthropic {
         let id = |value: Option<&Value>| value.and_then(|v| v.get("id")).cloned();
@@ -67,7 +110,8 @@ fn list(models: &[ModelSummary], anthropic: bool) -> Value {
     }
 }
 
-fn entry(summary: &ModelSummary, anthropic: bool) -> Value {
+fn entry(listed: &Listed, anthropic: bool) -> Value {
+    let summary = &listed.summary;
     let id = summary.model.as_str();
     let speaks: Vec<&str> = dialects(summary.caps)
         .into_iter()
@@ -102,6 +146,7 @@ fn entry(summary: &ModelSummary, anthropic: bool) -> Value {
         "other_paths": paths,
         "tools": summary.caps.contains(Capabilities::TOOLS),
         "supported_parameters": summary.caps.parameters(),
+        "own": listed.is_own,
         "split": summary.caps.contains(Capabilities::PIPELINE),
         "structured_output": summary.caps.contains(Capabilities::JSON),
         "context_length": summary.context_max,

@@ -10,7 +10,7 @@
 //! router how that ended, `ahead` opens channels for the next one, `relay` passes its answer (to its `ending`; `whole` one that is not streamed,
 //! `upstream_error` one that is an error), `books` keeps the account, `refusal` says what went wrong
 //! in the client's own dialect, `warm` keeps connections to likely sellers, `canary` asks them what it knows, `market` answers the model list, `count_tokens` what a request would
-//! measure, [`control`] everything else.
+//! measure, [`own`] a model whose ends are here, [`control`] everything else.
 //! The work runs in a task of its own: when the client hangs up the handler is dropped, the task
 //! sees it at once, cancels the seller and books what is owed.
 
@@ -31,6 +31,7 @@ mod market;
 mod measures;
 pub mod names;
 mod nonces;
+pub mod own;
 mod refusal;
 mod relay;
 pub mod route;
@@ -62,6 +63,7 @@ use budget::{Budget, Exceeded};
 use choosing::Choosing;
 use names::Names;
 use nonces::Nonces;
+use own::OwnModel;
 use refusal::Refusal;
 use route::{Barred, Candidate, Policy, Route};
 use shelves::Shelves;
@@ -82,7 +84,7 @@ use crate::payment::payer::PayerHub;
 use crate::protocol::head::DelegationProof;
 use crate::router::Router;
 use crate::tasks::Tasks;
-use crate::types::{Clock, MicroUsd, PeerId};
+use crate::types::{Clock, MicroUsd, ModelId, PeerId};
 
 /// Attempts at sellers for one client request: three sellers, and when these were all, the best of
 /// them once more.
@@ -148,6 +150,8 @@ pub struct Parts {
     pub router: Router,
     /// Counts tokens.
     pub counter: TokenCounter,
+    /// Models whose ends are here.
+    pub own: Vec<Arc<dyn OwnModel>>,
     /// Answers everything that is no model request.
     pub control: Arc<dyn server::Handler>,
 }
@@ -170,6 +174,7 @@ struct Shared {
     budget: Budget,
     router: Router,
     counter: TokenCounter,
+    own: Vec<Arc<dyn OwnModel>>,
     control: Arc<dyn server::Handler>,
     nonces: Nonces,
     streams: KeptStreams,
@@ -195,6 +200,7 @@ impl Buyer {
             budget,
             router,
             counter,
+            own,
             control,
         } = parts;
         let (nonces, in_flight) = (Nonces::new(), AtomicU64::new(0));
@@ -213,6 +219,7 @@ impl Buyer {
             budget,
             router,
             counter,
+            own,
             control,
             nonces,
             streams,
@@ -261,7 +268,7 @@ impl Buyer {
                     let shared = &buyer.shared;
                     let asked = asked
                         .of_client(parts.extensions.get())
-                        .meaning(&shared.wishes.get().names, &shared.book);
+                        .meaning(&shared.wishes.get().names, |model| shared.has(model));
                     buyer.serve(Arc::new(asked), &mut sink).await;
                 }
                 Err(error) => {
@@ -286,6 +293,9 @@ impl Buyer {
         sink.header("x-souk-request-id", &asked.id.to_string());
         if asked.stream {
             sink.start_beating(asked.dialect);
+        }
+        if let Some(own) = own::find(&self.shared, &asked.model) {
+            return own::serve(&self.shared, &asked, &**own, sink).await;
         }
         let route = match sink.while_alive(self.find(&asked)).await {
             Err(_gone) => return,
@@ -421,6 +431,10 @@ impl Buyer {
 }
 
 impl Shared {
+    /// Whether the model is on offer, or one of our own.
+    fn has(&self, model: &ModelId) -> bool {
+        own::find(self, model).is_some() || !self.book.offers(model).is_empty()
+    }
     /// Whether the budget allows an attempt at `candidate` to begin.
     fn can_afford(&self, asked: &Asked, candidate: &Candidate) -> Result<(), Exceeded> {
         let least = allowance::least(candidate, self.window(candidate));

@@ -89,10 +89,12 @@ impl Refusal {
         Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_funds", message)
     }
     pub fn budget_exceeded(exceeded: &Exceeded) -> Self {
-        let Exceeded { limit, at, seconds } = exceeded;
-        let message = format!("{limit} reached, resets {at}");
+        Self::over_budget(exceeded.to_string(), exceeded.seconds)
+    }
+    /// A spending limit, in words, that is reset in so many seconds.
+    pub fn over_budget(message: String, seconds: u64) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_exceeded", message)
-            .retry(&seconds.max(&RETRY_BUDGET_S_MIN).to_string())
+            .retry(&seconds.max(RETRY_BUDGET_S_MIN).to_string())
     }
     /// The answer that a seller had would cost more than it may: by a limit, or by the request's own.
     pub fn too_dear(exceeded: Option<&Exceeded>) -> Self {

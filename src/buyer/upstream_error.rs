@@ -70,9 +70,20 @@ pub(super) async fn relay(
     Attempted::Failed(AttemptFailure {
         seller,
         kind,
-        reason: format!("upstream answered {}", status.as_u16()),
+        reason: reason(status, &body),
         retry_after_s: retry_after_s(head),
     })
+}
+
+/// What the client is told. One that cannot serve now may say why: a pipeline that lacks a stage, or
+/// pays no more for one.
+fn reason(status: StatusCode, body: &[u8]) -> String {
+    let status = status.as_u16();
+    let said = llm_api::error::message_of(body).filter(|_| status == 503);
+    said.map_or_else(
+        || format!("upstream answered {status}"),
+        |said| format!("upstream answered {status}: {said}"),
+    )
 }
 
 /// The upstream's `retry-after` in seconds; a date says too little of a stranger's clock.

@@ -18,6 +18,12 @@ pub struct SellArgs {
     /// With --upstream pipeline: other peers compute the layers (`contribute`) and are paid
     #[arg(long)]
     pub split: bool,
+    /// With --split: use only this peer's stages (repeatable)
+    #[arg(long = "stage", value_name = "PEER")]
+    pub stages: Vec<String>,
+    /// With --split: how rows travel; int8 is half the bytes and a slightly other text [default: f16]
+    #[arg(long, value_parser = ["f16", "f32", "int8"])]
+    pub wire: Option<String>,
     /// The upstream's dialect
     #[arg(long, value_parser = crate::config::UPSTREAM_APIS)]
     pub api: Option<String>,
@@ -77,6 +83,9 @@ impl SellArgs {
         set.given("sell.base_url", "--base-url", self.base_url.clone());
         set.given("sell.api", "--api", self.api.clone());
         set.given("sell.split", "--split", self.split.then_some(true));
+        let stages = (!self.stages.is_empty()).then(|| self.stages.clone());
+        set.given("head.stages", "--stage", stages);
+        set.given("head.wire", "--wire", self.wire.clone());
         if self.api_key_env.is_some() || self.api_key_file.is_some() {
             // The one replaces the other, also when the file says otherwise.
             let env = self.api_key_env.clone().unwrap_or_default();
@@ -239,6 +248,9 @@ pub struct BuyArgs {
     /// Most to spend in a day
     #[arg(long, value_name = "USD")]
     pub budget_daily: Option<String>,
+    /// Model whose files are here and whose layers are bought from stages (repeatable)
+    #[arg(long = "pipeline", value_name = "[ID=]PATH")]
+    pub pipelines: Vec<String>,
     /// Preferred seller; others still serve when it fails
     #[arg(long, value_name = "PEER")]
     pub seller: Option<String>,
@@ -274,6 +286,7 @@ impl BuyArgs {
             "--budget-daily",
             self.budget_daily.clone(),
         );
+        set.given("buy.pipelines", "--pipeline", list(&self.pipelines));
         set.given("buy.seller", "--seller", self.seller.clone());
         set.given("buy.allow", "--allow", list(&self.allow));
         set.given("buy.deny", "--deny", list(&self.deny));

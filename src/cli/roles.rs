@@ -30,13 +30,16 @@ pub async fn contribute(global: &GlobalArgs, args: &ContributeArgs) -> anyhow::R
 
 /// Runs `node buy`.
 pub async fn buy(global: &GlobalArgs, args: &BuyArgs) -> anyhow::Result<()> {
-    serve(global, args.settings(), |_| false, crate::node::buy).await
+    let computes = crate::node::buys_layers;
+    serve(global, args.settings(), computes, crate::node::buy).await
 }
 
 /// Runs `node run`.
 pub async fn run(global: &GlobalArgs, args: &RunArgs) -> anyhow::Result<()> {
-    let computes =
-        |config: &Config| config.contribute.enabled || crate::node::sells_pipeline(config);
+    let computes = |config: &Config| {
+        let has_ends = config.buy.enabled && crate::node::buys_layers(config);
+        config.contribute.enabled || has_ends || crate::node::sells_pipeline(config)
+    };
     serve(global, args.settings(), computes, crate::node::run).await
 }
 

@@ -203,13 +203,20 @@ fn count(value: &Value) -> String {
 fn layers_line(layers: Option<&Value>) -> Option<String> {
     let layers = layers.filter(|layers| layers.is_object())?;
     let figure = |key: &str| number(layers.get(key));
+    let is = |key: &str| layers.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let state = match (is("draining"), is("paused")) {
+        (true, _) => " / draining, other layers come next",
+        (_, true) => " / paused, other programs use the machine",
+        _ => "",
+    };
     Some(format!(
-        "{}..{} of {} / {} rows per second / {} positions free",
+        "{}..{} of {} / {} rows per second / {} positions free / {} sessions{state}",
         figure("first"),
         figure("end"),
         figure("of"),
         figure("rows_per_second"),
         figure("free_positions"),
+        figure("sessions"),
     ))
 }
 

@@ -217,6 +217,7 @@ pub(super) fn rules(config: &Config, origins: &BTreeMap<String, Origin>) -> Vec<
     sell_rules(config, &mut wrong);
     super::limits::rules(config, &mut wrong);
     super::contribute::rules(config, &mut wrong);
+    super::head::rules(config, &mut wrong);
     super::chain_rules::payment(config, &mut wrong);
     super::chain_rules::chain(config, &mut wrong);
     problems

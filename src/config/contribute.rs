@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use super::values::{opt_path, opt_usd};
+use super::values::{duration, opt_path, opt_percent, opt_usd};
 use crate::types::{MicroUsd, PeerId};
 
 /// Bytes of a GiB.
@@ -25,12 +26,27 @@ pub struct ContributeSection {
     pub model: Option<PathBuf>,
     /// `FIRST..END` from 0, or `auto`.
     pub layers: String,
+    /// Most layers; 0 = as many as fit into the memory.
+    pub layers_max: u16,
     /// Most memory for weights and sessions, GiB; 0 = half of what is free at the start.
     pub memory: u32,
     /// Positions that all sessions together may reserve.
     pub positions: u32,
     /// Sessions at once.
     pub sessions: u32,
+    /// No new sessions while other programs use more of the processor than this, in hundredths of a
+    /// percent; `None` = never paused.
+    #[serde(with = "opt_percent")]
+    pub load_max: Option<u32>,
+    /// With the layers `auto`: how often it is asked whether another place is worth more.
+    #[serde(with = "duration")]
+    pub look_every: Duration,
+    /// At most one move in this time.
+    #[serde(with = "duration")]
+    pub move_pause: Duration,
+    /// Sessions that run get this long before their layers go.
+    #[serde(with = "duration")]
+    pub drain_max: Duration,
     /// Price of prefill, USD per million rows through one layer; `None` = by the layer's size.
     #[serde(with = "opt_usd")]
     pub price_in: Option<MicroUsd>,
@@ -53,9 +69,14 @@ impl Default for ContributeSection {
             enabled: false,
             model: None,
             layers: AUTO.to_owned(),
+            layers_max: 0,
             memory: 0,
             positions: 16_384,
             sessions: 64,
+            load_max: None,
+            look_every: Duration::from_secs(60),
+            move_pause: Duration::from_secs(30 * 60),
+            drain_max: Duration::from_secs(10 * 60),
             price_in: None,
             price_out: None,
             free: false,
@@ -115,6 +136,13 @@ pub(super) fn rules(config: &Config, wrong: &mut impl FnMut(&str, String)) {
         if number == 0 {
             wrong(path, "must be at least 1".to_owned());
         }
+    }
+    if section.look_every.is_zero() {
+        wrong("contribute.look_every", "must be above 0".to_owned());
+    }
+    if section.load_max == Some(0) {
+        let message = "must be above 0%; \"\" never pauses".to_owned();
+        wrong("contribute.load_max", message);
     }
     if section.free && (section.price_in.is_some() || section.price_out.is_some()) {
         let message = "contradicts a price; give one of them".to_owned();

@@ -8,6 +8,7 @@
 mod chain_rules;
 mod check;
 mod contribute;
+mod head;
 mod limits;
 mod routing;
 mod sections;
@@ -23,6 +24,7 @@ use toml::{Table, Value};
 use check::Checker;
 pub use check::model_entry;
 pub use contribute::ContributeSection;
+pub use head::{HeadSection, Wire};
 pub use limits::{BuyBudget, NamedClient, SellLimits};
 pub use routing::RoutingSection;
 pub use sections::{
@@ -61,6 +63,8 @@ pub struct Config {
     pub sell: SellSection,
     /// Layers for pipelines.
     pub contribute: ContributeSection,
+    /// Stages of other peers, as a head uses them.
+    pub head: HeadSection,
     /// How much may be at risk.
     pub payment: PaymentSection,
     /// Where deposits lie.

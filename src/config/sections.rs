@@ -100,6 +100,8 @@ pub struct BuySection {
     pub aliases: Vec<String>,
     /// Models that `auto` stands for: the first that is on offer.
     pub auto: Vec<String>,
+    /// Models whose ends are here and whose layers are bought from stages: `[ID=]PATH`.
+    pub pipelines: Vec<String>,
     /// Preferred seller's peer id; others still serve when it fails.
     #[serde(with = "opt_text")]
     pub seller: Option<String>,
@@ -135,6 +137,7 @@ impl Default for BuySection {
             max_price_out: None,
             aliases: Vec::new(),
             auto: Vec::new(),
+            pipelines: Vec::new(),
             seller: None,
             allow: Vec::new(),
             deny: Vec::new(),

@@ -33,7 +33,7 @@ const UNKNOWN_MS: u64 = 10 * 1_000;
 /// A look-up that could not ask anybody is repeated after, in ms.
 const AGAIN_MS: u64 = 500;
 /// Below this many offers a model has few.
-pub(super) const FEW_OFFERS: usize = 3;
+const FEW_OFFERS: usize = 3;
 /// A wanted model is looked up again after, in ms.
 pub(super) const INTEREST_MS: u64 = 5 * 60 * 1_000;
 /// Offers waiting to be saved; a full list loses the oldest (they will be pulled again).
@@ -191,6 +191,11 @@ impl OfferBook {
     pub fn want_stages(&self, manifest: &Hash32) {
         self.want(&stage_model(manifest));
     }
+    /// Looks the stages of the model with this manifest up now; returns when whoever could be asked
+    /// has answered. For those that plan by them; requests never wait for it.
+    pub async fn refresh_stages(&self, manifest: &Hash32) {
+        self.inner.look_up(&stage_model(manifest)).await;
+    }
     /// The names under which stages are offered now.
     #[must_use]
     pub fn stage_models(&self) -> Vec<ModelId> {
@@ -219,7 +224,7 @@ impl OfferBook {
     /// Notes interest in a model; a background look-up follows when its offers are few or old. Never waits.
     pub fn want(&self, model: &ModelId) {
         let now = self.inner.clock.now_ms();
-        let few = self.shelf(model).len() < FEW_OFFERS;
+        let few = has_few(model, self.shelf(model).len());
         let mut interest = self.inner.interest.lock();
         let entry = interest.get_or_insert_mut(model.clone(), Interest::default);
         entry.wanted = now;
@@ -307,6 +312,12 @@ impl OfferBook {
         }
         new
     }
+}
+
+/// True when a model's offers should be looked up often: those that there are may not be enough. A
+/// pipeline needs every one of its stages, and they move.
+pub(super) fn has_few(model: &ModelId, offers: usize) -> bool {
+    offers < FEW_OFFERS || is_stage_model(model)
 }
 
 /// True when a wanted model should be looked up now.

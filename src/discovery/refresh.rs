@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::catalogue::OFFERS_MAX;
-use super::offer_book::{FEW_OFFERS, INTEREST_MS, Inner, QUEUE_MAX};
+use super::offer_book::{INTEREST_MS, Inner, QUEUE_MAX, has_few};
 use crate::network::NetworkEvent;
 use crate::types::{ModelId, PeerId, UnixMs};
 
@@ -223,7 +223,7 @@ impl Inner {
         let mut interest = self.interest.lock();
         let mut due = Vec::new();
         for (model, entry) in interest.iter_mut() {
-            let few = catalogue.offers(model, now).len() < FEW_OFFERS;
+            let few = has_few(model, catalogue.offers(model, now).len());
             let pause = if few { FEW_OFFERS_MS } else { INTEREST_MS };
             let lasts = entry.wanted.saturating_add(INTEREST_LASTS_MS) > now;
             if lasts && !entry.running && now >= entry.started.saturating_add(pause) {

@@ -11,8 +11,10 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::OnceCell;
 
 use super::chain;
+use super::paying::Paying;
 use crate::chain::link::Link;
 use crate::config::Config;
 use crate::data_dir::{DataDir, DirLock};
@@ -54,6 +56,8 @@ pub(super) struct Base {
     pub base: Tasks,
     disk: Tasks,
     pub lock: DirLock,
+    /// Opened by the first role that pays: [`Base::paying`].
+    pub(super) paying: OnceCell<Paying>,
 }
 
 impl Base {
@@ -119,6 +123,7 @@ impl Base {
             base,
             disk,
             lock,
+            paying: OnceCell::new(),
         };
         this.keep_peers();
         Ok((this, incoming))

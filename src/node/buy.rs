@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::agreement::Bought;
 use super::base::{Base, CachedOffers};
+use super::paying::Paying;
 use super::routing;
-use crate::buyer::budget::{self, Budget, Limits, Purpose, Scope};
+use crate::buyer::budget::Budget;
 use crate::buyer::control::{Control, ControlParts};
 use crate::buyer::names::Names;
 use crate::buyer::route::Policy;
@@ -17,12 +18,10 @@ use crate::discovery::OfferBook;
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard, SignInCheck};
 use crate::http::server::{self, Server};
-use crate::ledger::{Ledger, PROBE_CLIENT, Role};
-use crate::payment::payer::{self, PayerHub};
 use crate::protocol::delegation::sign_in::{NonceSet, SignInProof, verify_sign_in};
 use crate::protocol::head::DelegationProof;
 use crate::telemetry::Metrics;
-use crate::types::{MicroUsd, ModelId, PeerId, Secret};
+use crate::types::{ModelId, PeerId, Secret};
 use crate::wallet::relay::ask::Sellers;
 
 /// A running buyer.
@@ -58,24 +57,8 @@ pub(super) async fn start(
     let stop = base.base.cancelled();
     base.base
         .spawn("offer-book", async move { runner.run(stop).await });
-    let settings = payer::Settings {
-        network: config.node.network.clone(),
-        windows: base.windows(),
-        handshake_timeout: config.buy.timeouts.head,
-        device: config.payment.device,
-        onchain: base.onchain(),
-    };
-    let budget = open_budget(base).await?;
-    let payer = PayerHub::restore(
-        base.ledger.clone(),
-        base.network.clone(),
-        base.keys.clone(),
-        Arc::clone(&base.clock),
-        base.base.clone(),
-        Arc::new(budget.clone()),
-        settings,
-    )
-    .await?;
+    let Paying { payer, budget } = base.paying().await?;
+    let own = super::own::open(base).await?;
     let (server, guard, run_info) = bind(base, role).await?;
     let role = Bought(payer.clone());
     let wallet = super::chain::wallet(base, sellers(base, &book), role);
@@ -110,6 +93,7 @@ pub(super) async fn start(
         budget: budget.clone(),
         router,
         counter: base.counter.clone(),
+        own,
         control: Arc::new(control),
     };
     let buyer = Arc::new(Buyer::new(parts, settings_of(base)?));
@@ -140,72 +124,6 @@ pub(super) async fn start(
         buyer,
         budget,
     })
-}
-
-/// The budget with what the ledger has booked in this day and month. Limits set with
-/// `node ledger budget set` hold until they are set again; those of the config (or a flag) win.
-async fn open_budget(base: &Base) -> anyhow::Result<Budget> {
-    let budget = Budget::new(Arc::clone(&base.clock));
-    let now_ms = base.clock.now_ms();
-    let (day, month) = (
-        budget::midnight_before(now_ms),
-        budget::month_before(now_ms),
-    );
-    let today = base.ledger.spent_by_purpose(day, Role::Buy).await?;
-    for (model, client, billed) in base.ledger.spent_by_purpose(month, Role::Buy).await? {
-        let same = |one: &&(ModelId, String, MicroUsd)| one.0 == model && one.1 == client;
-        let of_today = today.iter().find(same);
-        let of_today = of_today.map_or(MicroUsd::ZERO, |(_, _, billed)| *billed);
-        budget.remember(&Purpose { model, client }, of_today, billed);
-    }
-    let mut general = Limits::default();
-    for row in base.ledger.budgets().await? {
-        let scope = Scope {
-            model: row.model,
-            client: row.client,
-        };
-        let limits = Limits {
-            daily: row.daily,
-            monthly: row.monthly,
-        };
-        if scope == Scope::ALL {
-            general = limits;
-        } else {
-            budget.limit(&scope, limits);
-        }
-    }
-    budget.limit(&Scope::ALL, over(&base.config, general));
-    let probes = Scope {
-        model: None,
-        client: Some(PROBE_CLIENT.to_owned()),
-    };
-    let most = Limits {
-        daily: base.config.buy.routing.canaries,
-        monthly: None,
-    };
-    budget.limit(&probes, most);
-    Ok(budget)
-}
-
-/// The limits of everything together: the config's, where it has some, over those set by command.
-fn over(config: &Config, set: Limits) -> Limits {
-    let budget = &config.buy.budget;
-    Limits {
-        daily: budget.daily.or(set.daily),
-        monthly: budget.monthly.or(set.monthly),
-    }
-}
-
-/// The limits of everything together, as a changed config makes them.
-pub(super) async fn limits(ledger: &Ledger, config: &Config) -> anyhow::Result<Limits> {
-    let rows = ledger.budgets().await?;
-    let all = |row: &&crate::ledger::BudgetRow| row.model.is_none() && row.client.is_none();
-    // Rows come in the order they were set; the last one holds.
-    let set = rows.iter().rfind(all).map(|row| Limits {
-        daily: row.daily,
-        monthly: row.monthly,
-    });
-    Ok(over(config, set.unwrap_or_default()))
 }
 
 /// The named clients with their tokens.

@@ -13,6 +13,8 @@ mod demo;
 mod demo_chain;
 mod demo_scratch;
 pub mod deploy;
+mod own;
+mod paying;
 mod pipeline;
 mod pipelines;
 pub mod probe;
@@ -101,6 +103,12 @@ pub async fn contribute(launch: Launch) -> anyhow::Result<()> {
     base.run_until(launch.stop).await
 }
 
+/// True when a buyer has ends of models, whose layers it buys.
+#[must_use]
+pub const fn buys_layers(config: &crate::config::Config) -> bool {
+    !config.buy.pipelines.is_empty()
+}
+
 /// Runs a buyer.
 ///
 /// # Errors
@@ -133,13 +141,6 @@ pub async fn run(launch: Launch) -> anyhow::Result<()> {
         let message = "no role is enabled";
         let hint = "set [buy] enabled = true, [sell] enabled = true with an upstream, or \
                     [contribute] enabled = true with a model";
-        return Err(Failure::new(FailureKind::BadConfig, message)
-            .hint(hint)
-            .into());
-    }
-    if wares.answers && config.sell.split && config.buy.enabled {
-        let message = "a buyer and a head that pays stages would spend from the same channels";
-        let hint = "set [buy] enabled = false, or run them with a --data-dir each";
         return Err(Failure::new(FailureKind::BadConfig, message)
             .hint(hint)
             .into());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::base::Base;
+use super::remote;
 use crate::config::{Config, SellModel};
 use crate::failure::{Failure, FailureKind};
 use crate::http::guard::{self, Guard};
@@ -17,12 +18,13 @@ use crate::pipeline::engine::{Head, Load, ModelConfig, Precision, Stage};
 use crate::pipeline::generate::Model;
 use crate::pipeline::layers::Local;
 use crate::pipeline::processor::Processor;
+use crate::pipeline::routed::{Most, Rules};
 use crate::pipeline::serve::Service;
 use crate::pipeline::tokens::Tokens;
 use crate::pipeline::worker::Worker;
 use crate::seller::presets::{self, Source};
 use crate::seller::upstream::UpstreamSettings;
-use crate::types::Secret;
+use crate::types::{MicroUsd, Secret};
 
 /// Bytes that all sessions' keys and values may take together.
 const KV_BYTES_MAX: usize = 2 << 30;
@@ -43,17 +45,19 @@ pub(super) fn name_of(config: &Config, model: &SellModel) -> String {
     if model.upstream_id.is_some() || !is_used(config) {
         return model.id.clone();
     }
-    let path = Path::new(&model.id);
+    called(Path::new(&model.id))
+}
+
+/// What a path calls a model.
+pub(super) fn called(path: &Path) -> String {
     // A folder's name may have dots of its own (`Llama-3.1-8B`).
     let name = if path.extension().is_some_and(|end| end == "gguf") {
         path.file_stem()
     } else {
         path.file_name()
     };
-    name.map_or_else(
-        || model.id.clone(),
-        |name| name.to_string_lossy().into_owned(),
-    )
+    let name = name.unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 /// Loads the model and serves it; where, and with which key.
@@ -67,11 +71,7 @@ pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
     };
     let path = PathBuf::from(model.upstream_id.as_ref().unwrap_or(&model.id));
     let name = name_of(&base.config, model);
-    let loaded = load(base, &path).await.map_err(|error| {
-        let hint =
-            "--model [ID=]PATH names a folder with safetensors and tokenizer.json, or a GGUF file";
-        Failure::new(FailureKind::BadConfig, error.to_string()).hint(hint)
-    })?;
+    let loaded = load(base, &path, model).await?;
     let service = Service::new(&name, loaded, Arc::clone(&base.clock), base.front.clone());
     let settings = server::Settings {
         port: 0,
@@ -98,24 +98,79 @@ pub(super) async fn serve(base: &Base) -> anyhow::Result<UpstreamSettings> {
     })
 }
 
-/// The model: both ends here, the layers here or, with `[sell] split`, on other peers.
-async fn load(base: &Base, path: &Path) -> Result<Model, PipelineError> {
+/// Why a model's files cannot be used.
+pub(super) fn unreadable(error: &PipelineError) -> Failure {
+    let hint = "a model is named as [ID=]PATH: a folder with safetensors and tokenizer.json, or a GGUF file";
+    Failure::new(FailureKind::BadConfig, error.to_string()).hint(hint)
+}
+
+/// A model's two ends, and what computes them.
+pub(super) struct WantEnds {
+    pub tokens: Tokens,
+    pub ends: Ends,
+    pub processor: Processor,
+}
+
+/// Loads the ends of the model at `path`.
+pub(super) async fn ends(path: &Path) -> Result<WantEnds, PipelineError> {
     let processor = Processor::start(None)?;
-    let precision = Precision::default();
     let (own, for_tokens) = (path.to_owned(), path.to_owned());
-    let ends = Ends::start(processor.clone(), move || Ok(Head::load(&own, precision)?)).await?;
+    let load = move || Ok(Head::load(&own, Precision::default())?);
+    let ends = Ends::start(processor.clone(), load).await?;
     let tokens = tokio::task::spawn_blocking(move || Tokens::load(&for_tokens));
     let tokens = tokens.await.map_err(|_| PipelineError::Stopped)??;
+    Ok(WantEnds {
+        tokens,
+        ends,
+        processor,
+    })
+}
+
+/// The model: both ends here, the layers here or, with `[sell] split`, on other peers.
+async fn load(base: &Base, path: &Path, sold: &SellModel) -> anyhow::Result<Model> {
+    let here = ends(path).await.map_err(|error| unreadable(&error))?;
     if base.config.sell.split {
-        let layers = super::remote::layers(base, path, &ends, processor).await?;
-        let positions_max = ends.config().context;
-        return Ok(Model::new(tokens, ends, layers, positions_max));
+        let rules = Rules {
+            most: sold_for(&base.config, sold),
+            ..remote::rules(&base.config)?
+        };
+        let elsewhere = remote::layers(base, path, &here, rules).await;
+        let layers = elsewhere.map_err(|error| unreadable(&error))?.layers;
+        let positions_max = here.ends.config().context;
+        return Ok(Model::new(here.tokens, here.ends, layers, positions_max));
     }
+    let whole = whole(path, here).await;
+    Ok(whole.map_err(|error| unreadable(&error))?)
+}
+
+/// What layers may cost: no more than the model is sold for, unless the config says otherwise.
+fn sold_for(config: &Config, sold: &SellModel) -> Option<Most> {
+    if config.head.at_a_loss {
+        return None;
+    }
+    let sell = &config.sell;
+    // What is sold free of charge pays for nothing.
+    let micro = |own: Option<MicroUsd>, all: Option<MicroUsd>| own.or(all).map_or(0, |p| p.0);
+    Some(Most {
+        prefill: micro(sold.price_in, sell.price_in),
+        decode: micro(sold.price_out, sell.price_out),
+        why: "that is what the model is sold for; raise --price-in and --price-out, or set \
+              [head] at_a_loss = true",
+    })
+}
+
+/// All layers in this process.
+async fn whole(path: &Path, here: WantEnds) -> Result<Model, PipelineError> {
+    let WantEnds {
+        tokens,
+        ends,
+        processor,
+    } = here;
     let positions_max = positions_max(ends.config());
     let load = Load {
         path: path.to_owned(),
         layers: 0..ends.config().layers,
-        precision,
+        precision: Precision::default(),
         positions_max,
     };
     let worker = Worker::start(processor, move || {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::base::Base;
-use super::{buy, stock};
+use super::{buy, paying, stock};
 use crate::buyer::Buyer;
 use crate::buyer::budget::{Budget, Scope};
 use crate::launch::Launch;
@@ -73,7 +73,7 @@ pub(super) fn follow(launch: &Launch, base: &Base, targets: Targets) {
             if let Some((buyer, budget)) = &targets.buyer
                 && is_about(&changed, &BUYING)
             {
-                let limits = buy::limits(&ledger, &next).await;
+                let limits = paying::limits(&ledger, &next).await;
                 match (buy::policy(&next), limits) {
                     (Ok(policy), Ok(limits)) => {
                         buyer.change(policy, buy::names(&next));

@@ -8,22 +8,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::base::Base;
+use super::paying::{LayersPurse, Paying};
+use super::pipeline::WantEnds;
 use super::{contribute, pipeline};
-use crate::ledger::OpenRow;
-use crate::payment::payer::{self, PayerHub, Spending};
+use crate::config::{Config, Wire};
 use crate::pipeline::PipelineError;
-use crate::pipeline::chain::order::{Market, Parts};
+use crate::pipeline::chain::order::{Market, Parts, Places};
 use crate::pipeline::chain::{Checks, Remote, Settings};
 use crate::pipeline::ends::Ends;
 use crate::pipeline::engine::{Precision, known};
 use crate::pipeline::layers::Layers;
 use crate::pipeline::market::Coverage;
 use crate::pipeline::processor::Processor;
-use crate::pipeline::routed::Routed;
+use crate::pipeline::routed::{Routed, Rules};
 use crate::pipeline::trust::vectors::CHECK_ROWS;
 use crate::pipeline::trust::{FromFile, Reference, Trust, Vectors};
 use crate::protocol::stage::WireFormat;
-use crate::types::{AttemptId, MicroUsd};
 
 /// What a second is worth where stages are chosen, micro-USD: as buyers weigh by default.
 const SECOND_WORTH: u64 = 500;
@@ -32,13 +32,54 @@ const WAY_WAIT: Duration = Duration::from_secs(10);
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Each order of layers has a most of its own, and what is sold pays for it: no budget beside that.
-struct Unlimited;
+/// A model's layers on other peers.
+pub(super) struct Elsewhere {
+    pub layers: Arc<dyn Layers>,
+    pub view: View,
+}
 
-impl Spending for Unlimited {
-    fn inherited(&self, _: &OpenRow, _: MicroUsd) {}
-    fn parked(&self, _: &AttemptId, _: MicroUsd) {}
-    fn spent(&self, _: &AttemptId, _: MicroUsd) {}
+/// What of them is on offer.
+pub(super) struct View {
+    places: Arc<Routed>,
+    layers: u16,
+}
+
+/// How far rows get now.
+pub(super) struct Way {
+    /// Stages that may be taken.
+    pub stages: usize,
+    /// What a million tokens cost on the best way: in, out, micro-USD; none without a way.
+    pub prices: Option<(u64, u64)>,
+}
+
+impl View {
+    /// The best way now, by the book; nothing here waits.
+    pub fn way(&self) -> Way {
+        Way {
+            stages: self.places.offered().len(),
+            prices: self.places.best_prices(self.layers),
+        }
+    }
+}
+
+/// Which stages this node takes wherever it is a head.
+///
+/// # Errors
+/// When a peer id is none.
+pub(super) fn rules(config: &Config) -> anyhow::Result<Rules> {
+    Ok(Rules {
+        second_worth: SECOND_WORTH,
+        only: super::buy::peers("head.stages", &config.head.stages)?,
+        ..Rules::default()
+    })
+}
+
+fn wire(config: &Config) -> WireFormat {
+    match config.head.wire {
+        Wire::F16 => WireFormat::F16,
+        Wire::F32 => WireFormat::F32,
+        Wire::Int8 => WireFormat::Int8,
+    }
 }
 
 /// All layers of the model at `path`, on other peers. What these are checked by is made in the
@@ -49,43 +90,26 @@ impl Spending for Unlimited {
 pub(super) async fn layers(
     base: &Base,
     path: &Path,
-    ends: &Ends,
-    processor: Processor,
-) -> Result<Arc<dyn Layers>, PipelineError> {
+    here: &WantEnds,
+    rules: Rules,
+) -> Result<Elsewhere, PipelineError> {
     let failed = |error: &dyn std::fmt::Display| PipelineError::Failed(error.to_string());
     let file = path.to_owned();
     let memory = base.lock.dir().models_json();
     let read = tokio::task::spawn_blocking(move || known::root(&file, &memory, &mut |_, _| {}));
     let (config, manifest) = read.await.map_err(|_| PipelineError::Stopped)??;
     let count = u16::try_from(config.layers).map_err(|error| failed(&error))?;
-    let checks = checks(base, path, ends, processor);
+    let checks = checks(base, path, &here.ends, here.processor.clone());
     let book = contribute::watch_market(base);
     let trust = Trust::default();
-    let settings = payer::Settings {
-        network: base.config.node.network.clone(),
-        windows: base.windows(),
-        handshake_timeout: base.config.buy.timeouts.head,
-        device: base.config.payment.device,
-        onchain: base.onchain(),
-    };
-    let payer = PayerHub::restore(
-        base.ledger.clone(),
-        base.network.clone(),
-        base.keys.clone(),
-        Arc::clone(&base.clock),
-        base.base.clone(),
-        Arc::new(Unlimited),
-        settings,
-    );
-    let payer = payer.await.map_err(|error| failed(&error))?;
+    let Paying { payer, budget } = base.paying().await.map_err(|error| failed(&error))?;
+    let places = Routed::new(book.clone(), manifest, rules, trust.clone());
+    let places = Arc::new(places);
+    let asked: Arc<dyn Places> = places.clone();
     let market = Market::new(Parts {
-        places: Arc::new(Routed::new(
-            book.clone(),
-            manifest,
-            SECOND_WORTH,
-            trust.clone(),
-        )),
+        places: asked,
         payer,
+        purse: Arc::new(LayersPurse(budget)),
         ledger: base.ledger.clone(),
         network: base.network.clone(),
         keys: base.keys.clone(),
@@ -97,7 +121,7 @@ pub(super) async fn layers(
     let deadline = tokio::time::Instant::now() + WAY_WAIT;
     loop {
         book.want_stages(&manifest);
-        let coverage = Coverage::of(count, &contribute::offered(&book, &manifest));
+        let coverage = Coverage::of(count, &places.offered());
         if coverage.is_whole() {
             tracing::info!(%manifest, stages = coverage.stages(), "stages make a way");
             break;
@@ -109,10 +133,16 @@ pub(super) async fn layers(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let settings = Settings::new(count, config.hidden, WireFormat::F16);
+    let settings = Settings::new(count, config.hidden, wire(&base.config));
     let tasks = base.front.clone();
     let remote = Remote::new(settings, Arc::new(market), tasks).checked(checks, trust);
-    Ok(Arc::new(remote))
+    Ok(Elsewhere {
+        layers: Arc::new(remote),
+        view: View {
+            places,
+            layers: count,
+        },
+    })
 }
 
 /// Takes a few rows that nobody else knows through the model's file, layer by layer.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
 use super::agreement::Sold;
 use super::base::Base;
-use super::contribute::{Contribution, Desk, Tending};
+use super::contribute::{self, Contribution, Desk, Tending};
 use super::stock::{self, Stock, Withdrawal};
 use super::upstream;
 use crate::data_dir::RunInfo;
@@ -43,6 +44,9 @@ const CREDIT_PRIVATE: (MicroUsd, MicroUsd) = (MicroUsd::from_usd(1), MicroUsd::f
 const BUYERS_MAX: usize = 10_000;
 /// Hidden reasoning that may be billed above the buyer's own count, tokens.
 const REASONING_CAP: u32 = 32_000;
+
+/// What the layers' desk says of itself.
+type StageStatus = Arc<dyn Fn() -> Value + Send + Sync>;
 
 /// A running seller.
 pub(super) struct Selling {
@@ -138,6 +142,12 @@ pub(super) async fn start(
     let payee = open_payee(base, terms, limit, total).await?;
     let work = (upstream, desk.clone());
     let seller = open_seller(base, work, Arc::clone(&catalogue), payee.clone()).await?;
+    if let Some(desk) = &desk {
+        contribute::watch_load(base, desk);
+    }
+    let stage = desk
+        .clone()
+        .map(|desk| -> StageStatus { Arc::new(move || desk.status()) });
     accept(base, incoming, &seller, payee.clone(), desk);
     if let Some(contribution) = contribution {
         let tending = Tending::of(base);
@@ -158,7 +168,7 @@ pub(super) async fn start(
         &payee,
         &catalogue,
         withdraw,
-        (wallet, metrics),
+        (wallet, stage, metrics),
     )
     .await?;
     let rules = stock::refresh(base, stock, catalogue, announcer.clone(), seller);
@@ -394,7 +404,7 @@ async fn control(
     payee: &PayeeHub,
     catalogue: &Arc<Catalogue>,
     withdraw: Withdrawal,
-    (wallet, metrics): (Option<Wallet>, Option<Metrics>),
+    (wallet, stage, metrics): (Option<Wallet>, Option<StageStatus>, Option<Metrics>),
 ) -> anyhow::Result<RunInfo> {
     let port = if role == "contribute" {
         base.config.contribute.http_port
@@ -431,6 +441,7 @@ async fn control(
         started_ms: base.clock.now_ms(),
         guard: guard.clone(),
         withdraw,
+        stage,
         metrics,
     });
     let (tasks, stop) = (base.front.clone(), base.front.cancelled());

@@ -38,6 +38,9 @@ pub enum PipelineError {
     /// A stage is lost and none was found in its place.
     #[error("a stage is lost: {0}")]
     Lost(String),
+    /// A spending limit does not allow it; ask for less, or when it is reset.
+    #[error("{0}")]
+    Budget(String),
     /// The thread that computes has ended; start the node again.
     #[error("the engine has stopped")]
     Stopped,

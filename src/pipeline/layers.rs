@@ -4,6 +4,7 @@
 use futures::future::BoxFuture;
 
 use super::error::PipelineError;
+use super::patron::Patron;
 use super::worker::{Lease, Worker};
 pub use crate::protocol::stage::StepKind;
 
@@ -15,6 +16,17 @@ pub trait Layers: Send + Sync {
     /// [`PipelineError::Full`] for now, [`PipelineError::TooLong`] for ever, or what the way there
     /// ran into.
     fn open(&self, positions_max: usize) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>>;
+    /// The same for somebody; what layers here cost nobody pays.
+    ///
+    /// # Errors
+    /// As [`Layers::open`], and [`PipelineError::Budget`].
+    fn open_for(
+        &self,
+        positions_max: usize,
+        _patron: &Patron,
+    ) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        self.open(positions_max)
+    }
 }
 
 /// One session's rows. Dropping it frees the room.
@@ -23,7 +35,8 @@ pub trait Run: Send {
     /// row's result (hidden numbers). Writing at a lower position forgets what came after it.
     ///
     /// # Errors
-    /// [`PipelineError::Gap`] when rows before `pos` are missing; and what was lost on the way.
+    /// [`PipelineError::Gap`] when rows before `pos` are missing, [`PipelineError::Budget`] before
+    /// any row is computed; and what was lost on the way.
     fn step(
         &mut self,
         pos: usize,

@@ -9,7 +9,7 @@
 //! - [`generate`]: an answer, token by token; [`serve`]: the same as an HTTP service on loopback;
 //! - [`layers`]: the seam above them: rows through all layers, wherever those are;
 //! - [`market`]: which stages there are, where another is worth most, the best way through them;
-//!   [`routed`]: that way for a head that orders;
+//!   [`routed`]: that way for a head that orders; [`patron`]: for whom, and for how much;
 //! - [`session`]: the pure rules by which rows go through stages exactly once, and are billed once;
 //! - [`trust`]: what a head makes sure of about those it pays;
 //! - [`service`]: a stage that others pay; [`chain`]: the layers that others have, ordered and paid;
@@ -27,6 +27,7 @@ pub mod error;
 pub mod generate;
 pub mod layers;
 pub mod market;
+pub mod patron;
 pub mod processor;
 pub mod routed;
 pub mod rows;
@@ -42,3 +43,4 @@ pub mod worker;
 
 pub use error::PipelineError;
 pub use layers::{Layers, Run, StepKind};
+pub use patron::Patron;

@@ -103,6 +103,15 @@ mod tests {
     }
 
     #[test]
+    fn eight_bits_are_half_of_sixteen_and_a_scale_for_each_row() {
+        let (rows, hidden) = (3, 4_096);
+        let numbers = vec![0.5; rows * hidden];
+        let bytes = |wire| to_bytes(&numbers, hidden, wire).len();
+        assert_eq!(bytes(WireFormat::F16), 2 * rows * hidden);
+        assert_eq!(bytes(WireFormat::Int8), rows * hidden + 4 * rows);
+    }
+
+    #[test]
     fn no_number_becomes_infinite_and_torn_rows_are_refused() {
         let back = from_bytes(
             &to_bytes(&[1e9, -1e9], 2, WireFormat::F16),

@@ -32,7 +32,6 @@ use crate::network::Handle;
 use crate::payment::PaymentError;
 use crate::payment::onchain::Level;
 use crate::payment::payee::{PayeeHub, PayeePair};
-use crate::protocol::offer::SignedOffer;
 use crate::telemetry::Metrics;
 use crate::types::day::midnight_before;
 use crate::types::{Clock, MicroUsd, PeerId, UnixMs};
@@ -69,6 +68,8 @@ pub struct ControlParts {
     pub guard: Guard,
     /// Takes the offers off the market.
     pub withdraw: Arc<dyn Fn() + Send + Sync>,
+    /// What the layers' desk says of itself; none without layers.
+    pub stage: Option<Arc<dyn Fn() -> Value + Send + Sync>>,
     /// The process' metrics, if they are collected.
     pub metrics: Option<Metrics>,
 }
@@ -171,7 +172,7 @@ async fn status(State(parts): Parts) -> ControlResult {
         "peers": parts.network.connected_peers().len(),
         "uptime_s": now_ms.saturating_sub(parts.started_ms) / 1_000,
         "models": models,
-        "layers": layers(&offers),
+        "layers": super::layers::on_sale(&offers, parts.stage.as_deref()),
         "in_flight": parts.seller.in_flight(),
         "served": stats.served.load(Ordering::Relaxed),
         "refused": stats.refused.load(Ordering::Relaxed),
@@ -189,24 +190,6 @@ async fn status(State(parts): Parts) -> ControlResult {
         "margins": parts.margins(&by_model.rows),
         "requests": recent,
     })))
-}
-
-/// The layers on sale; null when there are none.
-fn layers(offers: &[SignedOffer]) -> Value {
-    let of = |signed: &SignedOffer| {
-        let terms = signed.offer.stage?;
-        Some(json!({
-            "manifest": terms.manifest.to_string(),
-            "first": terms.first,
-            "end": terms.end,
-            "of": terms.layers,
-            "free_positions": terms.free_positions,
-            "rows_per_second": terms.rows_per_s,
-            "price_in_micro_usd": signed.offer.price.input,
-            "price_out_micro_usd": signed.offer.price.output,
-        }))
-    };
-    offers.iter().find_map(of).unwrap_or(Value::Null)
 }
 
 async fn requests(State(parts): Parts, uri: Uri) -> ControlResult {

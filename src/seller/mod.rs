@@ -19,6 +19,7 @@ mod demo_answer;
 pub mod demo_plan;
 pub mod demo_upstream;
 mod intake;
+mod layers;
 pub mod limits;
 mod measures;
 pub mod presets;

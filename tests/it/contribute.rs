@@ -1,15 +1,19 @@
 //! `node contribute`: layers on offer, what others see of them, and who may order them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 use souk::protocol::offer::STAGE_PATH;
+use souk::protocol::stage::{StageOpen, StageSession, WireFormat};
 use souk::types::PeerId;
 
-use crate::harness::http::{self, Request};
-use crate::harness::market::{Hold, start_buyer};
+use crate::harness::http::{self, Request, Response};
+use crate::harness::market::{Hold, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::{PATIENCE, Peer};
+use crate::pipeline_upstream::direct;
 use crate::tiny_model::TinyModel;
 
 /// Layers of the tiny model.
@@ -24,9 +28,13 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
+        Self::of(&TinyModel::default()).await
+    }
+
+    async fn of(model: &TinyModel) -> Self {
         let hold = Hold::shared().await;
         let folder = tempfile::tempdir().unwrap();
-        TinyModel::default().write(folder.path());
+        model.write(folder.path());
         Self {
             folder,
             bootstrap: Node::start(&["bootstrap"]),
@@ -35,10 +43,23 @@ impl Scene {
     }
 
     fn contribute(&self, layers: &str, more: &[&str]) -> Node {
+        self.contribute_with(layers, more, &[])
+    }
+
+    fn contribute_with(&self, layers: &str, more: &[&str], env: &[(&str, &str)]) -> Node {
         let path = self.folder.path().to_str().unwrap();
         let mut args = vec!["contribute", "--model", path, "--layers", layers];
         args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
         args.extend(more);
+        Node::start_with(Home::new(), &args, env)
+    }
+
+    /// A head that buys layers and sells the model as `tiny`.
+    fn head(&self) -> Node {
+        let model = format!("tiny={}", self.folder.path().display());
+        let mut args = vec!["sell", "--upstream", "pipeline", "--split", "--model"];
+        args.extend([&model, "--price-in", "100", "--price-out", "100"]);
+        args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
         Node::start(&args)
     }
 }
@@ -134,6 +155,52 @@ async fn a_private_stage_refuses_strangers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_sessions_are_taken_while_others_use_the_machine() {
+    let scene = Scene::start().await;
+    // All that others do is too much, and this test does something.
+    let busy = ("SOUK_CONTRIBUTE_LOAD_MAX", "0.01%");
+    let stage = scene.contribute_with("0..6", &["--free"], &[busy]);
+    assert_eq!(layers(&stage).await.0["paused"], false);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let spinning = Arc::clone(&is_over);
+    let spinner = std::thread::spawn(move || {
+        while !spinning.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+    });
+    let end = tokio::time::Instant::now() + PATIENCE * 4;
+    let shown = loop {
+        let (layers, _) = layers(&stage).await;
+        if layers["paused"] == true {
+            break layers;
+        }
+        assert!(tokio::time::Instant::now() < end, "{layers}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(shown["load_bp"].as_u64() > Some(0), "{shown}");
+    let peer = Peer::start();
+    let to: PeerId = peer.dial(stage.listen()).await;
+    let offer = peer.offer_of(&to).await;
+    let terms = offer.offer.stage.unwrap();
+    let open = StageOpen {
+        session: StageSession([7; 16]),
+        manifest: terms.manifest,
+        first: terms.first,
+        end: terms.end,
+        positions_max: 16,
+        wire: WireFormat::F16,
+    };
+    let body = open.to_bytes();
+    let standing = peer.session(&to, None).await;
+    let mut head = peer.head(&offer, standing.channel, &body);
+    STAGE_PATH.clone_into(&mut head.path);
+    let answer = peer.ask(&to, &peer.sign(head).bytes, &body).await;
+    assert_eq!(answer.error, Some("overloaded"));
+    is_over.store(true, Ordering::Relaxed);
+    spinner.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_contributed_is_said_before_anything_starts() {
     let scene = Scene::start().await;
     let path = scene.folder.path().to_str().unwrap();
@@ -156,4 +223,165 @@ async fn what_cannot_be_contributed_is_said_before_anything_starts() {
         assert_eq!(run.status.code(), Some(64), "{said}");
         assert!(said.contains(word), "{said}");
     }
+}
+
+/// Takes a node off the market; what runs there goes on, and then it ends.
+async fn drain(node: &Node) {
+    let run = std::fs::read(node.home().path().join("run.json")).unwrap();
+    let run: Value = serde_json::from_slice(&run).unwrap();
+    let token = run["token"].as_str().unwrap();
+    let request = Request::post("/api/drain", &serde_json::json!({}));
+    let request = request.header("authorization", &format!("Bearer {token}"));
+    let answer = http::send(node.http(), &request).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+/// The layers that a node says it has.
+async fn layers(node: &Node) -> (Value, std::ops::Range<u64>) {
+    let layers = get(node, "/api/status").await["layers"].clone();
+    let number = |name: &str| layers[name].as_u64().unwrap_or_default();
+    let range = number("first")..number("end");
+    (layers, range)
+}
+
+fn sentence(answer: &Response) -> String {
+    let events = answer.data();
+    let events = events.iter().filter(|event| *event != "[DONE]");
+    let values = events.map(|event| serde_json::from_str::<Value>(event).unwrap());
+    let texts = values.filter_map(|value| {
+        let text = &value["choices"][0]["delta"]["content"];
+        text.as_str().map(str::to_owned)
+    });
+    texts.collect()
+}
+
+fn ask(content: &str, count: usize) -> Request {
+    let body = serde_json::json!({
+        "model": "tiny", "messages": [{"role": "user", "content": content}], "stream": true,
+        "max_tokens": count, "temperature": 0,
+    });
+    Request::post("/v1/chat/completions", &body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
+    const LONG: usize = 500;
+    let model = TinyModel {
+        context: 1_024,
+        ..TinyModel::default()
+    };
+    let scene = Scene::of(&model).await;
+    let path = scene.folder.path().to_owned();
+    // One of these the model goes on about for so long.
+    let mut said = ["Why?", "How?", "When?", "Where?", "Who?", "What?"].into_iter();
+    let long = said.find_map(|content| {
+        let (text, count) = direct(&path, &[0..2, 2..6], content, LONG);
+        (count == LONG as u64).then_some((content, text))
+    });
+    let (content, expected) = long.expect("a long sentence");
+    let leaving = scene.contribute("2..6", &["--price-in", "1", "--price-out", "1"]);
+    // Two that may move have room for three layers, so one of them alone cannot take the place.
+    let moving = [
+        ("CONTRIBUTE_LAYERS_MAX", "3"),
+        ("CONTRIBUTE_LOOK_EVERY", "200ms"),
+    ];
+    let moving = moving.map(|(key, value)| (format!("SOUK_{key}"), value));
+    let pause = ("SOUK_CONTRIBUTE_MOVE_PAUSE".to_owned(), "1s");
+    let env: Vec<(&str, &str)> = moving
+        .iter()
+        .chain([&pause])
+        .map(|(key, value)| (key.as_str(), *value))
+        .collect();
+    let cheap = ["--price-in", "1", "--price-out", "1"];
+    let moving = [(); 2].map(|()| scene.contribute_with("auto", &cheap, &env));
+    for node in &moving {
+        assert_eq!(layers(node).await.1, 0..2, "{}", node.stderr_tail());
+    }
+    // Dear, and it stays.
+    let _staying = scene.contribute("0..2", &["--price-in", "50", "--price-out", "50"]);
+    let head = scene.head();
+    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
+    wait_for_model(&buyer, "tiny").await;
+
+    let mut running = http::open(buyer.http(), &ask(content, LONG)).await.unwrap();
+    running.until("\"content\":\"").await;
+    drain(&leaving).await;
+    let watched = async {
+        // One of the two has the sentence; it is seen to wait for its end.
+        let end = tokio::time::Instant::now() + PATIENCE * 4;
+        loop {
+            for node in &moving {
+                let (layers, range) = layers(node).await;
+                if layers["draining"] == true && layers["sessions"].as_u64() > Some(0) {
+                    assert_eq!(range, 0..2);
+                    return true;
+                }
+            }
+            if tokio::time::Instant::now() > end {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (was_seen, answer) = tokio::join!(watched, running.finish());
+    assert!(was_seen, "nobody drained while the sentence ran");
+    assert!(answer.complete, "{}", answer.text());
+    assert_eq!(sentence(&answer), expected);
+
+    let end = tokio::time::Instant::now() + PATIENCE * 8;
+    loop {
+        let mut ranges = Vec::new();
+        for node in &moving {
+            ranges.push(layers(node).await.1);
+        }
+        ranges.sort_by_key(|range| range.start);
+        if ranges == [2..4, 4..6] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{ranges:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (expected, _) = direct(&path, &[0..2, 2..4, 4..6], content, 24);
+    // The first buyer thinks little of who talks such nonsense.
+    let buyer = start_buyer(scene.bootstrap.listen(), &["--prefer", "cheap"]);
+    wait_for_model(&buyer, "tiny").await;
+    let end = tokio::time::Instant::now() + PATIENCE * 8;
+    loop {
+        let answer = http::send(buyer.http(), &ask(content, 24)).await;
+        if answer.status == 200 {
+            assert_eq!(sentence(&answer), expected, "{}", head.stderr_tail());
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{}", answer.text());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_died_is_made_up_for_as_well() {
+    let scene = Scene::start().await;
+    let mut dying = scene.contribute("3..6", &[]);
+    let env = [
+        ("SOUK_CONTRIBUTE_LAYERS_MAX", "3"),
+        ("SOUK_CONTRIBUTE_LOOK_EVERY", "200ms"),
+        ("SOUK_CONTRIBUTE_MOVE_PAUSE", "1s"),
+    ];
+    let moving = scene.contribute_with("auto", &[], &env);
+    assert_eq!(layers(&moving).await.1, 0..3);
+    let _staying = scene.contribute("0..3", &[]);
+    dying.kill();
+    // It says nothing of its end: the others must find out that nobody is there.
+    let started = tokio::time::Instant::now();
+    let end = started + PATIENCE * 8;
+    loop {
+        let (shown, range) = layers(&moving).await;
+        if range == (3..6) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{shown}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("made up for after {:?}", started.elapsed());
+    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
+    pipeline(&buyer, |one| one["whole"] == true).await;
 }

@@ -18,7 +18,7 @@ use crate::tiny_model::TinyModel;
 
 const NAME: &str = "tiny/random";
 /// The books of both sides agree within this on a loaded machine.
-const BOOKS_DEADLINE: Duration = Duration::from_secs(60);
+pub const BOOKS_DEADLINE: Duration = Duration::from_secs(60);
 
 struct Three {
     _bootstrap: Node,
@@ -62,33 +62,45 @@ async fn three() -> Three {
 
 /// The greedy answer, by engines alone: its text and its number of tokens. Between ranges rows are
 /// as they are on the wire; one range has no wire.
-fn direct(
+pub fn direct(
     path: &Path,
     ranges: &[std::ops::Range<usize>],
     content: &str,
     count: usize,
 ) -> (String, u64) {
+    direct_by(WireFormat::F16, path, ranges, content, count)
+}
+
+/// The same where rows travel in this form.
+pub fn direct_by(
+    wire: WireFormat,
+    path: &Path,
+    ranges: &[std::ops::Range<usize>],
+    content: &str,
+    count: usize,
+) -> (String, u64) {
+    let head = Head::load(path, Precision::Q8).unwrap();
+    let positions = head.config().context;
     let engines = ranges.iter().map(|layers| {
         let load = Load {
             path: path.to_owned(),
             layers: layers.clone(),
             precision: Precision::Q8,
-            positions_max: 512,
+            positions_max: positions,
         };
         let mut stage = Stage::load(&load, &mut |_| {}).unwrap();
-        let slot = stage.open(512).unwrap();
+        let slot = stage.open(positions).unwrap();
         (stage, slot)
     });
     let mut engines: Vec<_> = engines.collect();
-    let head = Head::load(path, Precision::Q8).unwrap();
     let hidden = head.config().hidden;
     let is_split = ranges.len() > 1;
     let wired = |numbers: Vec<f32>| {
         if !is_split {
             return numbers;
         }
-        let bytes = rows::to_bytes(&numbers, hidden, WireFormat::F16);
-        rows::from_bytes(&bytes, hidden, WireFormat::F16).unwrap()
+        let bytes = rows::to_bytes(&numbers, hidden, wire);
+        rows::from_bytes(&bytes, hidden, wire).unwrap()
     };
     let tokens = Tokens::load(path).unwrap();
     let mut sampler = Sampler::new(sampling::Settings {
@@ -134,7 +146,7 @@ fn ask(content: &str, is_stream: bool) -> Request {
 }
 
 /// The text of a stream's events.
-fn streamed(events: &[String]) -> String {
+pub fn streamed(events: &[String]) -> String {
     let events = events.iter().filter(|event| *event != "[DONE]");
     let values = events.map(|event| serde_json::from_str::<Value>(event).unwrap());
     values
@@ -232,6 +244,21 @@ fn what_is_no_model_is_told_before_anything_is_sold() {
     assert!(code != Some(0) && text.contains("[ID=]PATH"), "{text}");
 }
 
+/// A stage at prices in and out, USD per million block-tokens.
+pub fn contribute(
+    path: &Path,
+    range: &std::ops::Range<usize>,
+    bootstrap: &Node,
+    prices: (&str, &str),
+) -> Node {
+    let layers = format!("{}..{}", range.start, range.end);
+    let path = path.to_str().unwrap();
+    let mut args = vec!["contribute", "--model", path, "--layers", &layers];
+    args.extend(["--price-in", prices.0, "--price-out", prices.1]);
+    args.extend(["--http-port", "0", "--bootstrap", bootstrap.listen()]);
+    Node::start(&args)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_of_three_others_answer_and_everybody_is_paid() {
     let _hold = Hold::shared().await;
@@ -240,24 +267,9 @@ async fn layers_of_three_others_answer_and_everybody_is_paid() {
     let path = files.path().to_str().unwrap().to_owned();
     let bootstrap = Node::start(&["bootstrap"]);
     let ranges = [0..2, 2..4, 4..6];
-    let stages = ranges.clone().map(|range| {
-        let layers = format!("{}..{}", range.start, range.end);
-        Node::start(&[
-            "contribute",
-            "--model",
-            &path,
-            "--layers",
-            &layers,
-            "--price-in",
-            "1",
-            "--price-out",
-            "2",
-            "--http-port",
-            "0",
-            "--bootstrap",
-            bootstrap.listen(),
-        ])
-    });
+    let stages = ranges
+        .clone()
+        .map(|range| contribute(files.path(), &range, &bootstrap, ("1", "2")));
     let model = format!("{NAME}={path}");
     let head = Node::start(&[
         "sell",

@@ -30,6 +30,10 @@ use souk::pipeline::processor::Processor;
 use souk::pipeline::worker::{Lease, Worker};
 use souk::pipeline::{Layers, PipelineError, Run, StepKind};
 
+/// As in the node: memory that is let go goes back to the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Tokens of each prompt.
 const PROMPT: usize = 16;
 /// Tokens of each answer, unless a second argument says otherwise.

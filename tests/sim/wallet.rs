@@ -13,7 +13,8 @@ use souk::types::{ChannelId, EvmAddress, Hash32, MicroUsd, PeerId};
 
 use super::Plant;
 use super::buyer::{Buyer, Phase, Then};
-use super::chain::{Call, HUB};
+use super::chain::HUB;
+use super::contract::Call;
 use super::wire::{ChainOpen, Conn, Msg, Side};
 use super::world::World;
 

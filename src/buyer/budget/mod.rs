@@ -43,6 +43,12 @@ pub struct Exceeded {
     pub seconds: u64,
 }
 
+impl std::fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} reached, resets {}", self.limit, self.at)
+    }
+}
+
 /// Money held for one attempt. When it is dropped, what was not booked is free again, unless the
 /// attempt's cost is in doubt.
 pub struct Reservation {

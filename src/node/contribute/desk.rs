@@ -1,14 +1,17 @@
 //! Takes orders of layers for whatever layers are loaded now.
 //!
 //! The seller holds one desk for as long as it runs; the stages behind it come and go. While it
-//! drains, or while others are loaded, new sessions are refused and those that run go on.
+//! drains, while others are loaded, or while other programs need the machine, new sessions are
+//! refused and those that run go on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
+use serde_json::{Value, json};
 
+use super::load::Reading;
 use crate::network::Stream;
 use crate::pipeline::service::Stages;
 use crate::pipeline::worker::Worker;
@@ -18,6 +21,8 @@ use crate::types::PeerId;
 
 /// A head that finds a draining stage looks elsewhere, and comes back no sooner, ms.
 const DRAINING_RETRY_MS: u64 = 60_000;
+/// A head that finds the machine busy with other things asks again after this, ms.
+const PAUSED_RETRY_MS: u64 = 5_000;
 /// A head that finds all places taken asks again after this, ms.
 const FULL_RETRY_MS: u64 = 1_000;
 
@@ -34,6 +39,9 @@ pub(super) struct Loaded {
 pub(in crate::node) struct Desk {
     loaded: RwLock<Option<Loaded>>,
     is_draining: AtomicBool,
+    is_paused: AtomicBool,
+    /// What other programs use of the machine, hundredths of a per cent.
+    load_bp: AtomicU32,
     sessions_max: usize,
 }
 
@@ -42,6 +50,8 @@ impl Desk {
         Self {
             loaded: RwLock::new(None),
             is_draining: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
+            load_bp: AtomicU32::new(0),
             sessions_max: usize::try_from(sessions_max).unwrap_or(usize::MAX),
         }
     }
@@ -56,6 +66,21 @@ impl Desk {
     /// Takes new sessions or not; true when that is a change.
     pub(super) fn drain(&self, is_draining: bool) -> bool {
         self.is_draining.swap(is_draining, Ordering::Relaxed) != is_draining
+    }
+    /// Takes new sessions or not, as the machine's load says; true when that is a change.
+    pub(super) fn pause(&self, reading: Reading) -> bool {
+        self.load_bp.store(reading.others_bp, Ordering::Relaxed);
+        self.is_paused.swap(reading.is_paused, Ordering::Relaxed) != reading.is_paused
+    }
+    /// What the status says beside the offer.
+    pub(in crate::node) fn status(&self) -> Value {
+        json!({
+            "sessions": self.sessions(),
+            "sessions_max": self.sessions_max,
+            "draining": self.is_draining.load(Ordering::Relaxed),
+            "paused": self.is_paused.load(Ordering::Relaxed),
+            "load_bp": self.load_bp.load(Ordering::Relaxed),
+        })
     }
     /// Sessions that run.
     pub(super) fn sessions(&self) -> usize {
@@ -83,6 +108,9 @@ impl Desk {
             .stages()
             .filter(|_| !self.is_draining.load(Ordering::Relaxed));
         let stages = stages.ok_or(refused(PeerErrorCode::Draining, DRAINING_RETRY_MS))?;
+        if self.is_paused.load(Ordering::Relaxed) {
+            return Err(refused(PeerErrorCode::Overloaded, PAUSED_RETRY_MS));
+        }
         if stages.sessions() >= self.sessions_max {
             return Err(refused(PeerErrorCode::Overloaded, FULL_RETRY_MS));
         }

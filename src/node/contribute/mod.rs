@@ -1,12 +1,15 @@
 //! Computes layers of a model for pipelines of others: which ones, at what price, for how long.
 //!
 //! `read the model → look at what the network lacks → load those layers → measure → offer`, and then
-//! every minute: is another place worth more? (`crate::pipeline::market::moves`). The offer, its
+//! ([`tend`]) every minute: is another place worth more? (`crate::pipeline::market::moves`), and every
+//! second: do others need the machine ([`load`])? The offer, its
 //! orders and its money are the seller's (`super::sell`); sessions are served by
 //! [`crate::pipeline::service::Stages`] behind a [`desk::Desk`], which outlives a change of layers.
 
 mod desk;
+mod load;
 mod size;
+mod tend;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::ops::Range;
@@ -22,18 +25,18 @@ use crate::discovery::{NoCache, OfferBook};
 use crate::failure::{Failure, FailureKind};
 use crate::network::Handle;
 use crate::pipeline::engine::{Load, ModelConfig, Precision, Stage, known};
-use crate::pipeline::market::moves::LOOK_EVERY;
-use crate::pipeline::market::{Coverage, Joiner, Mover, Offered, Step, place};
+use crate::pipeline::market::{Coverage, Joiner, Offered, place};
 use crate::pipeline::processor::Processor;
 use crate::pipeline::service::Stages;
 use crate::pipeline::worker::Worker;
 use crate::pipeline::{PipelineError, StepKind};
 use crate::protocol::offer::{StageTerms, Wires};
 use crate::seller::catalogue::ModelForSale;
-use crate::types::{Clock, Hash32, PeerId, PriceTable};
+use crate::types::{Hash32, PeerId, PriceTable};
 
 pub(super) use desk::Desk;
 use desk::Loaded;
+pub(super) use tend::{Tending, watch_load};
 
 /// A joiner waits this long to hear what others offer.
 const LISTEN: Duration = Duration::from_secs(5);
@@ -146,65 +149,6 @@ impl Contribution {
             is_new
         });
     }
-
-    /// Looks every minute whether room or place should change, until the node stops.
-    pub async fn tend(mut self, parts: Tending) {
-        let mut mover = Mover::new(parts.clock.now_ms());
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = parts.stop.cancelled() => return,
-            }
-            self.book.want_stages(&self.model.manifest);
-            let step = if parts.is_fixed {
-                Step::Stay
-            } else {
-                let joiner = self.model.joiner(&parts.me);
-                let offered = offered(&self.book, &self.model.manifest);
-                let sessions = self.desk.sessions();
-                let now_ms = parts.clock.now_ms();
-                mover.step(
-                    now_ms,
-                    &self.range,
-                    &joiner,
-                    self.model.layers,
-                    &offered,
-                    sessions,
-                )
-            };
-            match step {
-                Step::Stay => {
-                    self.desk.drain(false);
-                    self.offer(false);
-                }
-                Step::Drain(to) => {
-                    if self.desk.drain(true) {
-                        tracing::info!(?to, "another place is worth more; draining");
-                    }
-                    self.offer(true);
-                }
-                Step::Move(to) => self.move_to(&parts, to).await,
-            }
-        }
-    }
-
-    async fn move_to(&mut self, parts: &Tending, to: Range<u16>) {
-        // The old layers first: both together may not fit. Sessions that outlasted the drain keep
-        // them for as long as they run.
-        self.desk.close();
-        for range in [to, self.range.clone()] {
-            match parts.loader.load(&self.model, range.clone()).await {
-                Ok(loaded) => {
-                    tracing::info!(?range, rows_per_s = loaded.rows_per_s, "layers loaded");
-                    self.range = range;
-                    self.desk.open(loaded);
-                    self.desk.drain(false);
-                    return self.offer(false);
-                }
-                Err(error) => tracing::error!(%error, ?range, "layers cannot be loaded"),
-            }
-        }
-    }
 }
 
 /// True when buyers should hear of it: other layers, or clearly more or less room.
@@ -219,28 +163,6 @@ fn differs(old: &ModelForSale, new: &ModelForSale) -> bool {
     let change = a.free_positions.abs_diff(b.free_positions);
     let much = a.free_positions.max(b.free_positions) / 100 * ROOM_CHANGE_PERCENT;
     alike != a || change > much
-}
-
-/// What [`Contribution::tend`] needs of the node.
-pub(super) struct Tending {
-    me: PeerId,
-    clock: Arc<dyn Clock>,
-    loader: Loader,
-    /// The layers were named: they stay.
-    is_fixed: bool,
-    stop: tokio_util::sync::CancellationToken,
-}
-
-impl Tending {
-    pub fn of(base: &Base) -> Self {
-        Self {
-            me: base.keys.identity.peer_id(),
-            clock: Arc::clone(&base.clock),
-            loader: Loader::of(base),
-            is_fixed: matches!(base.config.contribute.range(), Ok(Some(_)) | Err(_)),
-            stop: base.front.cancelled(),
-        }
-    }
 }
 
 impl Model {
@@ -260,7 +182,9 @@ impl Model {
             .unwrap_or_else(size::memory_free_half);
         let each = size::layer_bytes(&config, section.positions);
         let fitting = memory.checked_div(each).unwrap_or(u64::MAX);
-        let layers_max = u16::try_from(fitting).unwrap_or(u16::MAX).min(layers);
+        let fitting = u16::try_from(fitting).unwrap_or(u16::MAX).min(layers);
+        let allowed = Some(section.layers_max).filter(|most| *most > 0);
+        let layers_max = allowed.map_or(fitting, |most| most.min(fitting));
         tracing::info!(%manifest, layers, layers_max, mib_per_layer = each >> 20, "model read");
         Ok(Self {
             path,

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::ledger::{DeliveredRow, FinalRow, Ledger, OpenRow, Outcome, Row};
 use crate::payment::payer::Pair;
+use crate::pipeline::patron::Meter;
 use crate::pipeline::session::Rows;
 use crate::protocol::SignedReceipt;
-use crate::types::{AttemptId, Clock, MicroUsd, ModelId, PeerId, PriceTable, Usage};
+use crate::types::{AttemptId, Clock, MicroUsd, ModelId, PeerId, Usage};
 
 /// One attempt's account. Dropped without [`Account::settle`] it is booked as failed, owing nothing:
 /// nothing was computed for it.
@@ -21,10 +21,7 @@ pub(super) struct Account {
     attempt: AttemptId,
     seller: PeerId,
     model: ModelId,
-    price: PriceTable,
-    max_cost: MicroUsd,
-    layers: u64,
-    rows: Mutex<Rows>,
+    meter: Arc<Meter>,
     started: Instant,
     is_settled: bool,
 }
@@ -43,7 +40,7 @@ impl Account {
         ledger: Ledger,
         clock: Arc<dyn Clock>,
         open: &OpenRow,
-        layers: u64,
+        meter: Arc<Meter>,
     ) -> Self {
         Self {
             pair,
@@ -52,10 +49,7 @@ impl Account {
             attempt: open.attempt_id,
             seller: open.peer,
             model: open.model.clone(),
-            price: open.price,
-            max_cost: open.max_cost,
-            layers,
-            rows: Mutex::new(Rows::default()),
+            meter,
             started: Instant::now(),
             is_settled: false,
         }
@@ -74,12 +68,12 @@ impl Account {
     }
     /// By our count so much is computed; vouchers follow.
     pub fn owe(&self, rows: Rows) {
-        *self.rows.lock() = rows;
+        self.meter.owe(rows);
         self.pair.receive(&self.attempt, self.cost());
     }
     /// It computed something else: nothing more is promised, and its receipt is not believed.
     pub fn forfeit(&self) {
-        *self.rows.lock() = Rows::default();
+        self.meter.owe(Rows::default());
     }
     /// The seller says its clock shows `seller_ms`.
     pub fn learn_clock(&self, seller_ms: u64) {
@@ -87,15 +81,10 @@ impl Account {
     }
 
     fn usage(&self) -> Usage {
-        let rows = *self.rows.lock();
-        Usage {
-            input: rows.prefill.saturating_mul(self.layers),
-            output: rows.decode.saturating_mul(self.layers),
-            ..Usage::default()
-        }
+        self.meter.usage()
     }
     fn cost(&self) -> MicroUsd {
-        self.price.cost(&self.usage()).min(self.max_cost)
+        self.meter.cost()
     }
 
     /// The session is over. With a receipt the least of both counts is booked; without one, if
@@ -122,6 +111,7 @@ impl Account {
             receipt: None,
         };
         self.pair.park(&row, self.model.as_str());
+        self.meter.end(row.cost);
         if let Err(error) = self.ledger.submit(vec![Row::Delivered(row)]).await {
             tracing::error!(%error, "ledger write failed");
         }
@@ -161,7 +151,9 @@ impl Account {
             receipt: receipt.map(|signed| signed.bytes.to_vec()),
             error: error.map(|text| crate::protocol::limits::tame_text(&text)),
         };
+        // Booked first: until then it is held.
         self.pair
             .finish(row, claim.is_some_and(|claim| claim > MicroUsd::ZERO));
+        self.meter.end(billed);
     }
 }

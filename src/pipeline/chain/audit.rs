@@ -15,6 +15,7 @@ use super::again::{Computed, again};
 use super::find::{Finder, NO_HOP};
 use super::{Candidate, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
 use crate::pipeline::session::{HopId, Piece, index};
 use crate::pipeline::trust::compare::agree;
@@ -158,6 +159,7 @@ impl Others<'_> {
             positions_max: evidence.end,
             wire: evidence.wire,
             not: self.not.iter().copied().collect(),
+            patron: Patron::default(),
         };
         let (hidden, from) = (self.finder.settings.hidden, evidence.from);
         let row_bytes = evidence.wire.row_bytes(hidden);

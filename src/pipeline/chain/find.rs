@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::again::{Computed, again};
 use super::{Candidate, Heard, Opened, Order, Settings, Source, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::session::HopId;
 use crate::pipeline::trust::vectors::{CHECK_ROWS, Check};
 use crate::pipeline::trust::{Part, Reference, Trust, Vectors};
@@ -45,7 +46,7 @@ impl Finder {
         never: BTreeSet<PeerId>,
         heard: mpsc::Sender<Heard>,
     ) -> Result<Opened, PipelineError> {
-        let mut why = PipelineError::Lost(format!("nobody offers layers from {} on", want.first));
+        let mut why = self.source.nobody(&want);
         let mut tried = BTreeSet::new();
         for not in [want.not.clone(), never] {
             let asked = Want {
@@ -56,12 +57,18 @@ impl Finder {
                 if !tried.insert(at.peer) || self.trust.is_distrusted(&at.peer) {
                     continue;
                 }
-                if let Err(error) = self.check(&want, &at).await {
-                    why = error;
-                    continue;
+                match self.check(&want, &at).await {
+                    Ok(()) => {}
+                    Err(error @ PipelineError::Budget(_)) => return Err(error),
+                    Err(error) => {
+                        why = error;
+                        continue;
+                    }
                 }
                 match self.source.open(want.clone(), at, heard.clone()).await {
                     Ok(opened) => return Ok(opened),
+                    // Nor does it allow anybody else.
+                    Err(error @ PipelineError::Budget(_)) => return Err(error),
                     Err(error) => why = error,
                 }
             }
@@ -125,6 +132,7 @@ impl Finder {
             positions_max: CHECK_ROWS.into(),
             wire: check.wire,
             not: BTreeSet::new(),
+            patron: Patron::default(),
         };
         let row_bytes = check.wire.row_bytes(self.settings.hidden);
         let Computed { rows, orders } =

@@ -42,6 +42,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::PipelineError;
 use super::layers::{Layers, Run};
+use super::patron::Patron;
 use super::session::{CHUNK_ROWS_MAX, HopId, Rows, Shape};
 use super::trust::{Reference, Trust, Vectors};
 use crate::protocol::offer::SignedOffer;
@@ -66,6 +67,8 @@ pub struct Want {
     pub wire: WireFormat,
     /// Who was dismissed in this session.
     pub not: BTreeSet<PeerId>,
+    /// For whom.
+    pub patron: Patron,
 }
 
 /// Somebody who offers to take a place, or a first part of it.
@@ -119,6 +122,10 @@ pub fn orders_max(positions_max: u32) -> usize {
 pub trait Source: Send + Sync {
     /// Who would take `want`'s place, or a first part of it, the best first; none of `want.not`.
     fn candidates(&self, want: &Want) -> Vec<Candidate>;
+    /// Why there are none.
+    fn nobody(&self, want: &Want) -> PipelineError {
+        PipelineError::Lost(format!("nobody offers layers from {} on", want.first))
+    }
     /// Opens a session at one of these. What comes from it goes to `heard`.
     fn open(
         &self,
@@ -260,6 +267,15 @@ impl Remote {
 
 impl Layers for Remote {
     fn open(&self, positions_max: usize) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        self.open_for(positions_max, &Patron::default())
+    }
+
+    fn open_for(
+        &self,
+        positions_max: usize,
+        patron: &Patron,
+    ) -> BoxFuture<'_, Result<Box<dyn Run>, PipelineError>> {
+        let patron = patron.clone();
         Box::pin(async move {
             let too_long = PipelineError::TooLong {
                 wanted: positions_max,
@@ -280,11 +296,16 @@ impl Layers for Remote {
                 vectors,
                 reference: self.checks.as_ref().map(|c| Arc::clone(&c.reference)),
             };
-            let actor = run::Actor::new(positions_max, finder);
+            let actor = run::Actor::new(positions_max, finder, patron.clone());
             self.tasks
                 .spawn("pipeline-session", actor.run(asked, ready));
             opened.await.map_err(|_| PipelineError::Stopped)??;
-            let run: Box<dyn Run> = Box::new(RemoteRun { asks });
+            let hidden = self.settings.hidden.max(1);
+            let run: Box<dyn Run> = Box::new(RemoteRun {
+                asks,
+                hidden,
+                patron,
+            });
             Ok(run)
         })
     }
@@ -300,6 +321,8 @@ struct Ask {
 
 struct RemoteRun {
     asks: mpsc::Sender<Ask>,
+    hidden: usize,
+    patron: Patron,
 }
 
 impl Run for RemoteRun {
@@ -310,6 +333,8 @@ impl Run for RemoteRun {
         kind: StepKind,
     ) -> BoxFuture<'_, Result<Vec<f32>, PipelineError>> {
         Box::pin(async move {
+            let count = u32::try_from(rows.len() / self.hidden).unwrap_or(u32::MAX);
+            self.patron.foresee(count, kind)?;
             let (reply, answer) = oneshot::channel();
             let ask = Ask {
                 pos,

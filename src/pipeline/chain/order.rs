@@ -22,13 +22,14 @@ use crate::network::{Handle, Protocol};
 use crate::payment::WindowSettings;
 use crate::payment::payer::{Pair, PayerHub};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::{Meter, Purse};
 use crate::protocol::offer::{STAGE_PATH, SignedOffer, StageTerms};
 use crate::protocol::stage::StageOpen;
 use crate::protocol::{RequestHead, SignedHead, WIRE_VERSION};
 use crate::tasks::Tasks;
 use crate::types::{Clock, Hash32, MicroUsd, PriceTable, RequestId};
 
-/// The client that orders of layers are booked for.
+/// The client that orders of layers are booked for which no client of this node asked for.
 pub const CLIENT: &str = "pipeline";
 /// A head lives this long, ms; the seller's clock decides.
 const HEAD_LIFE_MS: u64 = 55_000;
@@ -42,6 +43,10 @@ pub trait Places: Send + Sync {
     /// Offers that begin with `want`'s first layer and end at most with its last, the best first,
     /// none by those who were dismissed.
     fn offers(&self, want: &Want) -> Vec<Arc<SignedOffer>>;
+    /// Why there are none.
+    fn nobody(&self, want: &Want) -> PipelineError {
+        PipelineError::Lost(format!("nobody offers layers from {} on", want.first))
+    }
 }
 
 /// A list that does not change: those who reach furthest come first, then in the order of the list.
@@ -69,6 +74,8 @@ pub struct Parts {
     pub places: Arc<dyn Places>,
     /// Money.
     pub payer: PayerHub,
+    /// What of it may be spent.
+    pub purse: Arc<dyn Purse>,
     /// Rows.
     pub ledger: Ledger,
     /// Streams.
@@ -125,6 +132,10 @@ impl Source for Market {
         offers.into_iter().filter_map(candidate).collect()
     }
 
+    fn nobody(&self, want: &Want) -> PipelineError {
+        self.shared.parts.places.nobody(want)
+    }
+
     fn open(
         &self,
         want: Want,
@@ -135,9 +146,13 @@ impl Source for Market {
         Box::pin(async move {
             let no_offer = || PipelineError::Invalid("nothing is offered there".to_owned());
             let offer = at.offer.ok_or_else(no_offer)?;
-            let opening = shared.open(&want, &offer, heard);
+            let meter = shared.meter(&want, &offer)?;
+            let opening = shared.open(&want, &offer, Arc::clone(&meter), heard);
             let why = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Ok(opened)) => {
+                    want.patron.join(meter);
+                    return Ok(opened);
+                }
                 Ok(Err(reason)) => format!("{}: {reason}", at.peer),
                 Err(_) => format!("{}: no answer in time", at.peer),
             };
@@ -162,10 +177,27 @@ impl Source for Market {
 }
 
 impl Shared {
+    /// Holds what a session may cost at first.
+    fn meter(&self, want: &Want, signed: &SignedOffer) -> Result<Arc<Meter>, PipelineError> {
+        let (parts, offer) = (&self.parts, &signed.offer);
+        let no_stage = || PipelineError::Invalid("its offer is no stage's".to_owned());
+        let layers = u64::from(offer.stage.ok_or_else(no_stage)?.width());
+        let most = most(&offer.price, layers, want.positions_max);
+        let meter = Meter::open(
+            &*parts.purse,
+            client(want),
+            &offer.model,
+            (offer.price, layers),
+            (parts.windows.of(offer), most),
+        );
+        meter.map(Arc::new)
+    }
+
     async fn open(
         &self,
         want: &Want,
         signed: &SignedOffer,
+        meter: Arc<Meter>,
         heard: mpsc::Sender<Heard>,
     ) -> Result<Opened, String> {
         let parts = &self.parts;
@@ -182,9 +214,8 @@ impl Shared {
             wire: want.wire,
         };
         let body: Bytes = body.to_bytes().into();
-        let layers = u64::from(terms.width());
-        let most = most(&offer.price, layers, want.positions_max);
-        let (head, open) = self.order(&pair, signed, &body, most)?;
+        let (head, open) = self.order(&pair, signed, (&body, want), meter.max_cost())?;
+        meter.name(open.attempt_id);
         let window = parts.windows.of(offer);
         let begun = pair.begin(&open, window);
         begun.map_err(|error| error.to_string())?;
@@ -193,7 +224,7 @@ impl Shared {
             parts.ledger.clone(),
             Arc::clone(&parts.clock),
             &open,
-            layers,
+            meter,
         );
         // From here on whatever happens is booked when the account is dropped or settled.
         let written = parts.ledger.submit(vec![Row::Open(open)]).await;
@@ -219,7 +250,7 @@ impl Shared {
         &self,
         pair: &Pair,
         signed: &SignedOffer,
-        body: &Bytes,
+        (body, want): (&Bytes, &Want),
         max_cost: MicroUsd,
     ) -> Result<(SignedHead, OpenRow), String> {
         let (parts, offer) = (&self.parts, &signed.offer);
@@ -227,7 +258,8 @@ impl Shared {
         let (before, required) = pair.quote(MicroUsd::ZERO, parts.windows.of(offer));
         let now_ms = parts.clock.now_ms();
         let iat_ms = pair.seller_time(now_ms);
-        let request_id = RequestId::generate(now_ms);
+        let named = want.patron.named();
+        let request_id = named.map_or_else(|| RequestId::generate(now_ms), |one| one.request);
         let head = RequestHead {
             version: WIRE_VERSION,
             network: parts.network_name.clone(),
@@ -258,8 +290,8 @@ impl Shared {
             attempt: 1,
             role: Role::Buy,
             peer: offer.seller,
-            client: CLIENT.to_owned(),
-            model_asked: offer.model.to_string(),
+            client: client(want).to_owned(),
+            model_asked: named.map_or_else(|| offer.model.to_string(), |one| one.model.clone()),
             model: offer.model.clone(),
             offer_hash: signed.hash,
             price: offer.price,
@@ -281,6 +313,11 @@ impl Shared {
         }
         nonce
     }
+}
+
+/// Whose order it is, as ledger and limits name it.
+fn client(want: &Want) -> &str {
+    want.patron.named().map_or(CLIENT, |one| &one.client)
 }
 
 /// The most that a session of so many positions may cost.

@@ -32,6 +32,8 @@ impl Actor {
         let now = Instant::now();
         let since = *self.struggling_since.get_or_insert(now);
         let is_over = now.saturating_duration_since(since) >= self.finder.settings.search;
+        // Time does not raise a limit.
+        let is_over = is_over || matches!(self.why, PipelineError::Budget(_));
         if is_over || self.chain.epoch() > EPOCHS_MAX {
             return Err(self.why.clone());
         }
@@ -49,6 +51,7 @@ impl Actor {
                 positions_max: self.positions_max,
                 wire: self.finder.settings.wire,
                 not: self.not_now(),
+                patron: self.patron.clone(),
             };
             let (finder, never) = (self.finder.clone(), self.never());
             let heard = self.heard.clone();

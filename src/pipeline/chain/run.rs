@@ -14,6 +14,7 @@ use super::auditing::Gathering;
 use super::find::Finder;
 use super::{Ask, Heard, Opened, Order, Want};
 use crate::pipeline::error::PipelineError;
+use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
 use crate::pipeline::session::{Chain, ChainEffect, Hop, HopId, Loss, index};
 use crate::pipeline::trust::Part;
@@ -30,6 +31,7 @@ type Reply = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 pub(super) struct Actor {
     pub(super) finder: Finder,
+    pub(super) patron: Patron,
     pub(super) positions_max: u32,
     pub(super) chain: Chain,
     pub(super) hops: BTreeMap<HopId, Open>,
@@ -69,7 +71,7 @@ pub(super) struct Open {
 }
 
 impl Actor {
-    pub fn new(positions_max: u32, finder: Finder) -> Self {
+    pub fn new(positions_max: u32, finder: Finder, patron: Patron) -> Self {
         let settings = &finder.settings;
         let row_bytes = settings.wire.row_bytes(settings.hidden);
         let secret: [u8; 32] = rand::random();
@@ -79,6 +81,7 @@ impl Actor {
             chain: Chain::new(settings.layers, row_bytes, settings.shape, secret)
                 .in_chunks_of(settings.chunk_rows),
             finder,
+            patron,
             positions_max,
             hops: BTreeMap::new(),
             dismissed: BTreeMap::new(),

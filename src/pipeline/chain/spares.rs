@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::find::{Finder, NO_HOP};
 use super::{Candidate, Want};
+use crate::pipeline::patron::Patron;
 use crate::pipeline::session::Hop;
 use crate::protocol::stage::StageSession;
 use crate::types::PeerId;
@@ -26,6 +27,7 @@ impl Finder {
                 positions_max,
                 wire: self.settings.wire,
                 not: not.clone(),
+                patron: Patron::default(),
             };
             want.not.insert(hop.peer);
             // The place may be one for two shorter stages.

@@ -17,6 +17,7 @@ use super::ends::Ends;
 use super::engine::{Sampler, sampling};
 use super::error::PipelineError;
 use super::layers::{Layers, Run, StepKind};
+use super::patron::Patron;
 use super::tokens::Tokens;
 use super::tokens::stream::Detokenizer;
 use crate::tasks::off_thread_if;
@@ -52,6 +53,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Calls of tools are looked for.
     pub has_tools: bool,
+    /// For whom, where others compute its layers.
+    pub patron: Patron,
 }
 
 /// A piece of an answer.
@@ -80,7 +83,7 @@ pub enum Event {
 pub enum Finish {
     /// By itself, or before a stop sequence.
     Stop,
-    /// At its limit.
+    /// At its limit, or where a spending limit ends it.
     Length,
     /// Tools are to be called.
     Calls,
@@ -163,7 +166,8 @@ impl Model {
                 answer,
             });
         }
-        let run = self.layers.open(prompt + answer).await?;
+        let run = self.layers.open_for(prompt + answer, &request.patron);
+        let run = run.await?;
         let style = self.tokens.tool_style().filter(|_| request.has_tools);
         Ok(Answer {
             model: self.clone(),
@@ -210,8 +214,15 @@ impl Answer {
     /// What computing ran into; the answer is over then.
     pub async fn next(&mut self) -> Result<Option<Event>, PipelineError> {
         while self.ready.is_empty() && !self.is_over {
-            let token = self.choose().await?;
-            self.take(token);
+            match self.choose().await {
+                Ok(token) => self.take(token),
+                // What is said already is paid for, and stands.
+                Err(PipelineError::Budget(why)) if self.usage.answer > 0 => {
+                    tracing::info!(why, "an answer ends early");
+                    self.end(Finish::Length, false);
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(self.ready.pop_front())
     }

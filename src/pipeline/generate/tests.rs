@@ -59,6 +59,7 @@ fn request(prompt: &str, answer_max: usize) -> Request {
         },
         stop: vec![],
         has_tools: false,
+        patron: super::super::patron::Patron::default(),
     }
 }
 

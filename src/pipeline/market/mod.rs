@@ -21,13 +21,15 @@ pub mod route;
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::ops::Range;
+
 use sha2::{Digest, Sha256};
 
-use crate::protocol::offer::{SignedOffer, StageTerms};
+use crate::protocol::offer::{SignedOffer, StageTerms, Wires};
 use crate::types::{Hash32, PeerId, PriceTable};
 
 pub use coverage::Coverage;
-pub use moves::{Mover, Step};
+pub use moves::{Mover, Pace, Seen, Step};
 pub use placement::{Joiner, place};
 pub use route::{Ask, Route};
 
@@ -66,6 +68,26 @@ impl Offered {
             rows_per_s: terms.rows_per_s,
             link_us: LINK_US_DEFAULT,
         })
+    }
+    /// One that would be at `range` and computes something; names no offer.
+    fn at(peer: PeerId, layers: u16, range: &Range<u16>) -> Self {
+        let terms = StageTerms {
+            manifest: Hash32([0; 32]),
+            first: range.start,
+            end: range.end,
+            layers,
+            free_positions: 0,
+            rows_per_s: 1,
+            wires: Wires::F16,
+        };
+        Self {
+            peer,
+            offer: Hash32([0; 32]),
+            terms,
+            price: PriceTable::default(),
+            rows_per_s: terms.rows_per_s,
+            link_us: 0,
+        }
     }
     /// Time of one decode row from the stage before to this one's result, µs.
     #[must_use]

@@ -3,9 +3,12 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
-use super::moves::{DRAIN_MS_MAX, MOVE_PAUSE_MS};
+use super::moves::{DRAIN_MAX, MOVE_PAUSE};
 use super::*;
 use crate::protocol::offer::Wires;
+
+const PAUSE_MS: u64 = MOVE_PAUSE.as_secs() * 1_000;
+const DRAIN_MS: u64 = DRAIN_MAX.as_secs() * 1_000;
 
 /// An id made of a number, without computing a key.
 pub(in crate::pipeline) fn peer(n: u16) -> PeerId {
@@ -201,10 +204,17 @@ fn a_stage_moves_seldom_after_draining_and_never_leaves_a_hole() {
     let me = peer(1);
     let (joiner, mine) = (joiner(&me, 10), 0..10);
     let lone = [stage(1, 20, 0..10, 10), stage(2, 20, 10..20, 1)];
-    let mut mover = Mover::new(0);
-    let late = 10 * MOVE_PAUSE_MS;
+    let mut mover = Mover::new(0, Pace::default());
+    let late = 10 * PAUSE_MS;
     let step = |mover: &mut Mover, now, offered: &[Offered], sessions| {
-        mover.step(now, &mine, &joiner, 20, offered, sessions)
+        let seen = Seen {
+            joiner: &joiner,
+            mine: &mine,
+            layers: 20,
+            offered,
+            sessions,
+        };
+        mover.step(now, &seen)
     };
     assert_eq!(
         step(&mut mover, late, &lone, 0),
@@ -214,7 +224,7 @@ fn a_stage_moves_seldom_after_draining_and_never_leaves_a_hole() {
     let mut offered = lone.to_vec();
     offered.push(stage(3, 20, 0..10, 10));
     assert_eq!(
-        step(&mut mover, MOVE_PAUSE_MS - 1, &offered, 0),
+        step(&mut mover, PAUSE_MS - 1, &offered, 0),
         Step::Stay,
         "too early"
     );
@@ -224,13 +234,13 @@ fn a_stage_moves_seldom_after_draining_and_never_leaves_a_hole() {
         step(&mut tried, now, &offered, 3) != Step::Stay
     };
     let now = (1..40)
-        .map(|n| n * MOVE_PAUSE_MS)
+        .map(|n| n * PAUSE_MS)
         .find(|now| turn(&mover, *now))
         .unwrap();
     assert_eq!(step(&mut mover, now, &offered, 3), Step::Drain(10..20));
     assert_eq!(step(&mut mover, now + 1, &offered, 1), Step::Drain(10..20));
     let mut waits = mover.clone();
-    let end = now + DRAIN_MS_MAX;
+    let end = now + DRAIN_MS;
     assert_eq!(
         step(&mut waits, end, &offered, 1),
         Step::Move(10..20),
@@ -258,14 +268,24 @@ fn a_crowd_spreads_over_the_model_one_by_one() {
         let first = (n - 11) * 10;
         stage(n, layers, first..first + 10, 10)
     }));
-    let mut movers: Vec<Mover> = offered.iter().map(|_| Mover::new(0)).collect();
+    let mut movers: Vec<Mover> = offered
+        .iter()
+        .map(|_| Mover::new(0, Pace::default()))
+        .collect();
     let mut moves = 0;
     for minute in 0..1_000u64 {
         for at in 0..offered.len() {
             let (me, mine) = (offered[at].peer, offered[at].terms.range());
             let joiner = joiner(&me, 10);
             let now = minute * 60_000;
-            if let Step::Move(to) = movers[at].step(now, &mine, &joiner, layers, &offered, 0) {
+            let seen = Seen {
+                joiner: &joiner,
+                mine: &mine,
+                layers,
+                offered: &offered,
+                sessions: 0,
+            };
+            if let Step::Move(to) = movers[at].step(now, &seen) {
                 (offered[at].terms.first, offered[at].terms.end) = (to.start, to.end);
                 moves += 1;
                 assert!(Coverage::of(layers, &offered).is_whole());
@@ -277,6 +297,69 @@ fn a_crowd_spreads_over_the_model_one_by_one() {
     assert_eq!(counts.iter().sum::<usize>(), 15, "{counts:?}");
     assert!(counts.iter().all(|count| *count >= 2), "{counts:?}");
     assert!((4..=15).contains(&moves), "{moves} moves");
+}
+
+#[test]
+fn those_that_stay_fill_the_place_of_one_that_left_for_good() {
+    let layers = 30;
+    // Three at the beginning, of which the first never moves; nobody at the end any more.
+    let mut offered: Vec<Offered> = (0..3).map(|n| stage(n, layers, 0..10, 10)).collect();
+    offered.push(stage(3, layers, 10..20, 10));
+    let mut movers: Vec<Mover> = offered
+        .iter()
+        .map(|_| Mover::new(0, Pace::default()))
+        .collect();
+    let mut moved = Vec::new();
+    for minute in 0..60u64 {
+        for at in 1..offered.len() {
+            let (me, mine) = (offered[at].peer, offered[at].terms.range());
+            let seen = Seen {
+                joiner: &joiner(&me, 10),
+                mine: &mine,
+                layers,
+                offered: &offered,
+                sessions: 0,
+            };
+            if let Step::Move(to) = movers[at].step(minute * 60_000, &seen) {
+                (offered[at].terms.first, offered[at].terms.end) = (to.start, to.end);
+                moved.push((at, minute));
+                assert_eq!(to, 20..30);
+            }
+        }
+    }
+    assert!(Coverage::of(layers, &offered).is_whole());
+    // One of the two that could, soon after the pause; the only one at its place stays.
+    let [(at, minute)] = moved[..] else {
+        panic!("{moved:?}")
+    };
+    assert!(at < 3 && (30..59).contains(&minute), "{moved:?}");
+}
+
+#[test]
+fn nobody_moves_when_the_one_that_left_comes_back_during_the_drain() {
+    let (me, mine) = (peer(1), 0..10);
+    let joiner = joiner(&me, 10);
+    let mut offered = vec![stage(1, 20, 0..10, 10), stage(2, 20, 0..10, 10)];
+    let look = |mover: &mut Mover, now, offered: &[Offered], sessions| {
+        let seen = Seen {
+            joiner: &joiner,
+            mine: &mine,
+            layers: 20,
+            offered,
+            sessions,
+        };
+        mover.step(now, &seen)
+    };
+    let mut mover = Mover::new(0, Pace::default());
+    let drained = (0..60).find(|n| {
+        let now = PAUSE_MS + n * 60_000;
+        look(&mut mover, now, &offered, 1) == Step::Drain(10..20)
+    });
+    let now = PAUSE_MS + drained.unwrap() * 60_000;
+    // Somebody else has taken the place, and we are all there is at ours.
+    offered[1].terms.first = 10;
+    offered[1].terms.end = 20;
+    assert_eq!(look(&mut mover, now + 1, &offered, 0), Step::Stay);
 }
 
 /// Every way of at most [`HOPS_MAX`] stages, the plain way.

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::error::PipelineError;
 use super::generate::{self, Answer, Event, GenerateError, Model};
+use super::patron::Patron;
 use crate::http::body::{Body, BodySender};
 use crate::http::request_body::read_body;
 use crate::http::server::Handler;
@@ -56,7 +57,16 @@ impl Service {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let answered = match (method, path.as_str()) {
             (Method::GET, "/v1/models") => return self.list(),
-            (Method::POST, "/v1/chat/completions") => self.chat(request).await,
+            (Method::POST, "/v1/chat/completions") => {
+                let broken = |_| {
+                    let message = "the body is too large or was cut".to_owned();
+                    Refusal::new(413, "request_too_large", message)
+                };
+                match read_body(request.into_body()).await.map_err(broken) {
+                    Ok(body) => self.chat(body, Patron::house()).await,
+                    Err(refusal) => Err(refusal),
+                }
+            }
             _ => {
                 let message = "here are /v1/chat/completions and /v1/models".to_owned();
                 Err(Refusal::new(404, "not_found", message))
@@ -76,15 +86,14 @@ impl Service {
         json_response(StatusCode::OK, list.to_string())
     }
 
-    async fn chat(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let broken = |_| {
-            Refusal::new(
-                413,
-                "request_too_large",
-                "the body is too large or was cut".to_owned(),
-            )
-        };
-        let body = read_body(request.into_body()).await.map_err(broken)?;
+    /// Answers a body of the chat dialect for somebody in this process. Dropping the future or the
+    /// answer ends the work.
+    pub async fn answer(&self, body: Bytes, patron: Patron) -> Response<Body> {
+        let answered = self.chat(body, patron).await;
+        answered.unwrap_or_else(Refusal::into_response)
+    }
+
+    async fn chat(&self, body: Bytes, patron: Patron) -> Result<Response<Body>, Refusal> {
         let (asked, prompt) = self.read(body).await?;
         let frame = Frame {
             id: format!("chatcmpl-{:032x}", rand::random::<u128>()),
@@ -97,6 +106,7 @@ impl Service {
             sampling: asked.sampling,
             stop: asked.stop,
             has_tools: asked.tools.is_some(),
+            patron,
         });
         let mut answer = begun.await?;
         if !asked.is_stream {
@@ -227,6 +237,7 @@ impl From<PipelineError> for Refusal {
         match error {
             PipelineError::Full { .. } => Self::new(503, "overloaded", message),
             PipelineError::TooLong { .. } => Self::new(400, "context_length_exceeded", message),
+            PipelineError::Budget(_) => Self::new(503, "budget_exceeded", message),
             PipelineError::Lost(_) => Self::new(503, "upstream_unavailable", message),
             _ => Self::new(500, "internal", message),
         }

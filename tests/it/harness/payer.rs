@@ -11,6 +11,7 @@ use souk::payment::WindowSettings;
 use souk::payment::payer::{self, PayerHub, Spending};
 use souk::pipeline::chain::order::{Listed, Market, Parts, Places};
 use souk::pipeline::chain::{Remote, Settings};
+use souk::pipeline::patron::Unlimited;
 use souk::protocol::offer::SignedOffer;
 use souk::tasks::Tasks;
 use souk::types::{AttemptId, ChannelId, Clock, MicroUsd, PeerId, SystemClock};
@@ -122,6 +123,7 @@ impl Payer {
         let market = Arc::new(Market::new(Parts {
             places: places(offers),
             payer: payer.await.unwrap(),
+            purse: Arc::new(Unlimited),
             ledger: ledger.clone(),
             network: handle,
             keys,

@@ -8,6 +8,7 @@ mod ahead;
 mod faults;
 mod gas;
 mod hostile;
+mod layers;
 mod life;
 mod recovery;
 mod settle;

@@ -2,7 +2,7 @@
 //
 //     node llama.mjs MODEL.gguf [TOKENS] [THREADS]
 //
-// Needs `npm ci` in this folder, which brings llama.cpp ready built (node-llama-cpp).
+// `run` brings llama.cpp (node-llama-cpp, ready built) and calls this.
 
 import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 
