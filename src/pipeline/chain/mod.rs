@@ -141,12 +141,16 @@ pub trait Source: Send + Sync {
 /// ones as many more. An audit has the rows before those it looks at computed too, so this keeps
 /// audits at a few per cent of the work at any length: 256 rows of one stage for 2 000 of each.
 const AUDIT_ONE_IN: u32 = 2_000;
-/// A process that dies closes its streams, which is seen at once; only one that is cut off is found
-/// by its silence. Shorter, and a busy machine's stages are taken for dead.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A process that ends says so; one that is killed or cut off is found by its silence alone. Whoever
+/// waits for an answer notices a second, and a living stage that is taken for dead costs one replay.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Where stages are slow to answer pings they are given so many times the slowest answer …
+pub(super) const PATIENCE_ANSWERS: u32 = 8;
+/// … up to this.
+pub(super) const PATIENCE_MAX: Duration = Duration::from_secs(5);
 
-/// Long enough for a program that was busy or restarted, a third of the search for a place.
-const PARDON: Duration = Duration::from_secs(10);
+/// A killed program is up again, and one that was busy answers.
+const PARDON: Duration = Duration::from_secs(2);
 
 /// What a head makes sure of by the model's file.
 #[derive(Clone)]
@@ -171,7 +175,8 @@ pub struct Settings {
     /// Rows of a prompt that travel together, from 1 on: while a stage computes some, the one before
     /// it computes the next.
     pub chunk_rows: u32,
-    /// A stage that is pinged and says nothing for this long is gone.
+    /// A stage that is pinged and says nothing for this long is gone; where answers are slow it is
+    /// given longer ([`Trust::slowest_answer`]).
     pub patience: Duration,
     /// A stage that lives and computes nothing of what it was given for this long is dismissed.
     pub stall: Duration,

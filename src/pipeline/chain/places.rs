@@ -93,6 +93,7 @@ impl Actor {
             addresses: opened.addresses,
             orders: opened.orders,
             last_heard: Instant::now(),
+            pinged: None,
         };
         self.hops.insert(want.id, open);
         let mut effects = Vec::new();

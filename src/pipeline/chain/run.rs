@@ -1,6 +1,7 @@
 //! One session at its head: opens stages, passes messages, notices losses, has places taken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::audit::Verdict;
 use super::auditing::Gathering;
 use super::find::Finder;
-use super::{Ask, Heard, Opened, Order, Want};
+use super::{Ask, Heard, Opened, Order, PATIENCE_ANSWERS, PATIENCE_MAX, Want};
 use crate::pipeline::error::PipelineError;
 use crate::pipeline::patron::Patron;
 use crate::pipeline::rows;
@@ -68,6 +69,8 @@ pub(super) struct Open {
     pub(super) addresses: Vec<Vec<u8>>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) last_heard: Instant,
+    /// When it was pinged, if it has said nothing since.
+    pub(super) pinged: Option<Instant>,
 }
 
 impl Actor {
@@ -131,7 +134,7 @@ impl Actor {
                 return;
             }
             self.spare();
-            let look = self.finder.settings.patience / LOOKS;
+            let look = self.patience() / LOOKS;
             let is_busy = self.is_busy() || self.gathering.is_some();
             tokio::select! {
                 ask = asks.recv(), if ready.is_none() && self.waiting.is_none() => match ask {
@@ -150,6 +153,12 @@ impl Actor {
         self.close(&mut ears).await;
     }
 
+    /// How long a stage may say nothing.
+    fn patience(&self) -> Duration {
+        let slow = self.finder.trust.slowest_answer() * PATIENCE_ANSWERS;
+        self.finder.settings.patience.max(slow.min(PATIENCE_MAX))
+    }
+
     /// True while something is awaited of a stage, or of one that is being found.
     fn is_busy(&self) -> bool {
         !self.chain.is_settled() || !self.chain.missing().is_empty()
@@ -158,7 +167,7 @@ impl Actor {
     /// The caller is done. What stages have computed and said is still counted, so that the books
     /// agree; what they never say is not waited for.
     async fn close(&mut self, ears: &mut mpsc::Receiver<Heard>) {
-        let until = Instant::now() + self.finder.settings.patience;
+        let until = Instant::now() + self.patience();
         while !self.chain.is_settled() && self.chain.missing().is_empty() {
             match tokio::time::timeout_at(until, ears.recv()).await {
                 Ok(Some((id, what))) => self.heard(id, what),
@@ -190,9 +199,9 @@ impl Actor {
         let bytes = rows::to_bytes(&ask.rows, hidden, self.finder.settings.wire);
         let now = Instant::now();
         self.last_progress = now;
-        self.hops
-            .values_mut()
-            .for_each(|open| open.last_heard = now);
+        for open in self.hops.values_mut() {
+            (open.last_heard, open.pinged) = (now, None);
+        }
         self.waiting = Some(ask.reply);
         let mut effects = Vec::new();
         let pos = u32::try_from(ask.pos).unwrap_or(u32::MAX);
@@ -217,7 +226,13 @@ impl Actor {
         match what {
             Ok((message, rows)) => {
                 if let Some(open) = self.hops.get_mut(&id) {
-                    open.last_heard = Instant::now();
+                    let now = Instant::now();
+                    open.last_heard = now;
+                    if let Some(pinged) = open.pinged.take() {
+                        self.finder
+                            .trust
+                            .answered(now.saturating_duration_since(pinged));
+                    }
                 }
                 let mut is_done = false;
                 match &message {
@@ -260,7 +275,7 @@ impl Actor {
             return;
         }
         let mut effects = Vec::new();
-        let patience = self.finder.settings.patience;
+        let patience = self.patience();
         let silent = |open: &Open| now.saturating_duration_since(open.last_heard);
         let dead: Vec<HopId> = self
             .hops
@@ -268,8 +283,9 @@ impl Actor {
             .filter(|(_, open)| silent(open) >= patience)
             .map(|(id, _)| *id)
             .collect();
-        for open in self.hops.values() {
+        for open in self.hops.values_mut() {
             if silent(open) >= patience / LOOKS {
+                open.pinged.get_or_insert(now);
                 let ping = StageMessage::Ping(0);
                 let _ = open.orders.try_send(Order::Say(ping, Bytes::new()));
             }

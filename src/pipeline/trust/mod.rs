@@ -42,6 +42,8 @@ pub use vectors::Vectors;
 pub const CHECK_LIFE: Duration = Duration::from_hours(6);
 /// What was measured counts so long: who was busy then may be free now.
 pub const PACE_LIFE: Duration = Duration::from_mins(10);
+/// Of the slowest answer so much is forgotten with each that is faster: a sixteenth.
+const FORGET: u32 = 16;
 /// Peers with whom one disagrees about the rows between them before it is taken for the liar.
 const QUARRELS_MAX: usize = 2;
 
@@ -69,6 +71,7 @@ struct Found {
     quarrels: BTreeMap<PeerId, BTreeSet<PeerId>>,
     paces: BTreeMap<Part, Pace>,
     audits: u64,
+    slowest_answer: Duration,
 }
 
 impl Trust {
@@ -138,6 +141,19 @@ impl Trust {
         pace.row_us()
     }
 
+    /// A stage that was pinged said something after this long.
+    pub fn answered(&self, after: Duration) {
+        let mut found = self.0.lock();
+        let known = found.slowest_answer;
+        found.slowest_answer = after.max(known.saturating_sub(known / FORGET));
+    }
+    /// How long stages take to answer pings, at the slowest of late: by it a head tells a busy machine
+    /// from a dead one.
+    #[must_use]
+    pub fn slowest_answer(&self) -> Duration {
+        self.0.lock().slowest_answer
+    }
+
     /// An audit came to a verdict.
     pub fn audited(&self) {
         let mut found = self.0.lock();
@@ -177,6 +193,22 @@ mod tests {
         assert_eq!(trust.row_us(&one, now + PACE_LIFE), None);
         trust.distrust(other.peer);
         assert_eq!(trust.distrusted(), BTreeSet::from([other.peer]));
+    }
+
+    #[test]
+    fn a_slow_answer_is_forgotten_by_and_by() {
+        let trust = Trust::default();
+        let ms = Duration::from_millis;
+        assert_eq!(trust.slowest_answer(), ms(0));
+        trust.answered(ms(160));
+        trust.answered(ms(20));
+        assert_eq!(trust.slowest_answer(), ms(150));
+        trust.answered(ms(400));
+        assert_eq!(trust.slowest_answer(), ms(400));
+        for _ in 0..100 {
+            trust.answered(ms(20));
+        }
+        assert!(trust.slowest_answer() < ms(22));
     }
 
     #[test]
