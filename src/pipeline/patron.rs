@@ -1,10 +1,10 @@
 //! For whom a session's layers are paid, and what they cost.
 //!
-//! A session is opened for a [`Patron`]. Each stage that is ordered for it has a [`Meter`] there,
+//! A session is opened for a [`Patron`]. Each stage that is ordered for it has a `Meter` there,
 //! which holds money of a [`Purse`] before it may cost it. No I/O, no clock.
 //!
 //! # Invariants
-//! - Before rows are asked for, what they will cost is held ([`Patron::foresee`]): a limit ends a
+//! - Before rows are asked for, what they will cost is held (`Patron::foresee`): a limit ends a
 //!   session before its rows are computed, not after.
 //! - A meter's cost is never above what is held for it.
 

@@ -30,7 +30,7 @@ pub struct Hop {
 pub enum ChainEffect {
     /// Send a message to a stage.
     Send(HopId, StageMessage, Bytes),
-    /// The stage is out: pay for these rows, close its session. [`Chain::missing`] says which layers
+    /// The stage is out: pay for these rows, close its session. [`super::Chain::missing`] says which layers
     /// need another.
     Dismiss(HopId, Rows, Loss),
     /// The rows asked for went through; this is the last one's result.

@@ -9,7 +9,7 @@
 //!   must be those it said it sent, and somebody else computes them again. [`odds`] says how many
 //!   audits find whom; [`compare`] what counts as the same.
 //! - [`pace`]: how long a stage takes for a row, by the head's own clock instead of by what it says.
-//! - [`reference`]: the model's file as a judge, layer by layer, where there is nobody else to ask.
+//! - [`mod@reference`]: the model's file as a judge, layer by layer, where there is nobody else to ask.
 //!
 //! [`Trust`] remembers what was found for as long as this process lives: one session pays for a
 //! check, all others know.
