@@ -59,10 +59,18 @@ impl Actor {
         }
     }
 
-    /// What is to be shown of rows `from..end` at least: none when it is not computed yet.
-    fn gather(&self, hop: Hop, before: Option<Hop>, span: (u32, u32)) -> Option<Gathering> {
+    /// What is to be shown of these rows, as far as both stages said that they computed them: word of
+    /// one may come after the answer that was made of it.
+    fn gather(&self, hop: Hop, before: Option<Hop>, (from, end): (u32, u32)) -> Option<Gathering> {
         let said = self.chain.promises(hop.id)?;
-        let shown: Vec<Piece> = said.over(span.0, span.1).copied().collect();
+        let sent = before.map(|before| self.chain.promises(before.id));
+        let end = match sent {
+            Some(sent) => end.min(sent?.length()),
+            None => end,
+        };
+        let is_known = |piece: &&Piece| sent.flatten().is_none_or(|s| piece.end() <= s.length());
+        let shown = said.over(from, end).take_while(is_known);
+        let shown: Vec<Piece> = shown.copied().collect();
         let (from, end) = (shown.first()?.pos, shown.last()?.end());
         let settings = &self.finder.settings;
         let mut evidence = Evidence {
@@ -80,10 +88,7 @@ impl Actor {
         };
         let mut queue: VecDeque<_> = shown.into_iter().map(|piece| (hop.id, piece)).collect();
         if let Some(before) = before {
-            let sent = self.chain.promises(before.id)?;
-            if sent.length() < end {
-                return None;
-            }
+            let sent = sent.flatten()?;
             queue.extend(sent.over(0, end).map(|piece| (before.id, *piece)));
         } else {
             evidence.input.insert(0, self.chain.asked_rows(end));
