@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use sqlx::Connection as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -47,11 +48,22 @@ impl Running {
         self.task.await.unwrap().unwrap();
         self.ledger.reader().pool.close().await;
     }
-    /// As a power cut would: nothing is flushed.
+    /// As a power cut would: nothing is flushed. A write that had reached the database's own thread is
+    /// waited for: a dead process leaves none that goes on beside its successor.
     pub(super) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
         self.ledger.reader().pool.close().await;
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(&self.ledger.reader().path)
+            .busy_timeout(std::time::Duration::from_secs(60));
+        let mut after = sqlx::SqliteConnection::connect_with(&options)
+            .await
+            .unwrap();
+        for sql in ["begin immediate", "rollback"] {
+            sqlx::query(sql).execute(&mut after).await.unwrap();
+        }
+        after.close().await.unwrap();
     }
 }
 
