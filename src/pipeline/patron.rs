@@ -1,11 +1,11 @@
 //! For whom a session's layers are paid, and what they cost.
 //!
-//! A session is opened for a [`Patron`]. Each stage that is ordered for it has a `Meter` there,
-//! which holds money of a [`Purse`] before it may cost it. No I/O, no clock.
+//! A session is opened for a [`Patron`]. Each stage that is ordered for it has a meter there, which
+//! holds money of a [`Purse`] before it may cost it. No I/O, no clock.
 //!
 //! # Invariants
-//! - Before rows are asked for, what they will cost is held (`Patron::foresee`): a limit ends a
-//!   session before its rows are computed, not after.
+//! - Before rows are asked for, what they will cost is held: a limit ends a session before its rows
+//!   are computed, not after.
 //! - A meter's cost is never above what is held for it.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::error::PipelineError;
 use super::session::Rows;
 use crate::protocol::stage::StepKind;
-use crate::types::{AttemptId, MicroUsd, ModelId, PriceTable, RequestId, Usage};
+use crate::types::{AttemptId, MicroUsd, ModelId, PeerId, PriceTable, RequestId, Usage};
 
 /// Money that may be spent on layers.
 pub trait Purse: Send + Sync {
@@ -138,7 +138,7 @@ impl Patron {
     #[must_use]
     pub fn prices(&self) -> (u64, u64) {
         let meters = self.inner.meters.lock();
-        let serving = meters.iter().filter(|meter| !meter.is_over());
+        let serving = meters.iter().filter(|meter| meter.is_serving());
         serving.fold((0, 0), |(prefill, decode), meter| {
             let of = |price: u64| price.saturating_mul(meter.layers);
             (
@@ -146,6 +146,15 @@ impl Patron {
                 decode.saturating_add(of(meter.price.output)),
             )
         })
+    }
+
+    /// This peer's stage is out: what is asked for from now on is not asked of it, and its place is
+    /// to be paid to somebody else.
+    pub(super) fn leave(&self, peer: &PeerId) {
+        let meters = self.inner.meters.lock();
+        for meter in meters.iter().filter(|meter| meter.peer == *peer) {
+            meter.count.lock().is_left = true;
+        }
     }
 
     /// A stage was ordered.
@@ -164,7 +173,7 @@ impl Patron {
         let mut next = Vec::new();
         let mut all = MicroUsd::ZERO;
         for meter in meters.iter() {
-            if meter.is_over() {
+            if !meter.is_serving() {
                 all = all.saturating_add(meter.shown());
                 continue;
             }
@@ -187,6 +196,7 @@ impl Patron {
 
 /// What one stage's session costs.
 pub(super) struct Meter {
+    peer: PeerId,
     price: PriceTable,
     layers: u64,
     /// How far its payment may run ahead of it.
@@ -204,6 +214,8 @@ struct Count {
     held: MicroUsd,
     /// None once it is booked.
     hold: Option<Box<dyn Held>>,
+    /// It serves no more, and is not booked yet.
+    is_left: bool,
     booked: MicroUsd,
 }
 
@@ -215,7 +227,7 @@ impl Meter {
     pub fn open(
         purse: &dyn Purse,
         client: &str,
-        model: &ModelId,
+        (peer, model): (PeerId, &ModelId),
         (price, layers): (PriceTable, u64),
         (window, max_cost): (MicroUsd, MicroUsd),
     ) -> Result<Self, PipelineError> {
@@ -226,9 +238,11 @@ impl Meter {
             owed: Rows::default(),
             held,
             hold: Some(hold.map_err(PipelineError::Budget)?),
+            is_left: false,
             booked: MicroUsd::ZERO,
         };
         Ok(Self {
+            peer,
             price,
             layers,
             window,
@@ -270,15 +284,21 @@ impl Meter {
         count.hold = None;
     }
 
-    fn is_over(&self) -> bool {
-        self.count.lock().hold.is_none()
+    fn is_serving(&self) -> bool {
+        let count = self.count.lock();
+        count.hold.is_some() && !count.is_left
     }
     fn shown(&self) -> MicroUsd {
         let count = self.count.lock();
         if count.hold.is_none() {
             return count.booked;
         }
-        let seen = self.cost_of(count.asked).max(self.cost_of(count.owed));
+        let owed = self.cost_of(count.owed);
+        let seen = if count.is_left {
+            owed
+        } else {
+            owed.max(self.cost_of(count.asked))
+        };
         seen.min(count.held)
     }
     /// Holds what `rows` more will cost; all rows then, and their cost.
@@ -321,6 +341,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pipeline::market::tests::peer;
 
     /// A purse of so much.
     struct Small(Arc<Mutex<(u64, u64)>>);
@@ -357,6 +378,7 @@ mod tests {
     }
 
     fn meter(purse: &dyn Purse, layers: u64, window: u64) -> Result<Arc<Meter>, PipelineError> {
+        let peer = peer(u16::try_from(layers).unwrap());
         let price = PriceTable {
             input: 1_000_000,
             output: 2_000_000,
@@ -364,7 +386,7 @@ mod tests {
         };
         let money = (MicroUsd(window), MicroUsd(1_000_000));
         let model = ModelId::new("stage/0");
-        Meter::open(purse, "me", &model, (price, layers), money).map(Arc::new)
+        Meter::open(purse, "me", (peer, &model), (price, layers), money).map(Arc::new)
     }
 
     #[test]
@@ -410,6 +432,31 @@ mod tests {
         patron.foresee(2, StepKind::Decode).unwrap();
         let over = patron.foresee(1, StepKind::Decode);
         assert!(matches!(over, Err(PipelineError::Budget(why)) if why.contains("0.00003")));
+    }
+
+    #[test]
+    fn the_place_of_a_stage_that_left_is_paid_to_another_before_it_is_booked() {
+        let patron = patron(None);
+        let (first, second) = (meter(&Unlimited, 1, 10), meter(&Unlimited, 2, 10));
+        let (first, second) = (first.unwrap(), second.unwrap());
+        for one in [&first, &second] {
+            patron.join(Arc::clone(one));
+        }
+        patron.foresee(10, StepKind::Prefill).unwrap();
+        let owed = Rows {
+            prefill: 4,
+            decode: 0,
+        };
+        second.owe(owed);
+        assert_eq!(patron.prices(), (3_000_000, 6_000_000));
+        patron.leave(&peer(2));
+        assert_eq!(patron.prices(), (1_000_000, 2_000_000));
+        // It is owed what it computed, and is asked for no more.
+        assert_eq!(patron.cost(), MicroUsd(10 + 8));
+        patron.foresee(5, StepKind::Prefill).unwrap();
+        assert_eq!(patron.cost(), MicroUsd(15 + 8));
+        second.end(MicroUsd(6));
+        assert_eq!(patron.cost(), MicroUsd(15 + 6));
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use souk::protocol::stage::{StageOpen, StageSession, WireFormat};
 use souk::types::PeerId;
 
 use crate::harness::http::{self, Request, Response};
-use crate::harness::market::{Hold, start_buyer, wait_for_model};
+use crate::harness::market::{Hold, start_buyer};
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::{PATIENCE, Peer};
 use crate::pipeline_upstream::direct;
@@ -54,13 +54,10 @@ impl Scene {
         Node::start_with(Home::new(), &args, env)
     }
 
-    /// A head that buys layers and sells the model as `tiny`.
+    /// A buyer that has the model's ends, as `tiny`, and buys its layers.
     fn head(&self) -> Node {
         let model = format!("tiny={}", self.folder.path().display());
-        let mut args = vec!["sell", "--upstream", "pipeline", "--split", "--model"];
-        args.extend([&model, "--price-in", "100", "--price-out", "100"]);
-        args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
-        Node::start(&args)
+        start_buyer(self.bootstrap.listen(), &["--pipeline", &model])
     }
 }
 
@@ -265,25 +262,19 @@ fn ask(content: &str, count: usize) -> Request {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
-    const LONG: usize = 500;
+    // Several seconds where nothing else runs.
+    const LONG: usize = 1_500;
     let model = TinyModel {
-        context: 1_024,
+        context: 2_048,
         ..TinyModel::default()
     };
     let scene = Scene::of(&model).await;
     let path = scene.folder.path().to_owned();
-    // One of these the model goes on about for so long.
-    let mut said = ["Why?", "How?", "When?", "Where?", "Who?", "What?"].into_iter();
-    let long = said.find_map(|content| {
-        let (text, count) = direct(&path, &[0..2, 2..6], content, LONG);
-        (count == LONG as u64).then_some((content, text))
-    });
-    let (content, expected) = long.expect("a long sentence");
     let leaving = scene.contribute("2..6", &["--price-in", "1", "--price-out", "1"]);
     // Two that may move have room for three layers, so one of them alone cannot take the place.
     let moving = [
         ("CONTRIBUTE_LAYERS_MAX", "3"),
-        ("CONTRIBUTE_LOOK_EVERY", "200ms"),
+        ("CONTRIBUTE_LOOK_EVERY", "50ms"),
     ];
     let moving = moving.map(|(key, value)| (format!("SOUK_{key}"), value));
     let pause = ("SOUK_CONTRIBUTE_MOVE_PAUSE".to_owned(), "1s");
@@ -300,10 +291,18 @@ async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
     // Dear, and it stays.
     let _staying = scene.contribute("0..2", &["--price-in", "50", "--price-out", "50"]);
     let head = scene.head();
-    let buyer = start_buyer(scene.bootstrap.listen(), &[]);
-    wait_for_model(&buyer, "tiny").await;
-
-    let mut running = http::open(buyer.http(), &ask(content, LONG)).await.unwrap();
+    // One of these the model goes on about for so long.
+    let mut undisturbed = None;
+    for content in ["Why?", "How?", "When?", "Where?", "Who?", "What?"] {
+        let answer = http::send(head.http(), &ask(content, LONG)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        if answer.text().contains("\"finish_reason\":\"length\"") {
+            undisturbed = Some((content, sentence(&answer)));
+            break;
+        }
+    }
+    let (content, expected) = undisturbed.expect("a long sentence");
+    let mut running = http::open(head.http(), &ask(content, LONG)).await.unwrap();
     running.until("\"content\":\"").await;
     drain(&leaving).await;
     let watched = async {
@@ -342,12 +341,9 @@ async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (expected, _) = direct(&path, &[0..2, 2..4, 4..6], content, 24);
-    // The first buyer thinks little of who talks such nonsense.
-    let buyer = start_buyer(scene.bootstrap.listen(), &["--prefer", "cheap"]);
-    wait_for_model(&buyer, "tiny").await;
     let end = tokio::time::Instant::now() + PATIENCE * 8;
     loop {
-        let answer = http::send(buyer.http(), &ask(content, 24)).await;
+        let answer = http::send(head.http(), &ask(content, 24)).await;
         if answer.status == 200 {
             assert_eq!(sentence(&answer), expected, "{}", head.stderr_tail());
             break;

@@ -11,7 +11,7 @@ use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{Dialect, Hold, MODEL, PRICES, Seller, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::Script;
-use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by};
+use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by, streamed};
 use crate::tiny_model::TinyModel;
 
 const NAME: &str = "tiny/split";
@@ -259,4 +259,45 @@ async fn one_process_sells_a_split_model_and_buys_elsewhere() {
         assert!(rows.filter_map(|row| row.billed).sum::<u64>() > 0);
     }
     books::verify(both.home()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_stage_is_replaced_at_its_price_where_nothing_is_left_to_spare() {
+    const LONG: usize = 300;
+    let scene = Scene::start().await;
+    let mut stages = scene.stages(("1", "2"));
+    stages.push(contribute(
+        scene.path(),
+        &RANGES[1],
+        &scene.bootstrap,
+        ("1", "2"),
+    ));
+    // Exactly what the six layers cost: two stages for one place would be too dear.
+    let head = scene.head(Home::new(), ("6", "12"), &[], &[EXACT]);
+    let buyer = scene.buyer(&head).await;
+    let mut contents = ["Why?", "How?", "When?", "Where?", "Who?", "What?"].into_iter();
+    let long = contents.find_map(|content| {
+        let (text, count) = direct_by(WireFormat::F32, scene.path(), &RANGES, content, LONG);
+        (count > 200).then_some((content, text))
+    });
+    let (content, expected) = long.expect("a long sentence");
+    let body = json!({
+        "model": NAME, "messages": [{"role": "user", "content": content}], "max_tokens": LONG,
+        "temperature": 0, "stream": true,
+    });
+    let body = format!("{body:#}{}", " ".repeat(200)).into_bytes();
+    let request = Request::post_bytes("/v1/chat/completions", body);
+    let mut running = http::open(buyer.http(), &request).await.unwrap();
+    running.until("\"content\":\"").await;
+    let mut serving = None;
+    for (at, stage) in stages.iter().enumerate().skip(1) {
+        let status = http::send(stage.http(), &Request::get("/api/status")).await;
+        if status.json()["layers"]["sessions"].as_u64() > Some(0) {
+            serving = Some(at);
+        }
+    }
+    stages[serving.expect("one of the two serves")].kill();
+    let answer = running.finish().await;
+    assert!(answer.complete, "{}", answer.text());
+    assert_eq!(streamed(&answer.data()), expected, "{}", head.stderr_tail());
 }

@@ -186,7 +186,7 @@ impl Shared {
         let meter = Meter::open(
             &*parts.purse,
             client(want),
-            &offer.model,
+            (offer.seller, &offer.model),
             (offer.price, layers),
             (parts.windows.of(offer), most),
         );

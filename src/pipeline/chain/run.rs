@@ -319,6 +319,7 @@ impl Actor {
                             Loss::Away(_) => Some(Instant::now() + self.finder.settings.pardon),
                             Loss::Faulty(_) => None,
                         };
+                        self.patron.leave(&open.peer);
                         self.dismissed.insert(open.peer, until);
                     }
                     self.laps.void();
