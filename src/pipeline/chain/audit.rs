@@ -204,3 +204,49 @@ impl Others<'_> {
         Some(all.split_off((index(evidence.from) * hidden).min(all.len())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::session::digest_of;
+
+    /// A stage took two pieces of two rows of four bytes, by its own word.
+    fn evidence(before: Option<(HopId, PeerId)>) -> Evidence {
+        let piece = |pos: u32, rows: &'static [u8]| {
+            let digest = digest_of(&Bytes::from_static(rows));
+            Piece {
+                pos,
+                n: 2,
+                said: Some((digest, digest)),
+            }
+        };
+        Evidence {
+            hop: HopId(1),
+            peer: PeerId::random(),
+            first: 2,
+            end_layer: 4,
+            before,
+            from: 0,
+            end: 4,
+            wire: WireFormat::F16,
+            pieces: vec![piece(0, b"aaaabbbb"), piece(2, b"ccccdddd")],
+            input: BTreeMap::new(),
+            output: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn who_took_other_rows_than_were_sent_quarrels_with_the_sender_or_lies_about_the_head() {
+        let sender = PeerId::random();
+        let sent = Bytes::from_static(b"aaaabbbbccccdddd");
+        let altered = Bytes::from_static(b"aaaabbbbccccdddX");
+        let of_stage = evidence(Some((HopId(0), sender)));
+        assert_eq!(of_stage.taken(&sent, 4), None);
+        assert_eq!(of_stage.taken(&altered, 4), Some(Verdict::Quarrel(sender)));
+        let of_head = evidence(None);
+        assert_eq!(of_head.taken(&sent, 4), None);
+        assert_eq!(of_head.taken(&altered, 4), Some(Verdict::Guilty));
+        // Pieces that are not all there say nothing.
+        assert_eq!(of_head.taken(&altered.slice(..12), 4), None);
+    }
+}
