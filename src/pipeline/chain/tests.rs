@@ -9,7 +9,6 @@
 
 mod engines;
 mod fire;
-mod links;
 mod trusted;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,8 +20,6 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-use links::{lane, pipe};
 
 use super::{Candidate, Checks, Heard, Opened, Order, Remote, Settings, Source, Want};
 use crate::pipeline::ends::Ends;
@@ -47,6 +44,8 @@ const MANIFEST: Hash32 = Hash32([3; 32]);
 const LAYERS: u16 = 6;
 /// Positions of every engine: enough for sessions that end later than their successors begin.
 const POSITIONS: usize = 4_000;
+/// Bytes on their way between two stages.
+const PIPE_BYTES: usize = 1 << 20;
 /// Longer than any of these tests stalls on a loaded machine; deaths are seen by the stream's end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -77,15 +76,13 @@ struct Town {
     warmed: Mutex<Vec<PeerId>>,
     /// Who shows audits other rows than it sent.
     two_faced: Mutex<BTreeSet<PeerId>>,
-    /// Of every link, one way.
-    delay: Duration,
     tasks: Tasks,
     workers: BTreeMap<(u16, u16), Worker>,
     silent: bool,
 }
 
 impl Town {
-    async fn new(path: &std::path::Path, ranges: &[(u16, u16)], delay: Duration) -> Arc<Self> {
+    async fn new(path: &std::path::Path, ranges: &[(u16, u16)]) -> Arc<Self> {
         let mut workers = BTreeMap::new();
         for (first, end) in ranges {
             let worker = worker(path, usize::from(*first)..usize::from(*end)).await;
@@ -96,7 +93,6 @@ impl Town {
             bills: Mutex::new(BTreeMap::new()),
             warmed: Mutex::default(),
             two_faced: Mutex::default(),
-            delay,
             tasks: Tasks::new(),
             workers,
             silent: false,
@@ -168,7 +164,7 @@ impl Peers for Streets {
             let node = nodes.iter().find(|node| node.peer == *peer).cloned();
             drop(nodes);
             let node = node.ok_or("no such peer")?;
-            let (ours, theirs) = pipe(self.0.delay);
+            let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             tokio::spawn(async move {
                 let mut theirs = theirs;
                 tokio::select! {
@@ -230,8 +226,8 @@ impl Source for Streets {
             };
             town.bills.lock().insert(want.session, bill);
             let (orders, mut told) = mpsc::channel(super::orders_max(want.positions_max));
-            let (to_stage, from_head) = lane(town.delay);
-            let (to_head, mut from_stage) = lane(town.delay);
+            let (to_stage, from_head) = mpsc::unbounded_channel();
+            let (to_head, mut from_stage) = mpsc::unbounded_channel();
             let (id, session) = (want.id, want.session);
             let keeper = Arc::clone(&town);
             tokio::spawn(async move {
@@ -290,7 +286,7 @@ impl Source for Streets {
 
 /// A session's head over channels.
 struct PipeHead {
-    from_head: mpsc::Receiver<Bytes>,
+    from_head: mpsc::UnboundedReceiver<Bytes>,
     to_head: mpsc::UnboundedSender<Result<(StageMessage, Bytes), String>>,
     gathered: StageDecoder,
     town: Arc<Town>,
@@ -417,7 +413,7 @@ async fn three_stages_give_the_bits_of_one_machine_and_agree_on_every_bill() {
     let whole = Local::new(worker(model.files.path(), 0..6).await).unwrap();
     let alone = model.answer(&whole, 70, 8, |_| {}).await;
     for shape in [Shape::Push, Shape::Star] {
-        let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+        let town = Town::new(model.files.path(), &THIRDS).await;
         for (first, end) in THIRDS {
             town.settle(first, end);
         }
@@ -437,7 +433,7 @@ async fn three_stages_give_the_bits_of_one_machine_and_agree_on_every_bill() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
     let model = Model::new("llama").await;
-    let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+    let town = Town::new(model.files.path(), &THIRDS).await;
     town.settle(0, 2);
     let mut settings = model.settings(WireFormat::F16, Shape::Push);
     settings.search = Duration::from_millis(50);

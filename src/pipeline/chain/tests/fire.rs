@@ -6,7 +6,7 @@ use super::*;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stage_that_alters_rows_is_found_unpaid_and_not_asked_again() {
     let model = Model::new("llama").await;
-    let town = Town::new(model.files.path(), &THIRDS, Duration::ZERO).await;
+    let town = Town::new(model.files.path(), &THIRDS).await;
     let liar = town.settle_with(
         2,
         4,
@@ -53,7 +53,7 @@ async fn under_fire(answers: usize, silent: bool, patience: Duration) -> (usize,
     let model = Model::new("llama").await;
     // Halves of the last third: replacement by two shorter stages.
     let ranges = [(0, 2), (2, 4), (4, 6), (4, 5), (5, 6)];
-    let mut town = Town::new(model.files.path(), &ranges, Duration::ZERO).await;
+    let mut town = Town::new(model.files.path(), &ranges).await;
     Arc::get_mut(&mut town).unwrap().silent = silent;
     for (first, end) in THIRDS {
         town.settle(first, end);
@@ -122,48 +122,4 @@ async fn killed_stages_change_no_answer() {
 async fn a_stage_that_falls_silent_is_found_by_pings() {
     let (kills, _) = under_fire(1, true, Duration::from_millis(600)).await;
     assert!(kills > 2, "{kills}");
-}
-
-/// `cargo test --release --lib thousand_kills -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "an experiment: many minutes, and it prints figures"]
-async fn thousand_kills() {
-    let (mut kills, mut times) = (0, vec![]);
-    while kills < 1_000 {
-        let (more, took) = under_fire(6, false, PATIENCE).await;
-        kills += more;
-        times.extend(took);
-        times.sort();
-        let at = |share: usize| times[(times.len() - 1) * share / 100];
-        println!(
-            "{kills} kills, 0 answers differ; a struck step took p50 {:?}, p99 {:?}",
-            at(50),
-            at(99)
-        );
-    }
-}
-
-/// `cargo test --release --lib push_against_star -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "an experiment: it prints figures"]
-async fn push_against_star() {
-    let model = Model::new("llama").await;
-    for shape in [Shape::Push, Shape::Star] {
-        let town = Town::new(model.files.path(), &THIRDS, Duration::from_millis(50)).await;
-        for (first, end) in THIRDS {
-            town.settle(first, end);
-        }
-        let remote = town.remote(model.settings(WireFormat::F16, shape));
-        let mut begun = None;
-        let tokens = 20;
-        model
-            .answer(&remote, 40, tokens + 1, |step| {
-                if step == 1 {
-                    begun = Some(Instant::now());
-                }
-            })
-            .await;
-        let rate = (tokens as f64 - 1.0) / begun.unwrap().elapsed().as_secs_f64();
-        println!("{shape:?}: {rate:.2} tokens/s with 50 ms per link, three stages");
-    }
 }

@@ -7,7 +7,7 @@ use crate::pipeline::trust::Part;
 use crate::pipeline::trust::odds::{Pattern, audits_needed, per_audit};
 
 async fn town(model: &Model) -> Arc<Town> {
-    Town::new(model.files.path(), &THIRDS, Duration::ZERO).await
+    Town::new(model.files.path(), &THIRDS).await
 }
 
 /// A head that checks, and audits after one step in so many.
