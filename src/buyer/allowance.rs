@@ -6,6 +6,10 @@
 //! it can cost at most would let one request without a limit of its own hold the whole day's budget.)
 //! What is booked is never above what is held. Made by `attempt`, carried by `books`.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
 use super::budget::{Exceeded, Purpose, Reservation};
 use super::route::Candidate;
 use super::{Shared, asked::Asked};
@@ -26,7 +30,12 @@ pub(super) struct Allowance {
     pub max_cost: MicroUsd,
     /// True when that is the user's wish and not what the request can cost at most.
     is_capped: bool,
+    limit: Reached,
 }
+
+/// The spending limit that stood in an attempt's way, if one did, from when it did: a moment later
+/// others may have given back what was missing.
+pub(super) type Reached = Arc<Mutex<Option<Exceeded>>>;
 
 impl Allowance {
     /// Takes the attempt's share; `window` is how far a stream may run ahead of its payment.
@@ -49,12 +58,19 @@ impl Allowance {
             .budget
             .reserve(&purpose(asked, candidate), least, most)?;
         let max_cost = held.could_be(candidate.max_cost);
+        let limit = (max_cost < candidate.max_cost).then(|| held.tightest());
         Ok(Self {
             held,
             window,
             max_cost,
             is_capped: max_cost < candidate.list_cost,
+            limit: Arc::new(Mutex::new(limit.flatten())),
         })
+    }
+
+    /// Where the limit that was reached will stand.
+    pub fn reached(&self) -> Reached {
+        Arc::clone(&self.limit)
     }
 
     /// The attempt that it is for.
@@ -76,7 +92,13 @@ impl Allowance {
         }
         let ahead = running.saturating_add(self.window).min(self.max_cost);
         let most = self.max_cost.mul_div_ceil(METER_SLACK, 1);
-        self.held.raise(ahead).ok().map(|()| running.min(most))
+        match self.held.raise(ahead) {
+            Ok(()) => Some(running.min(most)),
+            Err(exceeded) => {
+                *self.limit.lock() = Some(exceeded);
+                None
+            }
+        }
     }
 
     /// What of `cost` is paid: at most `max_cost`, and what the budget has left.

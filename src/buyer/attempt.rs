@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::allowance::{self, Allowance};
+use super::allowance::Allowance;
 use super::asked::Asked;
 use super::books::Books;
 use super::budget::Exceeded;
@@ -138,6 +138,7 @@ async fn once(
         };
         return Ok(fail(seller, kind, reason));
     }
+    let reached = allowance.reached();
     let books = Books::begin(shared, asked, candidate, &pair, allowance, &open, trial);
     if let Err(error) = shared.ledger.submit(vec![Row::Open(open)]).await {
         books.void(&error.to_string(), 0);
@@ -147,12 +148,8 @@ async fn once(
     crate::failpoint::hit("buyer_open_row");
     let served = serve(shared, asked, seller, &pair, head, books, deadline, sink).await?;
     Ok(match served {
-        Attempted::TooDear(None) => {
-            // The limit, where it is one that does not allow the whole; else the request's own.
-            let purpose = allowance::purpose(asked, candidate);
-            let fits = shared.budget.check(&purpose, candidate.max_cost);
-            Attempted::TooDear(fits.err())
-        }
+        // The spending limit that stood in the way; else the request's own.
+        Attempted::TooDear(None) => Attempted::TooDear(reached.lock().take()),
         served => served,
     })
 }

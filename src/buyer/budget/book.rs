@@ -263,6 +263,12 @@ impl Book {
             .min_by(Tight::order)
     }
 
+    /// The limit that leaves least for what a hold is for; none when nothing limits it.
+    #[must_use]
+    pub fn tightest_for(&self, id: HoldId) -> Option<Tight> {
+        self.tightest(&self.holds.get(&id)?.purpose)
+    }
+
     /// Holds as much of `most` as is left.
     ///
     /// # Errors

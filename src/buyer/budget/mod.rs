@@ -175,6 +175,13 @@ impl Reservation {
         raised.map_err(|tight| self.inner.exceeded(&tight))
     }
 
+    /// The limit that leaves least for this attempt now; none when nothing limits it.
+    #[must_use]
+    pub fn tightest(&self) -> Option<Exceeded> {
+        let tight = self.inner.book().tightest_for(self.id);
+        tight.map(|tight| self.inner.exceeded(&tight))
+    }
+
     /// What of `most` the limits would allow now; nothing is held for it.
     #[must_use]
     pub fn could_be(&self, most: MicroUsd) -> MicroUsd {
