@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::block::{Block, Place};
 use super::config::{Family, ModelConfig};
@@ -37,11 +37,6 @@ impl Stage {
                 layers.start, layers.end, config.layers
             )));
         }
-        let mut blocks = Vec::with_capacity(layers.len());
-        for layer in layers.clone() {
-            blocks.push(Block::load(&mut source, &config, layer, load.precision)?);
-            progress(blocks.len());
-        }
         let divisors = if source.has(Name::Angles) {
             let divisors = source.vector(Name::Angles, config.head_dim / 2)?;
             Some(divisors.to_vec1::<f32>()?)
@@ -49,33 +44,24 @@ impl Stage {
             None
         };
         let is_interleaved = source.is_gguf() && config.family == Family::Llama;
-        let mut stage = Self {
-            rope: Rope::new(&config, divisors, is_interleaved)?,
+        let mut rope = Rope::new(&config, divisors, is_interleaved)?;
+        rope.reach(1)?;
+        let mut blocks = Vec::with_capacity(layers.len());
+        for layer in layers.clone() {
+            let block = Block::load(&mut source, &config, layer, load.precision)?;
+            warm(&block, &rope, &config)?;
+            blocks.push(block);
+            progress(blocks.len());
+        }
+        Ok(Self {
+            rope,
             config,
             layers,
             blocks,
             slots: BTreeMap::new(),
             next_slot: 0,
             positions_max: load.positions_max,
-        };
-        stage.warm()?;
-        Ok(stage)
-    }
-
-    /// Computes a row for nobody: the first use of a matrix lays it out anew, which takes as long as
-    /// reading it and must not be the first customer's wait.
-    fn warm(&mut self) -> Result<(), EngineError> {
-        let slot = self.open(1)?;
-        let span = Span {
-            slot,
-            pos: 0,
-            rows: 1,
-        };
-        let row = vec![1.0; self.config.hidden];
-        let computed = self.forward(&[span], row);
-        self.close(slot);
-        self.blocks.iter().for_each(Block::settle);
-        computed.map(drop)
+        })
     }
 
     /// Checks that rows and spans fit, and that no span leaves a gap or comes twice.
@@ -140,6 +126,24 @@ impl Stage {
         }
         x.flatten_all()?.to_vec1()
     }
+}
+
+/// Computes a row for nobody: the first use of a matrix lays it out anew, which takes as long as reading
+/// it and must not be the first customer's wait. One layer after the other, so that no more than one is
+/// ever in memory twice.
+fn warm(block: &Block, rope: &Rope, config: &ModelConfig) -> Result<(), EngineError> {
+    let mut kv = Kv::new(1);
+    kv.reach(1, 1, config)?;
+    let place = Place {
+        at: 0,
+        rows: 1,
+        pos: 0,
+        kv: &kv,
+    };
+    let row = Tensor::ones((1, config.hidden), DType::F32, &Device::Cpu)?;
+    block.forward(&row, 0, &[place], rope)?;
+    block.settle();
+    Ok(())
 }
 
 impl Engine for Stage {
