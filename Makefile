@@ -63,12 +63,12 @@ bench: build ## What a request costs over calling the upstream directly, one tab
 bench-parts: setup ## What parsing, metering, the ledger and a link cost, each alone
 	$(CARGO) bench --locked --bench parts
 
-bench-layers: build ## What layers cost: the engine beside llama.cpp, hops, distance (as root), killed stages
+bench-layers: build ## What layers cost: the engine beside llama.cpp, hops, killed stages, distance (as root)
 	tests/pipeline_speed/run
 	$(CARGO) build --locked --release --example soak
 	"$$(tests/target-dir)/release/examples/soak" hops
-	"$$(tests/target-dir)/release/examples/soak" far
 	"$$(tests/target-dir)/release/examples/soak" stages --kills 1000
+	"$$(tests/target-dir)/release/examples/soak" far
 
 install: build ## Install as ~/.local/bin/souk (`node` is Node.js's name on most machines)
 	install -d "$$HOME/.local/bin"

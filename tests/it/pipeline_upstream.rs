@@ -244,6 +244,23 @@ fn what_is_no_model_is_told_before_anything_is_sold() {
     assert!(code != Some(0) && text.contains("[ID=]PATH"), "{text}");
 }
 
+/// A head that sells the model `name=path` at these prices, USD per million tokens, and orders its
+/// layers; `more` has the bootstrap node.
+pub fn split_head(
+    home: Home,
+    (name, path): (&str, &Path),
+    prices: (&str, &str),
+    more: &[&str],
+    env: &[(&str, &str)],
+) -> Node {
+    let model = format!("{name}={}", path.display());
+    let mut args = vec!["sell", "--upstream", "pipeline", "--split"];
+    args.extend(["--model", &model, "--http-port", "0"]);
+    args.extend(["--price-in", prices.0, "--price-out", prices.1]);
+    args.extend(more);
+    Node::start_with(home, &args, env)
+}
+
 /// A stage at prices in and out, USD per million block-tokens.
 pub fn contribute(
     path: &Path,
@@ -264,29 +281,14 @@ async fn layers_of_three_others_answer_and_everybody_is_paid() {
     let _hold = Hold::shared().await;
     let files = tempfile::tempdir().unwrap();
     TinyModel::default().write(files.path());
-    let path = files.path().to_str().unwrap().to_owned();
     let bootstrap = Node::start(&["bootstrap"]);
     let ranges = [0..2, 2..4, 4..6];
     let stages = ranges
         .clone()
         .map(|range| contribute(files.path(), &range, &bootstrap, ("1", "2")));
-    let model = format!("{NAME}={path}");
-    let head = Node::start(&[
-        "sell",
-        "--upstream",
-        "pipeline",
-        "--split",
-        "--model",
-        &model,
-        "--price-in",
-        "10",
-        "--price-out",
-        "40",
-        "--http-port",
-        "0",
-        "--bootstrap",
-        bootstrap.listen(),
-    ]);
+    let known = ["--bootstrap", bootstrap.listen()];
+    let model = (NAME, files.path());
+    let head = split_head(Home::new(), model, ("10", "40"), &known, &[]);
     let buyer = start_buyer(bootstrap.listen(), &[]);
     wait_for_model(&buyer, NAME).await;
     let listed = http::send(buyer.http(), &Request::get(&format!("/v1/models/{NAME}"))).await;

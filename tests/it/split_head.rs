@@ -11,7 +11,7 @@ use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{Dialect, Hold, MODEL, PRICES, Seller, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::Script;
-use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by, streamed};
+use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by, split_head, streamed};
 use crate::tiny_model::TinyModel;
 
 const NAME: &str = "tiny/split";
@@ -49,19 +49,8 @@ impl Scene {
 
     /// A head at these prices, USD per million tokens.
     fn head(&self, home: Home, prices: (&str, &str), more: &[&str], env: &[(&str, &str)]) -> Node {
-        let model = format!("{NAME}={}", self.path().display());
-        let mut args = vec![
-            "sell",
-            "--upstream",
-            "pipeline",
-            "--split",
-            "--model",
-            &model,
-        ];
-        args.extend(["--price-in", prices.0, "--price-out", prices.1]);
-        args.extend(["--http-port", "0", "--bootstrap", self.bootstrap.listen()]);
-        args.extend(more);
-        Node::start_with(home, &args, env)
+        let more = [&["--bootstrap", self.bootstrap.listen()], more].concat();
+        split_head(home, (NAME, self.path()), prices, &more, env)
     }
 
     async fn buyer(&self, head: &Node) -> Node {

@@ -12,7 +12,7 @@ use crate::harness::books;
 use crate::harness::http::{self, Request};
 use crate::harness::market::{Hold, wait_for_model};
 use crate::harness::node::{Home, Node};
-use crate::pipeline_upstream::direct_by;
+use crate::pipeline_upstream::{direct_by, split_head};
 use crate::tiny_model::TinyModel;
 use souk::protocol::stage::WireFormat;
 
@@ -68,25 +68,9 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     let bootstrap = Node::start(&["bootstrap"]);
     let stages =
         ["0..3", "3..6"].map(|layers| stage(&chain, files.path(), layers, bootstrap.listen()));
-    let model = format!("{NAME}={}", files.path().display());
-    let mut args = vec![
-        "sell",
-        "--upstream",
-        "pipeline",
-        "--split",
-        "--model",
-        &model,
-    ];
-    args.extend([
-        "--price-in",
-        "100",
-        "--price-out",
-        "200",
-        "--http-port",
-        "0",
-    ]);
-    args.extend(["--bootstrap", bootstrap.listen(), "--config", &head_file]);
-    let head = Node::start_at(head_home, &args);
+    let more = ["--bootstrap", bootstrap.listen(), "--config", &head_file];
+    let model = (NAME, files.path());
+    let head = split_head(head_home, model, ("100", "200"), &more, &[]);
     let mut args = vec!["buy", "--port", "0", "--bootstrap", bootstrap.listen()];
     args.extend(["--config", &payer_file]);
     let buyer = Node::start_at(payer, &args);
