@@ -8,6 +8,7 @@ use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, PRICES, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
+use crate::harness::peer::{Peer, chat_body};
 use crate::harness::upstream::{ListShape, ModelEntry, Script, Upstream};
 
 /// Sellers with configs of their own, cheapest first, and a buyer that prefers cheap ones.
@@ -251,10 +252,13 @@ async fn prices_follow_the_upstreams_list_and_what_runs_keeps_its_own() {
         body["model"] = json!("vendor/m");
         Request::post(Dialect::Chat.path(), &body)
     };
+    // A buyer that keeps what it has heard: what `node buy` knows by now depends on when it looks.
+    let peer = Peer::start();
+    let to = peer.dial(seller.listen()).await;
+    let heard = peer.offer_of(&to).await;
     let mut running = http::open(buyer.http(), &ask(true)).await.unwrap();
     running.until("word").await;
     upstream.set(listed("50"));
-    // Who knew the old offer may use it for an hour; who comes now hears of the new one.
     let end = tokio::time::Instant::now() + Duration::from_secs(60);
     let newcomer = loop {
         let newcomer = market::start_buyer(bootstrap.listen(), &[]);
@@ -266,24 +270,31 @@ async fn prices_follow_the_upstreams_list_and_what_runs_keeps_its_own() {
     };
     let before = running.finish().await;
     assert!(before.text().contains("data: [DONE]"), "{}", before.text());
-    for buyer in [&buyer, &newcomer] {
-        let answer = http::send(buyer.http(), &ask(false)).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
-    }
-    let each = async |buyer: &Node, paid: usize| -> Vec<u64> {
-        let rows = books::paid(buyer.home(), paid).await;
+    let answer = http::send(newcomer.http(), &ask(false)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // Micro-USD a token, with a few tokens of input.
+    let each = async |buyer: &Node| -> Vec<u64> {
+        let rows = books::paid(buyer.home(), 1).await;
         let each = |row: &Value| {
             let of = |name: &str| row[name].as_u64().unwrap();
             of("billed_micro_usd") / of("output_tokens")
         };
         rows.iter().map(each).collect()
     };
-    // Micro-USD a token, with a few tokens of input.
-    let (old, new) = (each(&buyer, 2).await, each(&newcomer, 1).await);
-    assert!(
-        old.len() == 2 && old.iter().all(|each| (11..13).contains(each)),
-        "{old:?}"
-    );
+    let (old, new) = (each(&buyer).await, each(&newcomer).await);
+    assert!(old.len() == 1 && (11..13).contains(&old[0]), "{old:?}");
     assert!(new.len() == 1 && (55..60).contains(&new[0]), "{new:?}");
-    drop(seller);
+
+    // Who knew the old offer may use it for an hour.
+    let risen = peer.offer_of(&to).await;
+    assert_ne!(risen.hash, heard.hash);
+    let session = peer.session(&to, None).await;
+    let body = chat_body("Go.");
+    for (offer, a_token) in [(&heard, 11..13), (&risen, 55..60)] {
+        let head = peer.sign(peer.head(offer, session.channel, &body));
+        let answer = peer.ask(&to, &head.bytes, &body).await;
+        let receipt = &answer.receipt.as_ref().expect("a receipt").receipt;
+        let each = receipt.cost.0 / receipt.usage.output;
+        assert!(a_token.contains(&each), "{receipt:?}");
+    }
 }
