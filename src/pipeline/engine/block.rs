@@ -3,8 +3,7 @@
 //! Rows of several slots go through the matrices together, which is what makes eight streams cost
 //! little more than one; only attention looks at each slot alone.
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{Module, Tensor};
+use candle_core::Tensor;
 use candle_nn::attention::{AttnMask, flash_attn};
 
 use super::config::ModelConfig;
@@ -40,43 +39,20 @@ impl Linear {
         Ok(Self { weight, bias })
     }
     fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        self.shifted(self.weight.matrix().forward(x)?)
-    }
-    fn shifted(&self, y: Tensor) -> Computed<Tensor> {
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        let [product] = forward_all(x, [self])?;
+        Ok(product)
     }
 }
 
-/// Several matrices times the same rows; where the library can, the rows are quantised once for all.
+/// Several matrices times the same rows.
 fn forward_all<const N: usize>(x: &Tensor, all: [&Linear; N]) -> Computed<[Tensor; N]> {
-    let weights = all.iter().map(|linear| match linear.weight.matrix() {
-        QMatMul::QTensor(weight) => Some(weight.as_ref()),
-        _ => None,
-    });
-    let weights: Option<Vec<&QTensor>> = weights.collect();
-    let fused = match weights {
-        Some(weights) => QTensor::gemv_fused_shared_lhs(&weights, x)?,
-        None => None,
-    };
-    let products: Vec<Tensor> = match fused {
-        Some(products) => {
-            let each = all.iter().zip(products);
-            each.map(|(linear, y)| linear.shifted(y))
-                .collect::<Computed<_>>()?
+    let mut products = Weights::forward_all(all.map(|linear| &linear.weight), x)?;
+    for (linear, product) in all.iter().zip(&mut products) {
+        if let Some(bias) = &linear.bias {
+            *product = product.broadcast_add(bias)?;
         }
-        None => all
-            .iter()
-            .map(|linear| linear.forward(x))
-            .collect::<Computed<_>>()?,
-    };
-    let other = |products: Vec<Tensor>| {
-        let count = products.len();
-        candle_core::Error::Msg(format!("{count} products of {N} matrices"))
-    };
-    products.try_into().map_err(other)
+    }
+    Ok(products)
 }
 
 /// Divides by the root of the mean square.

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`config`]: the model's shape, read from `config.json` or GGUF metadata, checked;
 //! - `source`: finds tensors by name and reads only those that are asked for;
-//! - `weights`: matrices that take memory once;
+//! - `weights`: matrices that take memory once; `tiles`: those that many rows meet in one pass;
 //! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3;
 //! - `rope`: the angles that positions turn queries and keys by;
 //! - [`manifest`]: what a model is, as one hash; [`known`]: those made before;
@@ -32,6 +32,7 @@ mod source;
 pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
+mod tiles;
 mod vocabulary;
 mod weights;
 
