@@ -90,8 +90,6 @@ impl Head {
         if count == 0 || count * hidden != rows.len() {
             return Err(EngineError::Shape("no whole rows".to_owned()));
         }
-        let rows = Tensor::from_slice(rows, (count, hidden), &Device::Cpu)?;
-        let logits = self.logits.forward(&self.norm.forward(&rows)?)?;
-        Ok(logits.flatten_all()?.to_vec1()?)
+        Ok(self.logits.forward(&self.norm.of(rows), hidden)?)
     }
 }

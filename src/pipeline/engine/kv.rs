@@ -3,21 +3,27 @@
 //! Positions are explicit, so forgetting is setting a length; what lies beyond is overwritten later.
 //! Memory grows with what is used, up to what was reserved.
 
-use candle_core::{DType, Device, Result, Tensor};
-
-use super::config::ModelConfig;
+use super::vectors::LANES;
 
 /// Positions that memory begins with.
 const FIRST: usize = 128;
 
-struct Memory {
-    keys: Tensor,
-    values: Tensor,
+/// What one head of one layer remembers.
+#[derive(Clone, Default)]
+pub(super) struct Memory {
+    /// By sixteen positions, number and position: a vector has one number of sixteen keys, and sixteen
+    /// products with a query add up at once.
+    pub(super) keys: Vec<[f32; LANES]>,
+    /// By position and number.
+    pub(super) values: Vec<f32>,
 }
 
 /// One slot's memory of a range of layers.
 pub(super) struct Kv {
-    layers: Vec<Memory>,
+    /// By layer and head.
+    memories: Vec<Memory>,
+    heads: usize,
+    numbers: usize,
     /// Positions there is room for now.
     room: usize,
     /// Positions there will ever be.
@@ -27,9 +33,12 @@ pub(super) struct Kv {
 }
 
 impl Kv {
-    pub(super) const fn new(reserved: usize) -> Self {
+    /// For so many positions and layers, of so many heads of so many numbers.
+    pub(super) fn new(reserved: usize, layers: usize, (heads, numbers): (usize, usize)) -> Self {
         Self {
-            layers: vec![],
+            memories: vec![Memory::default(); layers * heads],
+            heads,
+            numbers,
             room: 0,
             reserved,
             length: 0,
@@ -37,55 +46,61 @@ impl Kv {
     }
 
     /// Makes room for `positions`, which are at most what was reserved.
-    pub(super) fn reach(
-        &mut self,
-        positions: usize,
-        layers: usize,
-        config: &ModelConfig,
-    ) -> Result<()> {
+    pub(super) fn reach(&mut self, positions: usize) {
         if positions <= self.room {
-            return Ok(());
+            return;
         }
-        let room = positions.max(2 * self.room).max(FIRST).min(self.reserved);
-        let shape = (1, room, config.kv_heads, config.head_dim);
-        let fresh = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let mut grown = Vec::with_capacity(layers);
-        for layer in 0..layers {
-            let memory = Memory {
-                keys: fresh()?,
-                values: fresh()?,
-            };
-            if let Some(old) = self.layers.get(layer).filter(|_| self.length > 0) {
-                let copy = |from: &Tensor, to: &Tensor| {
-                    to.slice_set(&from.narrow(1, 0, self.length)?.contiguous()?, 1, 0)
-                };
-                copy(&old.keys, &memory.keys)?;
-                copy(&old.values, &memory.values)?;
-            }
-            grown.push(memory);
+        self.room = positions.max(2 * self.room).max(FIRST).min(self.reserved);
+        for memory in &mut self.memories {
+            let keys = self.room.div_ceil(LANES) * self.numbers;
+            grow(&mut memory.keys, keys, [0.0; LANES]);
+            grow(&mut memory.values, self.room * self.numbers, 0.0);
         }
-        self.layers = grown;
-        self.room = room;
-        Ok(())
     }
 
-    /// Writes a layer's rows (1, rows, heads, numbers) at `pos` and gives all up to their end.
+    /// Writes a layer's rows at `pos`, each all heads' numbers, and gives its heads.
     pub(super) fn write(
-        &self,
+        &mut self,
         layer: usize,
         pos: usize,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        let Some(memory) = self.layers.get(layer) else {
-            candle_core::bail!("no memory for layer {layer}")
+        keys: &[f32],
+        values: &[f32],
+    ) -> &[Memory] {
+        let (heads, numbers) = (self.heads, self.numbers);
+        let own = layer * heads..(layer + 1) * heads;
+        let Some(memories) = self.memories.get_mut(own) else {
+            return &[];
         };
-        memory.keys.slice_set(&keys.contiguous()?, 1, pos)?;
-        memory.values.slice_set(&values.contiguous()?, 1, pos)?;
-        let end = pos + keys.dim(1)?;
-        Ok((
-            memory.keys.narrow(1, 0, end)?,
-            memory.values.narrow(1, 0, end)?,
-        ))
+        let rows = |all| <[f32]>::chunks_exact(all, heads * numbers);
+        for (at, (keys, values)) in rows(keys).zip(rows(values)).enumerate() {
+            let heads = keys.chunks_exact(numbers).zip(values.chunks_exact(numbers));
+            for (memory, (key, value)) in memories.iter_mut().zip(heads) {
+                memory.put(pos + at, key, value);
+            }
+        }
+        memories
     }
+}
+
+impl Memory {
+    fn put(&mut self, pos: usize, key: &[f32], value: &[f32]) {
+        let numbers = key.len();
+        let sixteen = pos / LANES * numbers;
+        if let Some(keys) = self.keys.get_mut(sixteen..sixteen + numbers) {
+            for (places, number) in keys.iter_mut().zip(key) {
+                if let Some(place) = places.get_mut(pos % LANES) {
+                    *place = *number;
+                }
+            }
+        }
+        if let Some(place) = self.values.get_mut(pos * numbers..(pos + 1) * numbers) {
+            place.copy_from_slice(value);
+        }
+    }
+}
+
+/// To exactly so many: what is doubled elsewhere is not doubled here again.
+fn grow<T: Clone>(numbers: &mut Vec<T>, count: usize, zero: T) {
+    numbers.reserve_exact(count.saturating_sub(numbers.len()));
+    numbers.resize(count, zero);
 }

@@ -4,7 +4,8 @@
 //! - [`config`]: the model's shape, read from `config.json` or GGUF metadata, checked;
 //! - `source`: finds tensors by name and reads only those that are asked for;
 //! - `weights`: matrices that take memory once; `tiles`: those that many rows meet in one pass;
-//! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3;
+//! - `vectors`: the arithmetic between them; `parallel`: on several threads;
+//! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3; its `attention`;
 //! - `rope`: the angles that positions turn queries and keys by;
 //! - [`manifest`]: what a model is, as one hash; [`known`]: those made before;
 //! - `kv`: what a session's layers remember, at explicit positions;
@@ -20,12 +21,14 @@
 //! Callers: the stages and heads of `pipeline`, from one thread per engine and never from the
 //! runtime's workers, because every call takes milliseconds of all cores.
 
+mod attention;
 mod block;
 pub mod config;
 pub mod head;
 pub mod known;
 mod kv;
 pub mod manifest;
+mod parallel;
 mod rope;
 pub mod sampling;
 mod source;
@@ -33,6 +36,7 @@ pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
 mod tiles;
+mod vectors;
 mod vocabulary;
 mod weights;
 

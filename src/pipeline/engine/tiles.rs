@@ -21,8 +21,8 @@ mod tests;
 use std::sync::OnceLock;
 
 use candle_core::Result;
-use candle_core::utils::barrier_pool;
-use parking_lot::Mutex;
+
+use super::parallel;
 
 #[cfg(target_arch = "x86_64")]
 use avx512::Instructions;
@@ -91,25 +91,6 @@ impl Tiles {
             scales,
         })
     }
-
-    pub(super) const fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// One tile of every row.
-    fn multiply(&self, tile: usize, batches: &[Batch], outputs: &mut [[f32; TILE]]) {
-        let groups = self.inputs / GROUP;
-        let own = tile * groups..(tile + 1) * groups;
-        let (Some(weights), Some(scales)) = (self.weights.get(own.clone()), self.scales.get(own))
-        else {
-            return;
-        };
-        for batch in batches {
-            if let Some(outputs) = outputs.get_mut(batch.at..batch.at + batch.count) {
-                self.instructions.multiply(weights, scales, batch, outputs);
-            }
-        }
-    }
 }
 
 /// Puts a group of one output where it belongs.
@@ -130,13 +111,16 @@ fn put(block: &[u8], output: usize, vectors: &mut [Vector; VECTORS], scales: &mu
     }
 }
 
+/// Rows of one pass at most: their sums and totals fill half of the registers.
+const BATCH: usize = 8;
+
 /// Rows that are multiplied in one pass, by first row and count: eight, then what is left by halves.
 fn split(count: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let size = match count - at {
             0 => return None,
-            8.. => 8,
+            BATCH.. => BATCH,
             4.. => 4,
             2.. => 2,
             _ => 1,
@@ -182,6 +166,10 @@ impl Batch {
     }
 }
 
+/// Weights that a thread multiplies at once: much longer than handing them out takes, and little enough
+/// that threads end together.
+const PIECE_BYTES: usize = 128 << 10;
+
 /// Every matrix times the same rows: for each matrix its outputs, row after row.
 ///
 /// # Errors
@@ -195,47 +183,62 @@ pub(super) fn product(matrices: &[&Tiles], rows: &[f32], inputs: usize) -> Resul
     if !fits || count == 0 || count * inputs != rows.len() {
         candle_core::bail!("{} numbers for rows of {inputs}", rows.len());
     }
-    let batches: Vec<Batch> = Batch::all(first.instructions, rows, inputs);
-    let tiles = matrices.iter().map(|matrix| matrix.outputs / TILE).sum();
-    let parts = Mutex::new(vec![]);
-    barrier_pool().execute_chunked(tiles, |range| {
-        let mut outputs = vec![[0.0; TILE]; range.len() * count];
-        for (tile, outputs) in range.clone().zip(outputs.chunks_exact_mut(count)) {
-            if let Some((matrix, _, tile)) = find(matrices, tile) {
-                matrix.multiply(tile, &batches, outputs);
-            }
-        }
-        parts.lock().push((range, outputs));
-    });
+    let batches = Batch::all(first.instructions, rows, inputs);
     let empty = |matrix: &&Tiles| vec![0.0; matrix.outputs * count];
     let mut products: Vec<Vec<f32>> = matrices.iter().map(empty).collect();
-    for (range, outputs) in parts.into_inner() {
-        for (tile, outputs) in range.zip(outputs.chunks_exact(count)) {
-            if let Some((matrix, index, tile)) = find(matrices, tile)
-                && let Some(product) = products.get_mut(index)
-            {
-                let rows = product.chunks_exact_mut(matrix.outputs);
-                for (row, numbers) in rows.zip(outputs) {
+    let cut = (PIECE_BYTES / inputs).next_multiple_of(TILE).max(TILE);
+    let mut pieces: Vec<Piece<'_>> = vec![];
+    for (matrix, product) in matrices.iter().zip(&mut products) {
+        let first = pieces.len();
+        pieces.extend((0..matrix.outputs).step_by(cut).map(|output| Piece {
+            matrix,
+            tile: output / TILE,
+            rows: vec![],
+        }));
+        for row in product.chunks_exact_mut(matrix.outputs) {
+            for (piece, part) in pieces.iter_mut().skip(first).zip(row.chunks_mut(cut)) {
+                piece.rows.push(part);
+            }
+        }
+    }
+    parallel::each(pieces, |piece| piece.multiply(&batches));
+    Ok(products)
+}
+
+/// Some tiles of a matrix, and where their outputs go.
+struct Piece<'a> {
+    matrix: &'a Tiles,
+    /// The first.
+    tile: usize,
+    /// By row.
+    rows: Vec<&'a mut [f32]>,
+}
+
+impl Piece<'_> {
+    fn multiply(&mut self, batches: &[Batch]) {
+        let (matrix, groups) = (self.matrix, self.matrix.inputs / GROUP);
+        let outputs = self.rows.first().map_or(0, |row| row.len());
+        for tile in 0..outputs / TILE {
+            let at = (self.tile + tile) * groups;
+            let own = at..at + groups;
+            let (Some(weights), Some(scales)) =
+                (matrix.weights.get(own.clone()), matrix.scales.get(own))
+            else {
+                return;
+            };
+            for batch in batches {
+                let mut totals = [[0.0; TILE]; BATCH];
+                let instructions = matrix.instructions;
+                instructions.multiply(weights, scales, batch, &mut totals);
+                let rows = self.rows.iter_mut().skip(batch.at).take(batch.count);
+                for (row, totals) in rows.zip(&totals) {
                     if let Some(place) = row.as_chunks_mut().0.get_mut(tile) {
-                        *place = *numbers;
+                        *place = *totals;
                     }
                 }
             }
         }
     }
-    Ok(products)
-}
-
-/// The matrix that has a tile, counted over all; the matrix's index, and which of its own it is.
-fn find<'a>(matrices: &[&'a Tiles], mut tile: usize) -> Option<(&'a Tiles, usize, usize)> {
-    for (index, matrix) in matrices.iter().enumerate() {
-        let own = matrix.outputs / TILE;
-        if tile < own {
-            return Some((matrix, index, tile));
-        }
-        tile -= own;
-    }
-    None
 }
 
 /// Processors without such instructions.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor, QuantizedType};
-use candle_core::{CpuStorage, Device, Module as _, Result, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Module as _, Result, Tensor};
 use half::f16;
 use parking_lot::RwLock;
 
@@ -61,53 +61,58 @@ impl Weights {
         Self(Form::Candle { matrix, first })
     }
 
-    /// Rows of inputs to rows of outputs.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let [product] = Self::forward_all([self], x)?;
+    /// Rows of as many inputs, one after the other, to rows of outputs.
+    ///
+    /// # Errors
+    /// When these are no whole rows.
+    pub(super) fn forward(&self, rows: &[f32], inputs: usize) -> Result<Vec<f32>> {
+        let [product] = Self::forward_all([self], rows, inputs)?;
         Ok(product)
     }
 
     /// Several matrices times the same rows, which are quantised once for all where that can be.
-    pub(super) fn forward_all<const N: usize>(all: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let products = if let Some(tiles) = each(&all, |form| match form {
+    pub(super) fn forward_all<const N: usize>(
+        all: [&Self; N],
+        rows: &[f32],
+        inputs: usize,
+    ) -> Result<[Vec<f32>; N]> {
+        let tiles = each(&all, |form| match form {
             Form::Tiles(tiles) => Some(tiles),
             Form::Candle { .. } => None,
-        }) {
-            tiled(&tiles, x)?
-        } else {
-            let tensors = each(&all, |form| match form {
-                Form::Candle {
-                    matrix: QMatMul::QTensor(tensor),
-                    ..
-                } => Some(tensor.as_ref()),
-                _ => None,
-            });
-            let fused = match tensors {
-                Some(tensors) if N > 1 => QTensor::gemv_fused_shared_lhs(&tensors, x)?,
-                _ => None,
-            };
-            match fused {
-                Some(products) => products,
-                None => all.iter().map(|w| w.alone(x)).collect::<Result<_>>()?,
-            }
+        });
+        let products = match tiles {
+            Some(tiles) => tiles::product(&tiles, rows, inputs)?,
+            None => Self::by_candle(&all, rows, inputs)?,
         };
-        let other = |products: Vec<Tensor>| {
+        let other = |products: Vec<_>| {
             let count = products.len();
             candle_core::Error::Msg(format!("{count} products of {N} matrices"))
         };
         products.try_into().map_err(other)
     }
 
-    fn alone(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.0 {
-            Form::Tiles(tiles) => {
-                let mut products = tiled(&[tiles], x)?;
-                products
-                    .pop()
-                    .ok_or_else(|| candle_core::Error::Msg("no product".to_owned()))
-            }
-            Form::Candle { matrix, .. } => matrix.forward(x),
+    fn by_candle(all: &[&Self], rows: &[f32], inputs: usize) -> Result<Vec<Vec<f32>>> {
+        let count = rows.len().checked_div(inputs).unwrap_or(0);
+        let x = Tensor::from_slice(rows, (count, inputs), &Device::Cpu)?;
+        let tensors = each(all, |form| match form {
+            Form::Candle {
+                matrix: QMatMul::QTensor(tensor),
+                ..
+            } => Some(tensor.as_ref()),
+            _ => None,
+        });
+        let fused = match tensors {
+            Some(tensors) if tensors.len() > 1 => QTensor::gemv_fused_shared_lhs(&tensors, &x)?,
+            _ => None,
+        };
+        if let Some(products) = fused {
+            return products.iter().map(numbers).collect();
         }
+        let alone = |weights: &&Self| match &weights.0 {
+            Form::Tiles(tiles) => Ok(tiles::product(&[tiles], rows, inputs)?.concat()),
+            Form::Candle { matrix, .. } => numbers(&matrix.forward(&x)?),
+        };
+        all.iter().map(alone).collect()
     }
 
     /// Lets the first form go if another was made of it: call it after a first product.
@@ -131,23 +136,8 @@ fn each<'a, T: ?Sized>(
     all.iter().map(|weights| form(&weights.0)).collect()
 }
 
-fn tiled(all: &[&Tiles], x: &Tensor) -> Result<Vec<Tensor>> {
-    let (rows, inputs) = x.dims2()?;
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::F32(numbers)), Some((start, end))) =
-        (&*storage, layout.contiguous_offsets())
-    else {
-        candle_core::bail!("rows are single-precision numbers in this machine's memory");
-    };
-    let Some(numbers) = numbers.get(start..end) else {
-        candle_core::bail!("rows end before their numbers do");
-    };
-    let products = tiles::product(all, numbers, inputs)?;
-    let product = |(tiles, product): (&&Tiles, Vec<f32>)| {
-        Tensor::from_vec(product, (rows, tiles.outputs()), &Device::Cpu)
-    };
-    all.iter().zip(products).map(product).collect()
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.flatten_all()?.to_vec1()
 }
 
 /// Blocks as they came, until they are let go.
@@ -231,8 +221,8 @@ mod tests {
         QTensor::quantize(weight, GgmlDType::Q8_0).unwrap()
     }
 
-    fn values(product: Result<Tensor>) -> Vec<Vec<f32>> {
-        product.unwrap().to_vec2().unwrap()
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        super::numbers(tensor).unwrap()
     }
 
     /// Rows that candle lays out anew, and a matrix too narrow for that.
@@ -244,10 +234,10 @@ mod tests {
             let weights = Weights::watched(&quantised(&weight)).unwrap();
             for rows in [1, 3, 8, 40] {
                 let x = numbers(rows, inputs);
-                let plain = values(plain.forward(&x));
-                assert_eq!(plain, values(weights.forward(&x)));
+                let plain = values(&plain.forward(&x).unwrap());
+                assert_eq!(plain, weights.forward(&values(&x), inputs).unwrap());
                 weights.settle();
-                assert_eq!(plain, values(weights.forward(&x)));
+                assert_eq!(plain, weights.forward(&values(&x), inputs).unwrap());
             }
             let Form::Candle { first, .. } = &weights.0 else {
                 panic!("candle was to multiply");
@@ -258,34 +248,38 @@ mod tests {
         }
     }
 
-    /// Whatever this processor's form is, and in any company.
+    /// In this processor's form, in candle's, in one of each, and of exact numbers.
     #[test]
     fn products_are_those_of_the_exact_weights_but_for_rounding() {
-        let (weight, other) = (
+        let exact = [
             numbers(64, 512),
             numbers(96, 512).affine(-1.5, 0.1).unwrap(),
-        );
-        let form = |weight| Weights::new(QMatMul::from_qtensor(quantised(weight)).unwrap());
-        let (weights, others) = (form(&weight).unwrap(), form(&other).unwrap());
-        for rows in [1, 7, 64] {
-            let x = numbers(rows, 512).affine(3.0, 0.2).unwrap();
-            let [one, two] = Weights::forward_all([&weights, &others], &x).unwrap();
-            for (product, weight) in [(one, &weight), (two, &other)] {
-                let exact = values(x.matmul(&weight.t().unwrap())).concat();
-                let all = values(Ok(product)).concat();
-                let most = exact.iter().fold(0f32, |most, x| most.max(x.abs()));
-                for (exact, product) in exact.iter().zip(all) {
-                    assert!((exact - product).abs() < most / 50.0, "{exact} {product}");
+        ];
+        let own = |weight| Weights::new(QMatMul::from_qtensor(quantised(weight)).unwrap());
+        let candles = |weight| Weights::watched(&quantised(weight));
+        let plain = |weight: &Tensor| Weights::new(QMatMul::Tensor(weight.clone()));
+        let [one, two] = &exact;
+        let all = [
+            [own(one), own(two)],
+            [candles(one), candles(two)],
+            [own(one), candles(two)],
+            [plain(one), plain(two)],
+        ];
+        for [one, two] in all {
+            let (one, two) = (one.unwrap(), two.unwrap());
+            for rows in [1, 7, 64] {
+                let x = numbers(rows, 512).affine(3.0, 0.2).unwrap();
+                let products = Weights::forward_all([&one, &two], &values(&x), 512).unwrap();
+                for (product, weight) in products.iter().zip(&exact) {
+                    let exact = values(&x.matmul(&weight.t().unwrap()).unwrap());
+                    let most = exact.iter().fold(0f32, |most, x| most.max(x.abs()));
+                    assert_eq!(exact.len(), product.len());
+                    for (exact, product) in exact.iter().zip(product) {
+                        assert!((exact - product).abs() < most / 50.0, "{exact} {product}");
+                    }
                 }
             }
+            assert!(one.forward(&[0.0; 511], 512).is_err());
         }
-        // Numbers in another order than rows lie in memory.
-        let x = numbers(512, 7);
-        let turned = x.t().unwrap();
-        let straight = turned.contiguous().unwrap();
-        assert_eq!(
-            values(weights.forward(&turned)),
-            values(weights.forward(&straight))
-        );
     }
 }
