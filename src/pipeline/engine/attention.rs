@@ -1,13 +1,14 @@
 //! What a row hears of the rows before it in its slot.
 //!
-//! Scores of sixteen positions at once, softmax, and the values weighted by them; several query heads
-//! share one head of keys and values (grouped-query attention, Ainslie et al. 2023). Each row is
+//! Scores of sixteen positions at once, softmax, and the values weighted by them. Several query heads
+//! share one head of keys and values (grouped-query attention, Ainslie et al. 2023) and read it
+//! together, because reading takes the time. Each row is
 //! computed by itself, whatever came with it, so a row that is replayed gives the same bits.
 
 use fearless_simd::prelude::*;
 use fearless_simd::{Level, dispatch, f32x16};
 
-use super::kv::Memory;
+use super::kv::{Memory, Number, Numbers};
 use super::parallel;
 use super::vectors::{LANES, exp};
 
@@ -77,141 +78,216 @@ pub(super) fn attend(shape: Shape, slots: &[Rows<'_>]) -> Vec<f32> {
         }
     }
     parallel::each(pieces, |piece| {
-        let mut scores = vec![];
-        dispatch!(Level::new(), simd => for row in &mut piece.rows {
-            row.hear(simd, shape, piece.memory, &mut scores);
-        });
+        dispatch!(Level::new(), simd => piece.hear(simd, shape));
     });
     heard
 }
 
-impl Row<'_> {
+impl Piece<'_> {
     #[inline(always)]
-    fn hear<S: Simd>(
-        &mut self,
+    fn hear<S: Simd>(&mut self, simd: S, shape: Shape) {
+        let memory = self.memory;
+        for row in &mut self.rows {
+            match memory {
+                Memory::Short(numbers) => row.hear(simd, shape, numbers),
+                Memory::Exact(numbers) => row.hear(simd, shape, numbers),
+            }
+        }
+    }
+}
+
+impl Row<'_> {
+    /// Heads that share keys look at them together, four, two or one at a time.
+    #[inline(always)]
+    fn hear<S: Simd, T: Number>(&mut self, simd: S, shape: Shape, memory: &Numbers<T>) {
+        let (dim, scale) = (shape.head_dim, shape.scale);
+        let seen = Seen {
+            memory,
+            positions: self.positions,
+            dim,
+        };
+        let (mut queries, mut heard) = (self.queries, &mut *self.heard);
+        while !queries.is_empty() {
+            let together = match queries.len() / dim {
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            let (some, others) = queries.split_at(together * dim);
+            let (place, places) = heard.split_at_mut(together * dim);
+            match together {
+                4 => seen.hear::<S, 4>(simd, some, scale, place),
+                2 => seen.hear::<S, 2>(simd, some, scale, place),
+                _ => seen.hear::<S, 1>(simd, some, scale, place),
+            }
+            (queries, heard) = (others, places);
+        }
+    }
+}
+
+/// What a row sees of a head's memory.
+struct Seen<'a, T> {
+    memory: &'a Numbers<T>,
+    positions: usize,
+    /// Numbers of a key, and of a value.
+    dim: usize,
+}
+
+/// Of sixteen positions, for `N` queries.
+type Scores<const N: usize> = [[f32; LANES]; N];
+/// A score so low that its weight changes no sum.
+const UNSEEN: f32 = -1e30;
+/// 16-bit numbers that are read at once.
+const WIDE: usize = 2 * LANES;
+
+impl<T: Number> Seen<'_, T> {
+    #[inline(always)]
+    fn hear<S: Simd, const N: usize>(
+        &self,
         simd: S,
-        Shape {
-            head_dim, scale, ..
-        }: Shape,
-        memory: &Memory,
-        scores: &mut Vec<[f32; LANES]>,
+        queries: &[f32],
+        scale: f32,
+        heard: &mut [f32],
     ) {
-        let queries = self.queries.chunks_exact(head_dim);
-        for (query, heard) in queries.zip(self.heard.chunks_exact_mut(head_dim)) {
-            score(simd, query, memory, self.positions, scale, scores);
-            let total = weigh(simd, scores);
-            let weights = scores.as_flattened();
-            let seen = weights.get(..self.positions).unwrap_or(weights);
-            listen(simd, seen, memory, heard);
+        let mut scores = self.score::<S, N>(simd, queries, scale);
+        let totals = self.weigh(simd, &mut scores);
+        self.listen(simd, &scores, heard);
+        for (heard, total) in heard.chunks_exact_mut(self.dim).zip(totals) {
             for number in heard {
                 *number /= total;
             }
         }
     }
-}
 
-/// A query times every key that it sees; what lies beyond in the last sixteen weighs nothing.
-#[inline(always)]
-fn score<S: Simd>(
-    simd: S,
-    query: &[f32],
-    memory: &Memory,
-    positions: usize,
-    scale: f32,
-    scores: &mut Vec<[f32; LANES]>,
-) {
-    scores.clear();
-    let sixteens = memory.keys.chunks_exact(query.len());
-    for keys in sixteens.take(positions.div_ceil(LANES)) {
-        // Two sums, because one would wait for itself.
-        let mut sums = [f32x16::splat(simd, 0.0); 2];
-        for (numbers, keys) in query.chunks(2).zip(keys.chunks(2)) {
-            for (sum, (number, keys)) in sums.iter_mut().zip(numbers.iter().zip(keys)) {
-                let keys = f32x16::from_slice(simd, keys);
-                *sum = keys.mul_add(f32x16::splat(simd, *number), *sum);
+    /// Queries times every key; what lies beyond in the last sixteen weighs nothing.
+    #[inline(always)]
+    fn score<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        queries: &[f32],
+        scale: f32,
+    ) -> Vec<Scores<N>> {
+        let zero = f32x16::splat(simd, 0.0);
+        let mut each = queries.chunks_exact(self.dim);
+        let queries: [&[f32]; N] = std::array::from_fn(|_| each.next().unwrap_or_default());
+        let keys = self.memory.keys.chunks_exact(self.dim);
+        let keys = keys.zip(&self.memory.key_scales);
+        let mut scores: Vec<Scores<N>> = Vec::with_capacity(self.positions.div_ceil(LANES));
+        for (keys, scales) in keys.take(self.positions.div_ceil(LANES)) {
+            // Two sums a query, because one would wait for itself.
+            let mut sums = [[zero; 2]; N];
+            for (at, pair) in keys.as_chunks::<2>().0.iter().enumerate() {
+                let pair = T::widen(simd, pair.as_flattened());
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let numbers = query.get(2 * at..2 * at + 2).unwrap_or_default();
+                    for ((sum, key), number) in sums.iter_mut().zip(pair).zip(numbers) {
+                        *sum = key.mul_add(f32x16::splat(simd, *number), *sum);
+                    }
+                }
+            }
+            let scales = f32x16::from_slice(simd, scales) * scale;
+            scores.push(sums.map(|[even, odd]| ((even + odd) * scales).into()));
+        }
+        let seen = self.positions % LANES;
+        if let Some(last) = scores.last_mut().filter(|_| seen > 0) {
+            for score in last
+                .iter_mut()
+                .flat_map(|scores| scores.iter_mut().skip(seen))
+            {
+                *score = UNSEEN;
             }
         }
-        let [even, odd] = sums;
-        scores.push(((even + odd) * scale).into());
+        scores
     }
-    let beyond = scores.as_flattened_mut().iter_mut().skip(positions);
-    for score in beyond {
-        *score = UNSEEN;
-    }
-}
 
-/// A score so low that its weight changes no sum.
-const UNSEEN: f32 = -1e30;
+    /// Scores become weights of 16-bit values, not yet divided by their sums, which are returned.
+    #[inline(always)]
+    fn weigh<S: Simd, const N: usize>(&self, simd: S, scores: &mut [Scores<N>]) -> [f32; N] {
+        let mut most = [f32x16::splat(simd, UNSEEN); N];
+        for scores in &*scores {
+            for (most, scores) in most.iter_mut().zip(scores) {
+                *most = most.max(f32x16::from_slice(simd, scores));
+            }
+        }
+        let most = most.map(|most| most.reduce_max());
+        let mut totals = [f32x16::splat(simd, 0.0); N];
+        for (scores, scales) in scores.iter_mut().zip(&self.memory.value_scales) {
+            let scales = f32x16::from_slice(simd, scales);
+            for ((scores, total), most) in scores.iter_mut().zip(&mut totals).zip(most) {
+                let weights = exp(simd, f32x16::from_slice(simd, scores) - most);
+                *total += weights;
+                *scores = (weights * scales).into();
+            }
+        }
+        totals.map(|total| total.reduce_sum())
+    }
 
-/// Scores become weights, not yet divided by their sum, which is returned.
-#[inline(always)]
-fn weigh<S: Simd>(simd: S, scores: &mut [[f32; LANES]]) -> f32 {
-    let mut most = f32x16::splat(simd, f32::NEG_INFINITY);
-    for scores in &*scores {
-        most = most.max(f32x16::from_slice(simd, scores));
-    }
-    let most = most.reduce_max();
-    let mut total = f32x16::splat(simd, 0.0);
-    for scores in scores {
-        let weights = exp(simd, f32x16::from_slice(simd, scores) - most);
-        total += weights;
-        *scores = weights.into();
-    }
-    total.reduce_sum()
-}
-
-/// The values, each as often as its weight says.
-#[inline(always)]
-fn listen<S: Simd>(simd: S, weights: &[f32], memory: &Memory, heard: &mut [f32]) {
-    let of = heard.len();
-    let values = memory.values.as_slice();
-    let (wide, rest) = heard.as_chunks_mut::<{ WIDE * LANES }>();
-    let mut at = 0;
-    for wide in wide {
-        let sums = listen_to::<S, WIDE>(simd, weights, values, of, at);
-        wide.copy_from_slice(sums.as_flattened());
-        at += WIDE * LANES;
-    }
-    let (narrow, rest) = rest.as_chunks_mut::<LANES>();
-    for narrow in narrow {
-        let sums = listen_to::<S, 1>(simd, weights, values, of, at);
-        narrow.copy_from_slice(sums.as_flattened());
-        at += LANES;
-    }
-    for number in rest {
-        let numbers = values.iter().skip(at).step_by(of);
-        *number = numbers.zip(weights).map(|(v, weight)| v * weight).sum();
-        at += 1;
-    }
-}
-
-/// Vectors of a value that are added up in one pass: as many sums as hide how long one takes.
-const WIDE: usize = 4;
-
-/// The numbers from `at` of values that have `of`.
-#[inline(always)]
-fn listen_to<S: Simd, const N: usize>(
-    simd: S,
-    weights: &[f32],
-    values: &[f32],
-    of: usize,
-    at: usize,
-) -> [[f32; LANES]; N] {
-    let mut sums = [f32x16::splat(simd, 0.0); N];
-    for (weight, value) in weights.iter().zip(values.chunks_exact(of)) {
-        let weight = f32x16::splat(simd, *weight);
-        let (parts, _) = value.get(at..).unwrap_or_default().as_chunks::<LANES>();
-        for (sum, part) in sums.iter_mut().zip(parts) {
-            *sum = f32x16::from_slice(simd, part).mul_add(weight, *sum);
+    /// The values, each as often as its weights say.
+    #[inline(always)]
+    fn listen<S: Simd, const N: usize>(&self, simd: S, weights: &[Scores<N>], heard: &mut [f32]) {
+        let (wide, zero) = (self.dim / WIDE, f32x16::splat(simd, 0.0));
+        for part in 0..wide {
+            let mut sums = [[zero; 2]; N];
+            self.each(weights, |value, weights| {
+                let (parts, _) = value.as_chunks::<WIDE>();
+                let numbers = parts
+                    .get(part)
+                    .map_or([zero; 2], |part| T::widen(simd, part));
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    for (sum, number) in sums.iter_mut().zip(numbers) {
+                        *sum = number.mul_add(f32x16::splat(simd, weight), *sum);
+                    }
+                }
+            });
+            for (heard, sums) in heard.chunks_exact_mut(self.dim).zip(sums) {
+                if let Some(place) = heard.as_chunks_mut::<WIDE>().0.get_mut(part) {
+                    let (low, high) = place.split_at_mut(LANES);
+                    let [first, second] = sums;
+                    first.store_slice(low);
+                    second.store_slice(high);
+                }
+            }
+        }
+        for at in wide * WIDE..self.dim {
+            let mut sums = [0.0; N];
+            self.each(weights, |value, weights| {
+                let number = value.get(at).map_or(0.0, |number| number.single());
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum += number * weight;
+                }
+            });
+            for (heard, sum) in heard.chunks_exact_mut(self.dim).zip(sums) {
+                if let Some(place) = heard.get_mut(at) {
+                    *place = sum;
+                }
+            }
         }
     }
-    sums.map(Into::into)
+
+    /// Every value that is seen, with its weights.
+    #[inline(always)]
+    fn each<const N: usize>(&self, weights: &[Scores<N>], mut listen: impl FnMut(&[T], [f32; N])) {
+        let mut values = self
+            .memory
+            .values
+            .chunks_exact(self.dim)
+            .take(self.positions);
+        for sixteen in weights {
+            for (lane, value) in values.by_ref().take(LANES).enumerate() {
+                listen(
+                    value,
+                    sixteen.map(|lanes| lanes.get(lane).copied().unwrap_or(0.0)),
+                );
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Precision;
     use super::super::kv::Kv;
     use super::super::vectors::single;
     use super::*;
@@ -248,8 +324,15 @@ mod tests {
         heard
     }
 
-    fn written(shape: Shape, positions: usize, keys: &[f32], values: &[f32]) -> Kv {
-        let mut kv = Kv::new(positions, 2, (shape.kv_heads, shape.head_dim));
+    fn written(
+        precision: Precision,
+        shape: Shape,
+        positions: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) -> Kv {
+        let heads = (shape.kv_heads, shape.head_dim);
+        let mut kv = Kv::new(positions, 2, heads, precision);
         kv.reach(positions);
         kv.write(1, 0, keys, values);
         kv
@@ -263,6 +346,7 @@ mod tests {
             (kv_heads, shared) in (1..4_usize, 1..4_usize),
             dim in prop::sample::select(vec![4_usize, 16, 24, 64, 80]),
             before in 0..40_usize, rows in 1..20_usize, seed in 0..999_usize,
+            (precision, most) in prop::sample::select(vec![(Precision::Q8, 1e-4), (Precision::F32, 1e-5)]),
         ) {
             let heads = kv_heads * shared;
             let shape = Shape { heads, kv_heads, head_dim: dim, scale: 0.3 };
@@ -272,8 +356,8 @@ mod tests {
                 numbers(positions * kv_heads * dim, seed + 1),
             );
             let queries = numbers(rows * heads * dim, seed + 2);
-            let mut kv = written(shape, positions, &keys, &values);
-            let mut other = written(shape, positions, &values, &keys);
+            let mut kv = written(precision, shape, positions, &keys, &values);
+            let mut other = written(precision, shape, positions, &values, &keys);
             let slot = |pos, queries, kv| Rows { pos, queries, memories: Kv::write(kv, 1, 0, &[], &[]) };
             let both = attend(shape, &[slot(before, &queries, &mut kv), slot(before, &queries, &mut other)]);
             let (own, others) = both.split_at(queries.len());
@@ -281,10 +365,10 @@ mod tests {
             let exact = plain(shape, &queries, &keys, &values, before);
             prop_assert_eq!(own.len(), exact.len());
             for (number, exact) in own.iter().zip(exact) {
-                prop_assert!((f64::from(*number) - exact).abs() < 1e-5, "{number} {exact}");
+                prop_assert!((f64::from(*number) - exact).abs() < most, "{number} {exact}");
             }
             // Row by row, and before those after it were written.
-            let mut alone = Kv::new(positions, 2, (kv_heads, dim));
+            let mut alone = Kv::new(positions, 2, (kv_heads, dim), precision);
             alone.reach(1);
             let wide = kv_heads * dim;
             for at in 0..positions {
@@ -314,7 +398,7 @@ mod tests {
         };
         let mut keys = numbers(48, 1);
         keys[20] = f32::NAN;
-        let mut kv = written(shape, 3, &keys, &numbers(48, 2));
+        let mut kv = written(Precision::Q8, shape, 3, &keys, &numbers(48, 2));
         let queries = numbers(48, 3);
         let rows = Rows {
             pos: 0,

@@ -57,11 +57,12 @@ pub fn shape(path: &Path) -> Result<ModelConfig, EngineError> {
     source::Source::open(path).map(|(_, config)| config)
 }
 
-/// How weights are kept in memory.
+/// How weights, and what rows leave behind, are kept in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// 8-bit integers with a scale per 32: half of f16's memory, and faster on CPUs than anything
-    /// wider. Weights that a GGUF file quantised already stay as they are.
+    /// wider. Weights that a GGUF file quantised already stay as they are. Keys and values are 16-bit
+    /// integers with a scale each.
     #[default]
     Q8,
     /// As exact as the file: for comparisons.
@@ -75,7 +76,7 @@ pub struct Load {
     pub path: PathBuf,
     /// Layers, from 0.
     pub layers: Range<usize>,
-    /// How weights are kept.
+    /// How weights and rows are kept.
     pub precision: Precision,
     /// Positions of all slots together that may be reserved: the engine's memory bound.
     pub positions_max: usize,

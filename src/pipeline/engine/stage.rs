@@ -8,7 +8,7 @@ use super::config::{Family, ModelConfig};
 use super::kv::Kv;
 use super::rope::Rope;
 use super::source::{Name, Source};
-use super::{Engine, EngineError, Load, Slot, Span};
+use super::{Engine, EngineError, Load, Precision, Slot, Span};
 
 /// See [`Engine`].
 pub struct Stage {
@@ -19,6 +19,7 @@ pub struct Stage {
     slots: BTreeMap<Slot, Kv>,
     next_slot: u64,
     positions_max: usize,
+    precision: Precision,
 }
 
 impl Stage {
@@ -58,6 +59,7 @@ impl Stage {
             slots: BTreeMap::new(),
             next_slot: 0,
             positions_max: load.positions_max,
+            precision: load.precision,
         })
     }
 
@@ -118,7 +120,7 @@ impl Stage {
 /// it and must not be the first customer's wait. One layer after the other, so that no more than one is
 /// ever in memory twice.
 fn warm(block: &Block, rope: &Rope, config: &ModelConfig) -> Result<(), EngineError> {
-    let mut kv = Kv::new(1, 1, (config.kv_heads, config.head_dim));
+    let mut kv = Kv::new(1, 1, (config.kv_heads, config.head_dim), Precision::Q8);
     kv.reach(1);
     let place = Place {
         rows: 1,
@@ -150,7 +152,7 @@ impl Engine for Stage {
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         let heads = (self.config.kv_heads, self.config.head_dim);
-        let kv = Kv::new(positions_max, self.blocks.len(), heads);
+        let kv = Kv::new(positions_max, self.blocks.len(), heads, self.precision);
         self.slots.insert(slot, kv);
         Ok(slot)
     }

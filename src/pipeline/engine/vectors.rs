@@ -5,7 +5,7 @@
 
 use candle_core::WithDType as _;
 use fearless_simd::prelude::*;
-use fearless_simd::{Level, dispatch, f32x16};
+use fearless_simd::{Level, dispatch, f32x16, i32x16};
 
 /// Numbers that go together.
 pub(super) const LANES: usize = 16;
@@ -64,7 +64,7 @@ fn gated_one<S: Simd>(simd: S, gate: &[f32; LANES], up: &[f32; LANES]) -> [f32; 
 
 /// As many as both have.
 #[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
+fn copy<T: Copy>(from: &[T], to: &mut [T]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
     }
@@ -83,6 +83,36 @@ pub(super) fn add_each(rows: &mut [f32], bias: &[f32]) {
         add(row, bias);
     }
 }
+
+/// Numbers as whole ones of 16 bits, and what each is to be multiplied by. What is no number makes that
+/// none.
+pub(super) fn quantise(numbers: &[f32], whole: &mut [i16]) -> f32 {
+    dispatch!(Level::new(), simd => quantise_all(simd, numbers, whole))
+}
+
+#[inline(always)]
+fn quantise_all<S: Simd>(simd: S, numbers: &[f32], whole: &mut [i16]) -> f32 {
+    // As bits, positive numbers are in order, infinity after all and what is none at the end.
+    let bits = numbers.iter().map(|number| number.abs().to_bits());
+    let most = f32::from_bits(bits.max().unwrap_or(0));
+    let factor = if most == 0.0 {
+        0.0
+    } else {
+        MOST_16_BITS / most
+    };
+    let zero = i32x16::splat(simd, 0);
+    for (numbers, whole) in numbers.chunks(LANES).zip(whole.chunks_mut(LANES)) {
+        let mut lanes = [0.0; LANES];
+        copy(numbers, &mut lanes);
+        let rounded = (f32x16::from_slice(simd, &lanes) * factor).round_ties_even();
+        let rounded = simd.cvt_i32_f32x16(rounded);
+        let narrow: [i16; 2 * LANES] = simd.saturating_narrow_i32x16(rounded, zero).into();
+        copy(&narrow, whole);
+    }
+    most / MOST_16_BITS
+}
+
+const MOST_16_BITS: f32 = 32_767.0;
 
 /// e^x with an error of 2 in the last place (polynomial of Cephes' `expf`); what is no number stays so.
 /// Far below 0 it gives e^-87 (10^-38), and nothing is added to it that would notice.
@@ -149,6 +179,26 @@ mod tests {
         assert!(exps([-1e9; LANES])[0] < 1e-37);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert!(!exps([odd; LANES])[0].is_finite(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_exact_to_one_part_in_65_000_of_the_largest() {
+        for width in [3_u16, 16, 40] {
+            let numbers: Vec<f32> = (0..width).map(|at| f32::from(at) * 0.37 - 3.0).collect();
+            let mut whole = vec![0; numbers.len()];
+            let scale = quantise(&numbers, &mut whole);
+            let most = numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (number, whole) in numbers.iter().zip(&whole) {
+                assert!((f32::from(*whole) * scale - number).abs() < most / 65_000.0);
+            }
+            assert!(whole.contains(&-32_767) || whole.contains(&32_767));
+        }
+        let mut whole = [1; 2];
+        assert_eq!(quantise(&[0.0, 0.0], &mut whole), 0.0);
+        assert_eq!(whole, [0; 2]);
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            assert!(!quantise(&[1.0, odd], &mut whole).is_finite());
         }
     }
 

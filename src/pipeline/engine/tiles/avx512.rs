@@ -9,6 +9,7 @@ use std::arch::x86_64::{
 };
 
 use fearless_simd::{Avx512, Level, SimdBase as _, SimdInto as _, f32x16, i8x16, u8x64, u16x16};
+use prefetch_index::prefetch_index;
 
 use super::{Batch, GROUP, Scales, TILE, TOGETHER, VECTORS, Vector};
 
@@ -16,6 +17,9 @@ use super::{Batch, GROUP, Scales, TILE, TOGETHER, VECTORS, Vector};
 const MOST: f32 = 127.0;
 /// What was added to every weight.
 const SHIFT: i32 = 128;
+
+/// Vectors that are asked for before they are needed: memory answers within what 32 groups take.
+const AHEAD: usize = 32 * VECTORS;
 
 /// Proof that this processor has them.
 #[derive(Clone, Copy)]
@@ -103,11 +107,15 @@ macro_rules! multiply {
                 let (shifts, _) = batch.shifts.as_chunks::<$rows>();
                 let (factors, _) = batch.scales.as_chunks::<$rows>();
                 let rows = words.iter().zip(shifts).zip(factors);
+                let mut ahead = AHEAD;
                 for ((vectors, scale), ((words, shifts), factors)) in
                     weights.iter().zip(scales).zip(rows)
                 {
                     let mut sums = shifts.map(|shift| _mm512_set1_epi32(shift));
                     for (vector, words) in vectors.iter().zip(words) {
+                        // Beyond these weights the next tile's lie.
+                        prefetch_index(weights.as_flattened(), ahead);
+                        ahead += 1;
                         let vector: __m512i = u8x64::from_slice(simd, &vector.0).into();
                         for (sum, word) in sums.iter_mut().zip(words) {
                             *sum = _mm512_dpbusd_epi32(*sum, vector, _mm512_set1_epi32(*word));
