@@ -263,7 +263,7 @@ fn ask(content: &str, count: usize) -> Request {
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_stay_make_the_model_whole_again_when_one_has_left() {
     // Several seconds where nothing else runs.
-    const LONG: usize = 1_500;
+    const LONG: usize = 600;
     let model = TinyModel {
         context: 2_048,
         ..TinyModel::default()
