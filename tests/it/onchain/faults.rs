@@ -25,7 +25,7 @@ async fn assert_settled_once(world: &World, what: &str) {
     let (bought, sold) = world.booked().await;
     let total = MicroUsd(books::billed(&bought));
     assert_eq!(total, MicroUsd(books::billed(&sold)));
-    world.end_channels();
+    world.end_channels().await;
     world
         .wait_on_chain(&channel, "closed", |state| state.is_closed)
         .await;

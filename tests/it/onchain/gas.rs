@@ -26,7 +26,7 @@ async fn stuck() -> (World, ChannelId, MicroUsd) {
     }
     let (bought, _) = world.booked().await;
     let earned = MicroUsd(books::billed(&bought));
-    world.end_channels();
+    world.end_channels().await;
     (world, channel, earned)
 }
 

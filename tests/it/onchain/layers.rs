@@ -103,6 +103,7 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     let mut earned = Vec::new();
     for seller in sellers {
         let channel = paid_in(seller).await;
+        super::wait_confirmed(seller).await;
         let id = channel.to_string();
         let args = ["channel", "close", &id, "--no-wait", "--json"];
         let done = seller.home().json(&args);

@@ -136,7 +136,7 @@ async fn a_deposit_is_raised_under_load_and_no_request_waits_for_it() {
          took {slowest:?}"
     );
     assert!(raised > first && total > first, "{first} {raised} {total}");
-    world.end_channels();
+    world.end_channels().await;
     world
         .wait_on_chain(&channel, "closed", |state| state.is_closed)
         .await;

@@ -153,8 +153,9 @@ impl World {
         }
     }
 
-    /// The buyer's owner ends its channels, each with its seller.
-    fn end_channels(&self) {
+    /// The buyer's owner ends its channels, each with its seller, once the node knows them for good.
+    async fn end_channels(&self) {
+        self.wait_confirmed().await;
         let args = ["channel", "close", "--all", "--no-wait", "--json"];
         let done = self.buyer.home().json(&args);
         assert_eq!(done["plan"]["way"], "agreed", "{done}");
@@ -216,15 +217,7 @@ impl World {
 
     /// Waits until the buyer's node knows that the deposit is final.
     async fn wait_confirmed(&self) {
-        let end = Instant::now() + CHAIN_DEADLINE;
-        loop {
-            let list = self.channels().await;
-            if list.iter().any(|one| one["confirmed"] == true) {
-                return;
-            }
-            assert!(Instant::now() < end, "not confirmed: {list:#?}");
-            tokio::time::sleep(PAUSE).await;
-        }
+        wait_confirmed(&self.buyer).await;
     }
 
     /// Asks until an answer comes.
@@ -283,4 +276,17 @@ async fn channels(node: &Node) -> Vec<Value> {
         .as_array()
         .cloned()
         .unwrap_or_default()
+}
+
+/// Waits until a node knows that the deposit of a channel of its is final.
+async fn wait_confirmed(node: &Node) {
+    let end = Instant::now() + CHAIN_DEADLINE;
+    loop {
+        let list = channels(node).await;
+        if list.iter().any(|one| one["confirmed"] == true) {
+            return;
+        }
+        assert!(Instant::now() < end, "not confirmed: {list:#?}");
+        tokio::time::sleep(PAUSE).await;
+    }
 }

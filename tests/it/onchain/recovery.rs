@@ -49,7 +49,7 @@ async fn assert_goes_on(world: &World, channel: ChannelId, kept: &Home, who: &st
     let before = MicroUsd(books::billed(&books::rows(kept)));
     world.ask_until_served().await;
     assert_eq!(world.channel().await, channel, "the same channel again");
-    world.end_channels();
+    world.end_channels().await;
     world
         .wait_on_chain(&channel, "closed", |state| state.is_closed)
         .await;
