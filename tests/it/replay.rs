@@ -10,7 +10,7 @@ use souk::protocol::session::{Accept, Hello, MODE_CREDIT, Open, SyncBuyer};
 use souk::protocol::{IdentitySignature, RequestHead, SessionMessage, SignedHead, WIRE_VERSION};
 use souk::types::{AttemptId, ChannelId, EvmAddress, Hash32, MicroUsd, PeerId};
 
-use crate::harness::market::{Dialect, Hold, Seller};
+use crate::harness::market::{Dialect, Hold, Seller, UPSTREAM_KEY};
 use crate::harness::peer::{Answer, Peer, Standing, chat_body, now_ms};
 use crate::harness::upstream::Script;
 
@@ -266,7 +266,9 @@ async fn a_head_is_served_once_however_often_it_comes_and_never_after_a_restart(
     }
     stage.accept(&mut session, &[&first, &second]).await;
     assert_eq!(stage.charged(), 2);
-    // A fresh one, so that it is not over when the seller is back.
+    // A fresh one, so that it is not over when the seller is back; a word, so that no window is full.
+    let brief = Script::saying("Yes.").key(UPSTREAM_KEY);
+    stage.seller.upstream.set(brief);
     let last = stage.one.head(&stage.offer, session.channel, &body);
     let last = stage.one.sign(last);
     let third = stage.ask(&last, &body).await;
