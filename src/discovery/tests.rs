@@ -300,10 +300,7 @@ async fn a_withdrawn_model_disappears_and_a_new_price_replaces_the_old() {
     let node = buyer(192, &list);
     let book = buy(&node);
     let (m, n) = (ModelId::new("m"), ModelId::new("n"));
-    assert!(matches!(
-        book.find(&m, PATIENCE).await,
-        Found::Offers(_)
-    ));
+    assert!(matches!(book.find(&m, PATIENCE).await, Found::Offers(_)));
     until(10, || book.models().len() == 2).await;
     let old = book.offers(&m)[0].clone();
     let grave = old.offer.tombstone(SystemClock.now_ms());
@@ -324,13 +321,8 @@ async fn a_withdrawn_model_disappears_and_a_new_price_replaces_the_old() {
     .unwrap();
     let late = buyer(193, &list);
     let fresh = buy(&late);
-    assert!(
-        matches!(fresh.find(&n, PATIENCE).await, Found::Offers(l) if *l[0] == dear)
-    );
-    assert!(matches!(
-        fresh.find(&m, PATIENCE).await,
-        Found::Unknown
-    ));
+    assert!(matches!(fresh.find(&n, PATIENCE).await, Found::Offers(l) if *l[0] == dear));
+    assert!(matches!(fresh.find(&m, PATIENCE).await, Found::Unknown));
     assert_eq!(fresh.models().len(), 1);
 }
 
@@ -390,11 +382,7 @@ async fn six_hundred_free_keys_do_not_hide_the_honest_seller() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        hits += usize::from(
-            tokio::time::timeout(PATIENCE, search)
-                .await
-                .is_ok(),
-        );
+        hits += usize::from(tokio::time::timeout(PATIENCE, search).await.is_ok());
         let signatures = book.offers(&model);
         assert!(
             signatures.iter().all(|o| SignedOffer::decode_and_verify(

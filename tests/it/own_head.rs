@@ -9,6 +9,7 @@ use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::Hold;
 use crate::harness::node::{Home, Node};
+use crate::harness::peer::now_ms;
 use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by, streamed};
 use crate::tiny_model::TinyModel;
 
@@ -36,7 +37,8 @@ impl Scene {
         let mut args = vec!["buy", "--port", "0", "--pipeline", &model];
         args.extend(["--bootstrap", bootstrap.listen()]);
         args.extend(more);
-        let buyer = Node::start_with(Home::new(), &args, &[("SOUK_HEAD_WIRE", "f32")]);
+        let env = [("SOUK_HEAD_WIRE", "f32"), ("TZ", &noon())];
+        let buyer = Node::start_with(Home::new(), &args, &env);
         let scene = Self {
             files,
             buyer,
@@ -70,6 +72,13 @@ impl Scene {
     fn homes(&self) -> Vec<&Home> {
         self.stages.iter().map(Node::home).collect()
     }
+}
+
+/// A time zone in which it is noon: the day of a spending limit does not end while a test spends.
+pub fn noon() -> String {
+    const HOUR_MS: u64 = 3_600_000;
+    let hour = i64::try_from(now_ms() / HOUR_MS % 24).unwrap();
+    format!("NOON{}", hour - 12)
 }
 
 fn chat(is_stream: bool) -> Request {

@@ -20,8 +20,8 @@ use crate::harness::layers::bent;
 use crate::harness::payer::{LOOPBACK, Payer, introduced};
 use crate::harness::stage::StageSeller;
 use crate::pipeline::{
-    BOOKED_DEADLINE, LAYERS, PRICE, PROMPT, Scene, TOKENS, agreed, answer, scene, seller, seller_of, settings,
-    worker,
+    BOOKED_DEADLINE, LAYERS, PRICE, PROMPT, Scene, TOKENS, agreed, answer, scene, seller,
+    seller_of, settings, worker,
 };
 
 /// What a head that has the model's file checks stages by.

@@ -11,6 +11,7 @@ use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{Dialect, Hold, MODEL, PRICES, Seller, start_buyer, wait_for_model};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::Script;
+use crate::own_head::noon;
 use crate::pipeline_upstream::{BOOKS_DEADLINE, contribute, direct_by, split_head, streamed};
 use crate::tiny_model::TinyModel;
 
@@ -122,7 +123,8 @@ async fn a_daily_limit_ends_what_it_pays_for_layers() {
     let scene = Scene::start().await;
     let stages = scene.stages(("1", "2"));
     let limit = ("SOUK_HEAD_DAILY", "0.003");
-    let head = scene.head(Home::new(), ("20", "40"), &[], &[EXACT, limit]);
+    let env = [EXACT, limit, ("TZ", &noon())];
+    let head = scene.head(Home::new(), ("20", "40"), &[], &env);
     let buyer = scene.buyer(&head).await;
     let mut answered = 0;
     let refused = loop {

@@ -115,10 +115,7 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
                 break state;
             }
             let said = seller.stderr_tail();
-            assert!(
-                Instant::now() < end,
-                "not closed: {state:?}\n{said}"
-            );
+            assert!(Instant::now() < end, "not closed: {state:?}\n{said}");
             tokio::time::sleep(PAUSE).await;
         };
         let rows = bought.values();
