@@ -28,8 +28,6 @@ use crate::types::{MicroUsd, Secret};
 
 /// Bytes that all sessions' keys and values may take together.
 const KV_BYTES_MAX: usize = 2 << 30;
-/// Bytes of a number in them.
-const KV_NUMBER_BYTES: usize = 4;
 
 /// True when the pipeline is the upstream.
 #[must_use]
@@ -185,7 +183,7 @@ async fn whole(path: &Path, here: WantEnds) -> Result<Model, PipelineError> {
 
 /// Positions of all sessions together that memory is given for.
 fn positions_max(config: &ModelConfig) -> usize {
-    let bytes = config.layers * config.kv_row() * KV_NUMBER_BYTES;
+    let bytes = config.layers * config.kv_bytes();
     KV_BYTES_MAX.checked_div(bytes).unwrap_or(0).max(1)
 }
 
