@@ -229,7 +229,7 @@ mod tests {
             "intermediate_size": 8, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "max_position_embeddings": 131072}"#;
         let config = ModelConfig::from_json(text).unwrap();
-        // 32 layers × 2 × 8 × 128 numbers of 4 bytes: 256 KiB a position.
-        assert_eq!(positions_max(&config), 8_192);
+        // 32 layers × 2 × 8 × (128 numbers of 2 bytes and a scale of 4): 130 KiB a position.
+        assert_eq!(positions_max(&config), 16_131);
     }
 }
