@@ -158,7 +158,7 @@ async fn the_port_tells_what_the_command_line_reads() {
     assert_eq!(row["price_out_micro_usd"], 1_000_000);
     assert_eq!(row["state"], "set_aside");
     assert_eq!(row["quality"], Value::Null);
-    node.tasks.shutdown(Duration::from_secs(5)).await.unwrap();
+    node.tasks.shutdown(Duration::from_secs(60)).await.unwrap();
 }
 
 #[tokio::test]
@@ -183,5 +183,5 @@ async fn a_budget_is_set_with_the_control_token_only_and_is_durable() {
     let (_, shown) = node.get("/api/budget").await;
     assert_eq!(shown["monthly_micro_usd"], Value::Null);
     assert_eq!(node.post("/api/budget", TOKEN, "[]").await.0, 400);
-    node.tasks.shutdown(Duration::from_secs(5)).await.unwrap();
+    node.tasks.shutdown(Duration::from_secs(60)).await.unwrap();
 }

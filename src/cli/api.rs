@@ -248,7 +248,7 @@ mod tests {
         let error = api.get("/nowhere").await.unwrap_err().to_string();
         assert!(error.contains("404 no \u{fffd} such page"), "{error}");
         assert!(api.get("/broken").await.is_err());
-        tasks.shutdown(Duration::from_secs(5)).await.unwrap();
+        tasks.shutdown(Duration::from_secs(60)).await.unwrap();
         let gone = api.get("/api/status").await.unwrap_err();
         assert_eq!(kind(gone), FailureKind::Network);
     }

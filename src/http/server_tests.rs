@@ -11,8 +11,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{sleep, timeout};
 
-const SOON: Duration = Duration::from_millis(200);
-const LONG: Duration = Duration::from_secs(10);
+/// Long before any of the server's own times is over, though the machine be loaded.
+const SOON: Duration = Duration::from_secs(5);
+/// Whatever happens has happened by then.
+const LONG: Duration = Duration::from_secs(60);
 
 /// What the handler under test saw.
 #[derive(Debug, PartialEq, Eq)]
@@ -177,13 +179,16 @@ async fn a_head_that_drips_in_is_cut_off_in_time() {
         }
         let took = began.elapsed();
         assert!(took >= Duration::from_millis(140), "{took:?}");
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        // A server that gives it what is usual is slower.
+        assert!(took < Settings::default().head_timeout, "{took:?}");
     }
 }
 
 #[tokio::test]
 async fn an_idle_connection_outlives_the_head_timer_and_serves_again() {
-    let mut node = start(|s| s.head_timeout = Duration::from_millis(100)).await;
+    // A loaded machine sends a head within this.
+    const HEAD: Duration = Duration::from_secs(2);
+    let mut node = start(|s| s.head_timeout = HEAD).await;
     let mut stream = node.connect().await;
     for round in 0..3 {
         let request = node.head("POST /echo", "content-length: 2\r\n") + "hi";
@@ -191,7 +196,9 @@ async fn an_idle_connection_outlives_the_head_timer_and_serves_again() {
         let answer = read_until(&mut stream, "hi").await;
         assert_eq!(status(&answer), 200, "round {round}");
         assert_eq!(node.event().await, Event::Body(2));
-        sleep(Duration::from_millis(250)).await;
+        if round < 2 {
+            sleep(HEAD + Duration::from_millis(200)).await;
+        }
     }
 }
 
@@ -287,7 +294,7 @@ async fn a_body_above_the_limit_gets_413_whole_and_readable() {
         .exchange(&node.head("POST /v1/messages", &expecting))
         .await;
     assert_eq!(status(&answer), 413);
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < SOON);
 }
 
 #[tokio::test]
@@ -468,7 +475,7 @@ async fn a_shutdown_does_not_wait_for_ever() {
     assert_eq!(node.event().await, Event::Body(0));
     let began = Wall::now();
     node.tasks.shutdown(LONG).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < LONG);
     assert_eq!(stream.read(&mut [0u8; 1]).await.unwrap_or(0), 0);
 }
 

@@ -18,7 +18,7 @@ fn granted(fair: u64) -> u64 {
 }
 
 /// ACCEPTs are sent within this.
-const ACCEPTED_DEADLINE: Duration = Duration::from_secs(30);
+const ACCEPTED_DEADLINE: Duration = Duration::from_secs(120);
 
 /// The window of one stream at the prices of the cheat: what vouchers may be ahead.
 const STREAM_WINDOW: u64 = 2_048;
@@ -232,7 +232,17 @@ async fn a_cut_answer_a_repeated_receipt_and_a_demand_bring_a_seller_nothing() {
         let answer = http::send(stage.buyer.http(), &Stage::request()).await;
         assert_eq!(answer.status, 200);
     }
-    let loot = stage.cheat.loot();
+    // Receipts are answered a moment after they come.
+    let end = tokio::time::Instant::now() + ACCEPTED_DEADLINE;
+    let loot = loop {
+        let loot = stage.cheat.loot();
+        if loot.accepted.keys().any(|a| !loot.fair.contains_key(a)) {
+            break loot;
+        }
+        let now = tokio::time::Instant::now();
+        assert!(now < end, "they were not answered");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
     let strangers: u64 = loot
         .accepted
         .iter()
@@ -240,11 +250,7 @@ async fn a_cut_answer_a_repeated_receipt_and_a_demand_bring_a_seller_nothing() {
         .map(|(_, cost)| cost)
         .sum();
     println!("stolen: case=\"40 receipts for nothing\" micro_usd={strangers} bound=0");
-    assert_eq!(strangers, 0);
-    assert!(
-        loot.accepted.keys().any(|a| !loot.fair.contains_key(a)),
-        "they were answered with 0"
-    );
+    assert_eq!(strangers, 0, "they were answered with 0");
     for (attempt, paid) in &loot.accepted {
         let fair = loot.fair.get(attempt).copied().unwrap_or(0);
         assert!(

@@ -18,7 +18,6 @@ use souk::types::{Hash32, MicroUsd, PeerId, PriceTable};
 use crate::harness::books;
 use crate::harness::node::Node;
 use crate::harness::payer::{LOOPBACK, Payer};
-use crate::harness::peer::PATIENCE;
 use crate::harness::stage::StageSeller;
 use crate::tiny_model::TinyModel;
 
@@ -32,6 +31,8 @@ pub const PRICE: PriceTable = PriceTable {
     cache_write: 0,
     output: 3_000_000,
 };
+/// The books of both sides agree within this on a loaded machine.
+pub const BOOKED_DEADLINE: Duration = Duration::from_secs(60);
 pub const PROMPT: u32 = 40;
 pub const TOKENS: usize = 16;
 
@@ -138,7 +139,7 @@ pub async fn scene() -> Scene {
 
 /// Waits until the buyer's and these sellers' books agree on every channel they share.
 pub async fn agreed(payer: &Payer, sellers: &[&StageSeller]) -> Vec<MicroUsd> {
-    let end = tokio::time::Instant::now() + PATIENCE;
+    let end = tokio::time::Instant::now() + BOOKED_DEADLINE;
     loop {
         let bought = Payer::booked(&payer.ledger, Role::Buy).await;
         let mut sold = vec![];
@@ -213,7 +214,7 @@ pub async fn paid_once(
     let costs: Vec<u64> = (0..=losses)
         .map(|rows| whole - rows * (2 * 3 - 2))
         .collect();
-    let end = tokio::time::Instant::now() + PATIENCE;
+    let end = tokio::time::Instant::now() + BOOKED_DEADLINE;
     loop {
         let channels = payer.ledger.load(Role::Buy).await.unwrap();
         let channel = channels.iter().find(|channel| channel.row.peer == peer);

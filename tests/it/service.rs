@@ -129,7 +129,7 @@ fn systemd_hears_when_the_node_is_ready_and_when_it_ends() {
     let path = home.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket
-        .set_read_timeout(Some(Duration::from_secs(30)))
+        .set_read_timeout(Some(Duration::from_secs(120)))
         .unwrap();
     let hear = || {
         let mut text = [0; 4096];

@@ -8,7 +8,7 @@ use souk::types::{MicroUsd, PeerId};
 
 use crate::harness::market::{Dialect, Hold, Seller};
 use crate::harness::peer::{Answer, Peer, Standing, chat_body};
-use crate::harness::upstream::Script;
+use crate::harness::upstream::{Fault, Script};
 
 /// Dear enough that a window is a few words: USD per million tokens.
 const PRICES: (&str, &str) = ("20.00", "800.00");
@@ -193,8 +193,9 @@ async fn a_buyer_that_withholds_its_last_voucher_keeps_at_most_one_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_prompts_cancelled_before_the_first_token_cost_one_window() {
-    let slow = Script::default().first_byte_after(std::time::Duration::from_secs(2));
-    let mut stage = Stage::start(slow).await;
+    // However late a CANCEL comes, it comes before the first token.
+    let silent = Script::failing(Fault::StallBeforeFirstByte);
+    let mut stage = Stage::start(silent).await;
     let prompt = "Read all of this. ".repeat(85);
     let known = stage.known_before(&prompt);
     assert!(known < STREAM_WINDOW, "{known} would have to be prepaid");

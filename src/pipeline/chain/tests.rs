@@ -436,8 +436,9 @@ async fn a_model_whose_layers_are_not_all_offered_does_not_open() {
     let town = Town::new(model.files.path(), &THIRDS).await;
     town.settle(0, 2);
     let mut settings = model.settings(WireFormat::F16, Shape::Push);
-    settings.search = Duration::from_millis(50);
-    settings.patience = Duration::from_millis(50);
+    // The stage that there is must not be taken for dead meanwhile: nobody would have its layers.
+    settings.search = Duration::from_secs(3);
+    settings.patience = Duration::from_secs(6);
     let refused = town.remote(settings).open(10).await.err();
     assert_eq!(
         refused,

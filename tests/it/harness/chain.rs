@@ -13,7 +13,9 @@ use souk::chain::outbox::{Request, Sender, Settings};
 use souk::chain::rpc::{self as nodes, Rpc};
 use souk::chain::{Chain, Receipt};
 use souk::keys::{PaymentKey, parse_checksummed, to_checksum};
-use souk::types::{ChannelId, EvmAddress, Hash32, IntentId, ManualClock, MicroUsd};
+use souk::types::{
+    ChannelId, Clock, EvmAddress, Hash32, IntentId, ManualClock, MicroUsd, SystemClock,
+};
 
 use super::anvil::Anvil;
 use super::node::Home;
@@ -21,14 +23,27 @@ use super::node::Home;
 /// Blocks below the head that these tests count as final.
 pub const CONFIRMATIONS: u64 = 12;
 /// Times 20 ms: how long anvil may take for a block.
-const MINED_WAITS_MAX: u32 = 1_000;
+const MINED_WAITS_MAX: u32 = 6_000;
+/// anvil answers within this on a machine that stalls; a test that needs a call to run out of time
+/// says so itself.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client of one node.
+/// A client of these nodes.
 pub fn rpc_of(urls: Vec<String>, chain_id: u64) -> Arc<Rpc> {
+    rpc_within(urls, chain_id, CALL_TIMEOUT, Arc::new(SystemClock))
+}
+
+/// The same, where each call may take this long, and nodes rest and are compared by this clock.
+pub fn rpc_within(
+    urls: Vec<String>,
+    chain_id: u64,
+    call_timeout: Duration,
+    clock: Arc<dyn Clock>,
+) -> Arc<Rpc> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut settings = nodes::Settings::new(urls, chain_id);
-    settings.call_timeout = Duration::from_secs(2);
-    Arc::new(Rpc::new(settings, Arc::new(souk::types::SystemClock)).unwrap())
+    settings.call_timeout = call_timeout;
+    Arc::new(Rpc::new(settings, clock).unwrap())
 }
 
 /// A chain with a funded seller.
@@ -184,11 +199,12 @@ impl Market {
     pub fn section(&self, rpc: &str, confirmations: u64) -> String {
         format!(
             "[chain]\nrpc = [\"{rpc}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
-             confirmations = {confirmations}\npoll = \"200ms\"\ncall_timeout = \"2s\"\n\
+             confirmations = {confirmations}\npoll = \"200ms\"\ncall_timeout = \"{}s\"\n\
              coin_price = \"1\"\nbump_after = \"2s\"\n",
             self.hub.chain_id,
             to_checksum(&self.hub.hub),
             to_checksum(&self.token),
+            CALL_TIMEOUT.as_secs(),
         )
     }
 }

@@ -6,11 +6,9 @@ use serde_json::Value;
 use souk::types::MicroUsd;
 use tokio::time::Instant;
 
-use super::{CHAIN_DEADLINE, PAUSE, World, start_seller};
+use super::{CHAIN_DEADLINE, PATIENT, PAUSE, World, start_seller};
 use crate::harness::market::wait_for_sellers;
 use crate::harness::upstream::Script;
-
-const PATIENT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"1h\"\n";
 
 /// Longer than the buyer's interval between two looks.
 const A_LOOK: Duration = Duration::from_secs(16);
@@ -34,9 +32,10 @@ async fn a_failover_finds_the_next_sellers_channel_open_and_final() {
     let (mut world, mut other) = with_two_sellers(MicroUsd::from_usd(20)).await;
     world.ask_until_served().await;
     let end = Instant::now() + CHAIN_DEADLINE;
+    let used = |one: &&Value| one["accepted_micro_usd"].as_u64() > Some(0);
     let list = loop {
         let list = world.channels().await;
-        if list.len() == 2 && list.iter().all(is_final) {
+        if list.len() == 2 && list.iter().all(is_final) && list.iter().any(|one| used(&one)) {
             break list;
         }
         assert!(
@@ -47,7 +46,6 @@ async fn a_failover_finds_the_next_sellers_channel_open_and_final() {
         tokio::time::sleep(PAUSE).await;
     };
     // The one that did not serve is the one that was opened ahead.
-    let used = |one: &&Value| one["accepted_micro_usd"].as_u64() > Some(0);
     assert_eq!(list.iter().filter(used).count(), 1, "{list:#?}");
     let first = list.iter().find(used).unwrap()["seller"].as_str().unwrap();
     if first == world.seller.node.peer_id() {

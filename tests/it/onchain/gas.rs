@@ -5,18 +5,16 @@ use serde_json::json;
 use souk::types::{ChannelId, MicroUsd};
 use tokio::time::Instant;
 
-use super::{CHAIN_DEADLINE, PAUSE, World, books, start_seller};
+use super::{CHAIN_DEADLINE, PATIENT, PAUSE, World, books, start_seller};
 use crate::harness::http::{self, Request};
 use crate::harness::upstream::Script;
 
-/// Closes soon, so that a test need not wait.
-const EAGER: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"6s\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
 
-/// A used channel whose seller has lost its coins, and what it earned.
+/// A used channel that is to end, whose seller has lost its coins; and what it earned.
 async fn stuck() -> (World, ChannelId, MicroUsd) {
-    let world = World::start(MicroUsd::from_usd(5), EAGER).await;
+    let world = World::start(MicroUsd::from_usd(5), PATIENT).await;
     world.ask_until_served().await;
     let channel = world.opened().await;
     let seller = &world.seller.node.home().evm_address;
@@ -28,6 +26,7 @@ async fn stuck() -> (World, ChannelId, MicroUsd) {
     }
     let (bought, _) = world.booked().await;
     let earned = MicroUsd(books::billed(&bought));
+    world.end_channels().await;
     (world, channel, earned)
 }
 
@@ -77,7 +76,7 @@ async fn another_seller_carries_the_close_of_one_without_gas_for_a_fee() {
     let (world, channel, earned) = stuck().await;
     let url = world.chain.world.anvil.url();
     let entry = world.bootstrap.listen();
-    let other = start_seller(&world.chain, &url, entry, EAGER, Script::default()).await;
+    let other = start_seller(&world.chain, &url, entry, PATIENT, Script::default()).await;
     world
         .wait_on_chain(&channel, "closed by another", |state| state.is_closed)
         .await;

@@ -10,14 +10,12 @@ use souk::protocol::voucher::HubChannel;
 use souk::types::MicroUsd;
 use tokio::time::Instant;
 
-use super::{CHAIN_DEADLINE, PAUSE, World, address, books};
+use super::{CHAIN_DEADLINE, PATIENT, PAUSE, World, address, books};
 use crate::harness::http;
 use crate::harness::market::Dialect;
 use crate::harness::node::Node;
 use crate::harness::upstream::Script;
 
-/// Never settles or closes by itself while a test runs.
-const PATIENT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"1h\"\n";
 /// The fee of the opening.
 const FEE: MicroUsd = MicroUsd(10_000);
 /// What all streams of a pair share, and one request's known-before part (a cent at these prices).
@@ -64,10 +62,14 @@ async fn claimed(node: &Node) -> MicroUsd {
     all.iter().map(of).sum()
 }
 
+/// An answer that is not over before the chain has made the blocks of a test: 20 words a second.
+fn slow() -> Script {
+    Script::saying(&"word ".repeat(200)).paced(20.0)
+}
+
 /// Waits until the chain has the channel for good, so that nothing is served on trust any more.
 async fn opened(world: &World) -> souk::types::ChannelId {
-    let first = world.ask("Hello.", false).await;
-    assert_eq!(first.status, 200, "{}", first.text());
+    world.ask_first("Hello.", false).await;
     let channel = world.channel().await;
     world.chain.let_blocks_come();
     world
@@ -79,11 +81,11 @@ async fn opened(world: &World) -> souk::types::ChannelId {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_that_asks_for_the_close_on_the_chain_in_the_middle_of_an_answer_takes_a_window_at_most()
  {
-    let script = Script::default().paced(20.0);
-    let world = World::start_with(MicroUsd::from_usd(5), PATIENT, PATIENT, script).await;
+    let world = World::start_with(MicroUsd::from_usd(5), PATIENT, PATIENT, slow()).await;
     let channel = opened(&world).await;
     let request = Dialect::Chat.request("Speak slowly.", true);
-    let answer = http::open(world.buyer.http(), &request).await.unwrap();
+    let mut answer = http::open(world.buyer.http(), &request).await.unwrap();
+    answer.until("word").await;
     // The buyer's own key asks for the end behind its node's back; anybody may bring that.
     let keys = keys(&world.buyer);
     let kept = kept(&world.buyer).await;
@@ -155,16 +157,18 @@ async fn a_buyer_whose_wallet_is_emptied_before_the_opening_is_mined_takes_what_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_that_stops_paying_in_the_middle_of_an_answer_takes_a_window_at_most() {
-    let patient = "[payment]\nsettle_min = \"5\"\nidle_close = \"8s\"\n";
-    let script = Script::default().paced(20.0);
-    let mut world = World::start_with(MicroUsd::from_usd(5), patient, PATIENT, script).await;
+    // Longer than a slow machine is between two requests.
+    let patient = "[payment]\nsettle_min = \"5\"\nidle_close = \"20s\"\n";
+    let mut world = World::start_with(MicroUsd::from_usd(5), patient, PATIENT, slow()).await;
     let channel = opened(&world).await;
     let mut answers = Vec::new();
     for n in 0..4 {
         let request = Dialect::Chat.request(&format!("Speak slowly, {n}."), true);
         answers.push(http::open(world.buyer.http(), &request).await.unwrap());
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    for answer in &mut answers {
+        answer.until("word").await;
+    }
     world.buyer.kill();
     drop(answers);
     world

@@ -7,7 +7,9 @@ use serde_json::json;
 use souk::types::{ChannelId, MicroUsd};
 use tokio::time::Instant;
 
-use super::{BOOKED_DEADLINE, CHAIN_DEADLINE, CONFIRMATIONS, Chain, PAUSE, channels, config};
+use super::{
+    BOOKED_DEADLINE, CHAIN_DEADLINE, CONFIRMATIONS, Chain, PATIENT, PAUSE, channels, config,
+};
 use crate::harness::books;
 use crate::harness::http::{self, Request};
 use crate::harness::market::{Hold, wait_for_model};
@@ -18,8 +20,6 @@ use souk::protocol::stage::WireFormat;
 
 const NAME: &str = "tiny/chained";
 const CONTENT: &str = "Why is the sky blue?";
-/// Settles and closes soon, so that a test need not wait.
-const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"6s\"\n";
 /// What opening a channel costs by default.
 const FEE: MicroUsd = MicroUsd(10_000);
 /// What each payer begins with.
@@ -34,7 +34,7 @@ fn home(chain: &Chain, more: &str) -> (Home, String) {
 }
 
 fn stage(chain: &Chain, path: &Path, layers: &str, bootstrap: &str) -> Node {
-    let (home, file) = home(chain, EAGER);
+    let (home, file) = home(chain, PATIENT);
     let path = path.to_str().unwrap();
     let mut args = vec!["contribute", "--model", path, "--layers", layers];
     args.extend(["--price-in", "10", "--price-out", "20", "--http-port", "0"]);
@@ -57,8 +57,8 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     let files = tempfile::tempdir().unwrap();
     TinyModel::default().write(files.path());
     let chain = Chain::start().await;
-    let (payer, payer_file) = home(&chain, EAGER);
-    let exact = format!("{EAGER}[head]\nwire = \"f32\"\n");
+    let (payer, payer_file) = home(&chain, PATIENT);
+    let exact = format!("{PATIENT}[head]\nwire = \"f32\"\n");
     let (head_home, head_file) = home(&chain, &exact);
     for home in [&payer, &head_home] {
         chain.mint(home, PURSE).await;
@@ -103,6 +103,11 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
     let mut earned = Vec::new();
     for seller in sellers {
         let channel = paid_in(seller).await;
+        super::wait_confirmed(seller).await;
+        let id = channel.to_string();
+        let args = ["channel", "close", &id, "--no-wait", "--json"];
+        let done = seller.home().json(&args);
+        assert_eq!(done["plan"]["way"], "agreed", "{done}");
         let end = Instant::now() + CHAIN_DEADLINE;
         let state = loop {
             let state = chain.on_chain(&channel).await;
@@ -110,10 +115,7 @@ async fn a_head_and_its_stages_are_paid_to_the_micro_usd_on_the_chain() {
                 break state;
             }
             let said = seller.stderr_tail();
-            assert!(
-                Instant::now() < end,
-                "not closed when idle: {state:?}\n{said}"
-            );
+            assert!(Instant::now() < end, "not closed: {state:?}\n{said}");
             tokio::time::sleep(PAUSE).await;
         };
         let rows = bought.values();

@@ -3,12 +3,10 @@
 
 use souk::types::{ChannelId, MicroUsd};
 
-use super::{Home, World, address, books, config_at, start_seller};
+use super::{Home, PATIENT, World, address, books, start_seller};
 use crate::harness::node::Node;
 use crate::harness::upstream::Script;
 
-const PATIENT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"1h\"\n";
-const EAGER: &str = "[payment]\nsettle_min = \"0.05\"\nidle_close = \"6s\"\n";
 /// The shortest challenge period that the contract takes, and the shortest life.
 const SHORT: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"100h\"\n\
                      challenge_period = \"1h\"\nlifetime = \"2h\"\n";
@@ -38,26 +36,10 @@ async fn used(more: &str) -> (World, ChannelId) {
     (world, channel)
 }
 
-/// Kills a node and starts it again, with another configuration where one is given.
-fn wake(world: &World, node: &mut Node, more: Option<&str>) {
+/// Takes a killed node's ledger away and starts it again.
+fn lose_ledger(node: &mut Node) {
     node.kill();
-    if let Some(more) = more {
-        config_at(
-            &world.chain,
-            &world.chain.world.anvil.url(),
-            node.home(),
-            more,
-        );
-    }
-    node.restart();
-}
-
-/// Takes a killed node's ledger away and starts it again, eager to close.
-fn lose_ledger(chain: &super::Chain, node: &mut Node) {
-    let home = node.home().clone();
-    node.kill();
-    forget(&home);
-    config_at(chain, &chain.world.anvil.url(), &home, EAGER);
+    forget(node.home());
     node.restart();
 }
 
@@ -67,8 +49,9 @@ async fn assert_goes_on(world: &World, channel: ChannelId, kept: &Home, who: &st
     let before = MicroUsd(books::billed(&books::rows(kept)));
     world.ask_until_served().await;
     assert_eq!(world.channel().await, channel, "the same channel again");
+    world.end_channels().await;
     world
-        .wait_on_chain(&channel, "closed when idle", |state| state.is_closed)
+        .wait_on_chain(&channel, "closed", |state| state.is_closed)
         .await;
     let all = MicroUsd(books::billed(&books::rows(kept)));
     let settled = world.on_chain(&channel).await.settled;
@@ -88,7 +71,7 @@ async fn assert_goes_on(world: &World, channel: ChannelId, kept: &Home, who: &st
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_without_its_ledger_goes_on_with_its_channel_and_pays_nothing_twice() {
     let (mut world, channel) = used(PATIENT).await;
-    lose_ledger(&world.chain, &mut world.buyer);
+    lose_ledger(&mut world.buyer);
     assert_goes_on(&world, channel, world.seller.node.home(), "buyer").await;
 }
 
@@ -96,7 +79,7 @@ async fn a_buyer_without_its_ledger_goes_on_with_its_channel_and_pays_nothing_tw
 async fn a_seller_without_its_ledger_gets_what_the_buyer_signed_and_serves_nothing_twice() {
     let (mut world, channel) = used(PATIENT).await;
     world.seller.node.keep_ports();
-    lose_ledger(&world.chain, &mut world.seller.node);
+    lose_ledger(&mut world.seller.node);
     assert_goes_on(&world, channel, world.buyer.home(), "seller").await;
 }
 
@@ -107,9 +90,7 @@ async fn abandoned_channels_pay_out_when_both_nodes_wake_up_after_the_expiry() {
     world.buyer.kill();
     world.seller.node.kill();
     world.chain.travel(3 * 3_600);
-    let mut seller = std::mem::replace(&mut world.seller.node, Node::start(&["bootstrap"]));
-    wake(&world, &mut seller, None);
-    world.seller.node = seller;
+    world.seller.node.restart();
     world.buyer.restart();
     world
         .wait_on_chain(&channel, "closed", |state| state.is_closed)

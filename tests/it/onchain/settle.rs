@@ -6,11 +6,11 @@ use serde_json::Value;
 use souk::types::{ChannelId, MicroUsd};
 use tokio::time::Instant;
 
-use super::{CHAIN_DEADLINE, PAUSE, World, channels};
+use super::{CHAIN_DEADLINE, PATIENT, PAUSE, World, channels, config};
 use crate::harness::http;
 use crate::harness::market::{Dialect, wait_for_sellers};
 
-/// Closes soon, so that a test need not wait.
+/// How the seller closes once its buyer is dead.
 const EAGER: &str = "[payment]\nsettle_min = \"5\"\nidle_close = \"12s\"\n";
 /// Somebody else's account.
 const ELSEWHERE: &str = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
@@ -18,7 +18,7 @@ const ELSEWHERE: &str = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
 /// A channel that was used and that its seller closed while the buyer was dead, with an answer that
 /// the buyer has not accepted.
 async fn closed_in_doubt(tokens: MicroUsd) -> (World, ChannelId) {
-    let mut world = World::start(tokens, EAGER).await;
+    let mut world = World::start(tokens, PATIENT).await;
     world.ask_until_served().await;
     let channel = world.opened().await;
     world.buyer.restart_to_die_at("buyer_resp_head");
@@ -33,6 +33,15 @@ async fn closed_in_doubt(tokens: MicroUsd) -> (World, ChannelId) {
         }
         tokio::time::sleep(PAUSE).await;
     }
+    let end = Instant::now() + CHAIN_DEADLINE;
+    while in_doubt(&channels(&world.seller.node).await) != Some(1) {
+        assert!(Instant::now() < end, "the seller does not note the end");
+        tokio::time::sleep(PAUSE).await;
+    }
+    config(&world.chain, world.seller.node.home(), EAGER);
+    world.seller.node.keep_ports();
+    world.seller.node.terminate();
+    world.seller.node.restart();
     world
         .wait_on_chain(&channel, "closed without the buyer", |state| {
             state.is_closed

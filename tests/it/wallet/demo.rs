@@ -9,7 +9,7 @@ use crate::harness::node::{Home, Node};
 use serde_json::json;
 
 /// Ends of processes are seen within this.
-const GONE_DEADLINE: Duration = Duration::from_secs(20);
+const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Looks at the wallet that fill a pipe of 64 KiB: the chain prints some 60 bytes for each.
 const LOOKS: usize = 2_000;

@@ -136,7 +136,7 @@ async fn a_node_starts_while_its_chain_is_down_and_ends_when_it_turns_out_wrong(
         &home,
         &format!(
             "[chain]\nrpc = [\"http://127.0.0.1:{port}\"]\nchain_id = 99\nhub = \"{hub}\"\n\
-             token = \"{hub}\"\npoll = \"200ms\"\ncall_timeout = \"1s\"\n"
+             token = \"{hub}\"\npoll = \"200ms\"\ncall_timeout = \"10s\"\n"
         ),
     );
     let mut node = Node::start_at(home, &["buy", "--port", "0"]);
@@ -147,7 +147,7 @@ async fn a_node_starts_while_its_chain_is_down_and_ends_when_it_turns_out_wrong(
         node.stderr_tail()
     );
     let anvil = Anvil::start_at(port, 100);
-    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
     while node.is_running() && tokio::time::Instant::now() < end {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -17,6 +17,7 @@ use souk::keys::{NodeKeys, parse_checksummed, to_checksum};
 use souk::types::{EvmAddress, MicroUsd};
 
 use crate::chain::Market as Chain;
+use crate::harness::chain::CALL_TIMEOUT;
 use crate::harness::market::Hold;
 use crate::harness::node::Home;
 
@@ -40,11 +41,12 @@ impl World {
         let anvil = &self.chain.world.anvil;
         format!(
             "[chain]\nrpc = [\"{}\"]\nchain_id = {}\nhub = \"{}\"\ntoken = \"{}\"\n\
-             confirmations = 0\npoll = \"200ms\"\ncall_timeout = \"2s\"\ncoin_price = \"0.01\"\n{more}",
+             confirmations = 0\npoll = \"200ms\"\ncall_timeout = \"{}s\"\ncoin_price = \"0.01\"\n{more}",
             anvil.url(),
             anvil.chain_id,
             to_checksum(&self.chain.hub.hub),
             to_checksum(&self.chain.token),
+            CALL_TIMEOUT.as_secs(),
         )
     }
 

@@ -1,6 +1,9 @@
 //! `/souk/relay-tx/1`: a buyer without a wei moves its money through a seller; a hostile one moves
 //! nobody's.
 
+use std::time::Duration;
+
+use serde_json::Value;
 use souk::chain::hub::{WithdrawAuth, calls};
 use souk::network::Protocol;
 use souk::network::framed::{FrameReader, FrameWriter};
@@ -8,6 +11,7 @@ use souk::protocol::FrameKind;
 use souk::protocol::relay::{Ask, CallKind, Quote, RelayMessage};
 use souk::types::{EvmAddress, MicroUsd, PeerId};
 use tokio::io::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
 
 use super::channels::open;
 use super::{World, address, keys, states, stderr, sum};
@@ -17,6 +21,10 @@ use crate::harness::node::{Home, Node};
 use crate::harness::peer::Peer;
 use crate::harness::upstream::{Script, Upstream};
 
+/// What nodes and chain do is there by then, on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Free, so that nobody opens channels beside the test.
 const FREE: (&str, &str) = ("0", "0");
 /// USD per million tokens: a usual answer costs about a cent.
@@ -94,6 +102,7 @@ async fn a_buyer_without_a_wei_deposits_reclaims_and_withdraws_through_a_seller(
         MicroUsd::from_usd(5).saturating_sub(fee)
     );
 
+    listed(&home).await;
     let sent = home.json(&["channel", "close", "--all", "--json"]);
     assert_eq!(states(&sent), ["confirmed"]);
     let fees = fee.saturating_add(sum(&sent["plan"], "fee_micro_usd"));
@@ -142,21 +151,18 @@ async fn a_channel_that_is_used_ends_with_its_seller_at_once_and_for_nothing() {
     let me = address(&home);
     let buyer = market.buyer(home.clone()).await;
     let request = Dialect::Chat.request("Say something.", false);
-    let answer = http::send(buyer.http(), &request).await;
-    assert_eq!(
-        answer.status,
-        200,
-        "{}\n{}",
-        answer.text(),
-        buyer.stderr_tail()
-    );
-    let list = loop {
-        let list = home.json(&["channel", "list", "--json"]);
-        if list.as_array().is_some_and(|all| !all.is_empty()) {
-            break list;
+    // What the wallet holds is read a moment after the start; before that nothing is signed.
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let answer = http::send(buyer.http(), &request).await;
+        if answer.status == 200 {
+            break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    };
+        let said = buyer.stderr_tail();
+        assert!(Instant::now() < end, "{}\n{said}", answer.text());
+        tokio::time::sleep(PAUSE).await;
+    }
+    let list = listed(&home).await;
     assert_eq!(list[0]["state"], "open", "{list}");
 
     let dry = home.json(&["channel", "close", "--all", "--dry-run", "--json"]);
@@ -187,11 +193,16 @@ async fn a_channel_that_is_used_ends_with_its_seller_at_once_and_for_nothing() {
     let left = vault.saturating_add(tokens).saturating_add(settled);
     assert_eq!(left, MicroUsd::from_usd(20));
     assert_eq!(world.wei(&home.evm_address), "0x0");
-    let report = home.json(&["ledger", "--by", "seller", "--json"]);
-    assert_eq!(
-        report["rows"][0]["settled_micro_usd"], settled.0,
-        "{report}"
-    );
+    // The ledger hears of a block a moment later than others see it.
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let report = home.json(&["ledger", "--by", "seller", "--json"]);
+        if report["rows"][0]["settled_micro_usd"] == settled.0 {
+            break;
+        }
+        assert!(Instant::now() < end, "not {settled}: {report}");
+        tokio::time::sleep(PAUSE).await;
+    }
     for home in [&home, &market.seller_home] {
         let checked = home.json(&["ledger", "verify", "--json"]);
         assert_eq!(checked["difference_count"], 0, "{checked}");
@@ -200,6 +211,19 @@ async fn a_channel_that_is_used_ends_with_its_seller_at_once_and_for_nothing() {
             0,
             "{checked}"
         );
+    }
+}
+
+/// What the wallet lists of channels, once its node has heard of one.
+async fn listed(home: &Home) -> Value {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let list = home.json(&["channel", "list", "--json"]);
+        if list.as_array().is_some_and(|all| !all.is_empty()) {
+            return list;
+        }
+        assert!(Instant::now() < end, "no channel is listed");
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -240,8 +264,7 @@ impl Talk {
         self.writer.send(FrameKind::Relay, &bytes).await.unwrap();
     }
     async fn hear(&mut self) -> RelayMessage {
-        let patience = std::time::Duration::from_secs(30);
-        let frame = tokio::time::timeout(patience, self.reader.read()).await;
+        let frame = tokio::time::timeout(DEADLINE, self.reader.read()).await;
         let frame = frame.expect("an answer").unwrap().expect("a frame");
         RelayMessage::from_bytes(&frame.payload).unwrap()
     }

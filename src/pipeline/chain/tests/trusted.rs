@@ -106,7 +106,8 @@ async fn who_lies_about_decode_rows_is_found_by_the_file_when_nobody_else_has_it
     town.settle(0, 2);
     town.settle(4, 6);
     let mut remote = head(&model, &town, 1).await;
-    remote.settings.search = Duration::from_secs(2);
+    // Longer than a loaded machine needs to open a session; so long the step lasts in which it is found.
+    remote.settings.search = Duration::from_secs(8);
     // Of a session of 40 rows and up to 11 decoded ones 3 are altered; one stage of three is drawn.
     let each = per_audit(3.0 / 51.0, 51, Pattern::Scattered) / 3.0;
     let most = u64::from(audits_needed(each, 1.0 - 1e-9));
@@ -222,7 +223,8 @@ async fn a_stage_that_comes_back_and_fails_again_ends_the_session() {
     let remote = town.remote(Settings {
         pardon: Duration::from_millis(5),
         patience: Duration::from_secs(3),
-        search: Duration::from_secs(2),
+        // Longer than a loaded machine needs to open a session.
+        search: Duration::from_secs(8),
         ..model.settings(WireFormat::F32, Shape::Push)
     });
     let mut run = remote.open(16).await.unwrap();
@@ -233,25 +235,36 @@ async fn a_stage_that_comes_back_and_fails_again_ends_the_session() {
     assert!(town.bills.lock().len() > 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_stage_is_measured_as_slow_and_the_others_are_not_blamed() {
-    const SLEEP: Duration = Duration::from_millis(40);
-    let model = Model::new("llama").await;
-    let town = town(&model).await;
-    let slow = bent(model.files.path(), 2, 4, How::Slow(SLEEP)).await;
+/// What each of three stages was measured to take for a row, µs, where the second takes so much longer.
+async fn measured(model: &Model, longer: Duration) -> [u64; 3] {
+    let town = town(model).await;
+    let slow = bent(model.files.path(), 2, 4, How::Slow(longer)).await;
     let parts = [
         (town.settle(0, 2), 0, 2),
         (town.settle_with(2, 4, slow), 2, 4),
         (town.settle(4, 6), 4, 6),
     ];
-    let remote = head(&model, &town, 0).await;
+    let remote = head(model, &town, 0).await;
     model.answer(&remote, 40, 12, |_| {}).await;
-    let us = parts.map(|(peer, first, end)| {
+    parts.map(|(peer, first, end)| {
         let part = Part { peer, first, end };
         remote.trust().row_us(&part, Instant::now()).unwrap()
-    });
-    let sleep_us = u64::try_from(SLEEP.as_micros()).unwrap();
-    assert!(us[1] >= sleep_us, "{us:?}");
-    // However loaded the machine: the sleep is counted once.
-    assert!(us[0] < us[1] && us[2] < us[1], "{us:?}");
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_stage_is_measured_as_slow_and_the_others_are_not_blamed() {
+    let model = Model::new("llama").await;
+    let mut seen = vec![];
+    // The longer it takes, the less it matters how loaded the machine is.
+    for longer_ms in [50, 200, 800, 3_200] {
+        let us = measured(&model, Duration::from_millis(longer_ms)).await;
+        seen.push(us);
+        // Word of the stage before it may come a little late.
+        let is_slow = us[1] >= longer_ms * 1_000 * 3 / 4;
+        if is_slow && us[0] < us[1] / 2 && us[2] < us[1] / 2 {
+            return;
+        }
+    }
+    panic!("it is not measured as slow, or the others are blamed: {seen:?}");
 }
