@@ -23,7 +23,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
 /// Whatever a peer waits for comes within this, on a busy machine too.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The network that nodes are in by default.
 pub const NETWORK: &str = "souk-1";
