@@ -4,7 +4,7 @@ use crate::harness::books;
 use crate::harness::clock;
 use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{
-    Dialect, MODEL, Market, PATIENCE, Seller, start_buyer, until, wait_for_model,
+    Dialect, Hold, MODEL, Market, PATIENCE, Seller, start_buyer, until, wait_for_model,
 };
 use crate::harness::node::Node;
 use crate::harness::upstream::{Fault, Script, Upstream};
@@ -99,6 +99,7 @@ async fn both_roles_show_money_requests_sellers_and_channels() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_seller_names_never_becomes_markup() {
+    let _hold = Hold::shared().await;
     let nasty = "<img/src/onerror>\"'--><script>alert(1)</script>";
     let bootstrap = Node::start(&["bootstrap"]);
     let upstream =
