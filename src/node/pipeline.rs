@@ -28,8 +28,6 @@ use crate::types::{MicroUsd, Secret};
 
 /// Bytes that all sessions' keys and values may take together.
 const KV_BYTES_MAX: usize = 2 << 30;
-/// Bytes of a number in them.
-const KV_NUMBER_BYTES: usize = 4;
 
 /// True when the pipeline is the upstream.
 #[must_use]
@@ -185,7 +183,7 @@ async fn whole(path: &Path, here: WantEnds) -> Result<Model, PipelineError> {
 
 /// Positions of all sessions together that memory is given for.
 fn positions_max(config: &ModelConfig) -> usize {
-    let bytes = config.layers * config.kv_row() * KV_NUMBER_BYTES;
+    let bytes = config.layers * config.kv_bytes();
     KV_BYTES_MAX.checked_div(bytes).unwrap_or(0).max(1)
 }
 
@@ -231,7 +229,7 @@ mod tests {
             "intermediate_size": 8, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "max_position_embeddings": 131072}"#;
         let config = ModelConfig::from_json(text).unwrap();
-        // 32 layers × 2 × 8 × 128 numbers of 4 bytes: 256 KiB a position.
-        assert_eq!(positions_max(&config), 8_192);
+        // 32 layers × 2 × 8 × (128 numbers of 2 bytes and a scale of 4): 130 KiB a position.
+        assert_eq!(positions_max(&config), 16_131);
     }
 }

@@ -6,8 +6,6 @@ use crate::pipeline::engine::ModelConfig;
 const GROUP_BYTES: u64 = 34;
 /// Weights of such a group.
 const GROUP: u64 = 32;
-/// Bytes of a remembered number.
-const KV_BYTES: u64 = 4;
 /// Memory assumed free where the system does not say, bytes.
 const MEMORY_UNKNOWN: u64 = 8 << 30;
 /// Usual prices per million tokens and billion weights, micro-USD: a model of 70 billion is $0.14 in
@@ -28,10 +26,8 @@ fn weights(config: &ModelConfig) -> u64 {
 /// Bytes of one layer with room for so many positions.
 pub(super) fn layer_bytes(config: &ModelConfig, positions: u32) -> u64 {
     let held = weights(config).saturating_mul(GROUP_BYTES).div_ceil(GROUP);
-    let row = u64::try_from(config.kv_row()).unwrap_or(u64::MAX);
-    let kept = row
-        .saturating_mul(KV_BYTES)
-        .saturating_mul(positions.into());
+    let position = u64::try_from(config.kv_bytes()).unwrap_or(u64::MAX);
+    let kept = position.saturating_mul(positions.into());
     held.saturating_add(kept).max(1)
 }
 
@@ -84,7 +80,8 @@ mod tests {
         assert!((67..71).contains(&(weights / 1_000_000_000)), "{weights}");
         let bytes = layer_bytes(&config, 0);
         assert!((850 << 20..950 << 20).contains(&bytes), "{bytes}");
-        assert!(layer_bytes(&config, 8_192) > bytes + (60 << 20));
+        let kept = layer_bytes(&config, 8_192) - bytes;
+        assert!((32 << 20..33 << 20).contains(&kept), "{kept}");
         let (input, output) = price(&config);
         assert!((130_000..150_000).contains(&(input * 80)), "{input}");
         assert!((400_000..420_000).contains(&(output * 80)), "{output}");

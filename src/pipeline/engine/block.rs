@@ -3,14 +3,12 @@
 //! Rows of several slots go through the matrices together, which is what makes eight streams cost
 //! little more than one; only attention looks at each slot alone.
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{Module, Tensor};
-use candle_nn::attention::{AttnMask, flash_attn};
-
+use super::attention::{self, Shape};
 use super::config::ModelConfig;
 use super::kv::Kv;
 use super::rope::Rope;
 use super::source::{Name, Part, Source};
+use super::vectors;
 use super::weights::Weights;
 use super::{EngineError, Precision};
 
@@ -19,7 +17,8 @@ type Computed<T> = candle_core::Result<T>;
 /// A matrix with its bias, if it has one.
 struct Linear {
     weight: Weights,
-    bias: Option<Tensor>,
+    bias: Option<Vec<f32>>,
+    inputs: usize,
 }
 
 impl Linear {
@@ -37,51 +36,36 @@ impl Linear {
         };
         let matrix = source.matrix(Name::Weight(layer, part), (outputs, inputs), precision)?;
         let weight = Weights::new(matrix)?;
-        Ok(Self { weight, bias })
+        Ok(Self {
+            weight,
+            bias,
+            inputs,
+        })
     }
-    fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        self.shifted(self.weight.matrix().forward(x)?)
-    }
-    fn shifted(&self, y: Tensor) -> Computed<Tensor> {
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+    fn forward(&self, rows: &[f32]) -> Computed<Vec<f32>> {
+        let [product] = forward_all(rows, self.inputs, [self])?;
+        Ok(product)
     }
 }
 
-/// Several matrices times the same rows; where the library can, the rows are quantised once for all.
-fn forward_all<const N: usize>(x: &Tensor, all: [&Linear; N]) -> Computed<[Tensor; N]> {
-    let weights = all.iter().map(|linear| match linear.weight.matrix() {
-        QMatMul::QTensor(weight) => Some(weight.as_ref()),
-        _ => None,
-    });
-    let weights: Option<Vec<&QTensor>> = weights.collect();
-    let fused = match weights {
-        Some(weights) => QTensor::gemv_fused_shared_lhs(&weights, x)?,
-        None => None,
-    };
-    let products: Vec<Tensor> = match fused {
-        Some(products) => {
-            let each = all.iter().zip(products);
-            each.map(|(linear, y)| linear.shifted(y))
-                .collect::<Computed<_>>()?
+/// Several matrices times the same rows.
+fn forward_all<const N: usize>(
+    rows: &[f32],
+    inputs: usize,
+    all: [&Linear; N],
+) -> Computed<[Vec<f32>; N]> {
+    let mut products = Weights::forward_all(all.map(|linear| &linear.weight), rows, inputs)?;
+    for (linear, product) in all.iter().zip(&mut products) {
+        if let Some(bias) = &linear.bias {
+            vectors::add_each(product, bias);
         }
-        None => all
-            .iter()
-            .map(|linear| linear.forward(x))
-            .collect::<Computed<_>>()?,
-    };
-    let other = |products: Vec<Tensor>| {
-        let count = products.len();
-        candle_core::Error::Msg(format!("{count} products of {N} matrices"))
-    };
-    products.try_into().map_err(other)
+    }
+    Ok(products)
 }
 
 /// Divides by the root of the mean square.
 pub(super) struct Norm {
-    weight: Tensor,
+    weight: Vec<f32>,
     epsilon: f32,
 }
 
@@ -97,20 +81,24 @@ impl Norm {
             epsilon: config.norm_epsilon,
         })
     }
-    pub(super) fn forward(&self, x: &Tensor) -> Computed<Tensor> {
-        candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.epsilon)
+    pub(super) fn of(&self, rows: &[f32]) -> Vec<f32> {
+        let mut rows = rows.to_vec();
+        self.apply(&mut rows);
+        rows
+    }
+    fn apply(&self, rows: &mut [f32]) {
+        vectors::normalise(rows, &self.weight, self.epsilon);
     }
 }
 
-/// Where the rows of one slot lie in a batch.
+/// The rows of one slot in a batch.
 pub(super) struct Place<'a> {
-    /// First row of the batch.
-    pub at: usize,
     /// How many.
     pub rows: usize,
     /// Their first position.
     pub pos: usize,
-    pub kv: &'a Kv,
+    /// There is room for them.
+    pub kv: &'a mut Kv,
 }
 
 /// One layer's weights; shared by all slots.
@@ -127,14 +115,6 @@ pub(super) struct Block {
     up: Linear,
     down: Linear,
     shape: Shape,
-}
-
-#[derive(Clone, Copy)]
-struct Shape {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    scale: f32,
 }
 
 impl Block {
@@ -169,7 +149,6 @@ impl Block {
                 .transpose()
         };
         let (query_norm, key_norm) = (head_norm(Part::QueryNorm)?, head_norm(Part::KeyNorm)?);
-        let dim_single = f32::from(u16::try_from(dim).unwrap_or(u16::MAX));
         Ok(Self {
             attention_norm,
             query,
@@ -186,7 +165,7 @@ impl Block {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: dim,
-                scale: 1.0 / dim_single.sqrt(),
+                scale: 1.0 / vectors::single(dim).sqrt(),
             },
         })
     }
@@ -206,59 +185,61 @@ impl Block {
         }
     }
 
-    /// Computes this layer, the `layer`th of its range, for `x` (rows, hidden).
+    /// Computes this layer, the `layer`th of its range, for `x`, rows of `hidden` numbers.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        x: &mut [f32],
         layer: usize,
-        places: &[Place<'_>],
+        places: &mut [Place<'_>],
         rope: &Rope,
-    ) -> Computed<Tensor> {
-        let normed = self.attention_norm.forward(x)?;
+    ) -> Computed<()> {
+        let normed = self.attention_norm.of(x);
         let heard = self.attend(&normed, layer, places, rope)?;
-        let x = (x + self.output.forward(&heard)?)?;
-        let normed = self.mlp_norm.forward(&x)?;
-        let [gate, up] = forward_all(&normed, [&self.gate, &self.up])?;
-        let wide = (candle_nn::ops::silu(&gate)? * up)?;
-        x + self.down.forward(&wide)?
+        vectors::add(x, &self.output.forward(&heard)?);
+        let normed = self.mlp_norm.of(x);
+        let both = [&self.gate, &self.up];
+        let [mut gate, up] = forward_all(&normed, self.gate.inputs, both)?;
+        vectors::gated(&mut gate, &up);
+        vectors::add(x, &self.down.forward(&gate)?);
+        Ok(())
     }
 
     fn attend(
         &self,
-        x: &Tensor,
+        rows: &[f32],
         layer: usize,
-        places: &[Place<'_>],
+        places: &mut [Place<'_>],
         rope: &Rope,
-    ) -> Computed<Tensor> {
+    ) -> Computed<Vec<f32>> {
         let Shape {
             heads,
             kv_heads,
             head_dim,
-            scale,
+            ..
         } = self.shape;
-        let rows = x.dim(0)?;
-        let by_head = |y: Tensor, heads: usize, norm: Option<&Norm>| -> Computed<Tensor> {
-            let y = y.reshape((1, rows, heads, head_dim))?;
-            norm.map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))
-        };
-        let [queries, keys, values] = forward_all(x, [&self.query, &self.key, &self.value])?;
-        let queries = by_head(queries, heads, self.query_norm.as_ref())?;
-        let keys = by_head(keys, kv_heads, self.key_norm.as_ref())?;
-        let values = by_head(values, kv_heads, None)?;
-        let mut heard = Vec::with_capacity(places.len());
-        for place in places {
-            let own = |all: &Tensor| all.narrow(1, place.at, place.rows);
-            let query = rope.turn(&own(&queries)?, place.pos)?;
-            let key = rope.turn(&own(&keys)?, place.pos)?;
-            let (keys, values) = place.kv.write(layer, place.pos, &key, &own(&values)?)?;
-            let mask = AttnMask::causal_with_offset(place.pos);
-            let one = flash_attn::<f32>(&query, &keys, &values, scale, mask, None, None)?;
-            let one = one.transpose(1, 2)?;
-            heard.push(one.reshape((place.rows, heads * head_dim))?);
+        let all = [&self.query, &self.key, &self.value];
+        let [mut queries, mut keys, values] = forward_all(rows, self.query.inputs, all)?;
+        let norms = [&self.query_norm, &self.key_norm];
+        for (norm, numbers) in norms.into_iter().zip([&mut queries, &mut keys]) {
+            if let Some(norm) = norm {
+                norm.apply(numbers);
+            }
         }
-        match heard.as_slice() {
-            [one] => Ok(one.clone()),
-            all => Tensor::cat(all, 0),
+        let mut slots = Vec::with_capacity(places.len());
+        let (mut queries, mut keys, mut values) = (&mut *queries, &mut *keys, &*values);
+        for Place { rows, pos, kv } in places {
+            let (own, own_keys, own_values);
+            (own, queries) = queries.split_at_mut(*rows * heads * head_dim);
+            (own_keys, keys) = keys.split_at_mut(*rows * kv_heads * head_dim);
+            (own_values, values) = values.split_at(own_keys.len());
+            rope.turn(own, heads, *pos);
+            rope.turn(own_keys, kv_heads, *pos);
+            slots.push(attention::Rows {
+                pos: *pos,
+                queries: own,
+                memories: kv.write(layer, *pos, own_keys, own_values),
+            });
         }
+        Ok(attention::attend(self.shape, &slots))
     }
 }

@@ -78,6 +78,13 @@ impl ModelConfig {
         2 * self.kv_heads * self.head_dim
     }
 
+    /// Bytes that one position takes in the memory of one layer: two a number, and a scale of four for
+    /// each head's key and value.
+    #[must_use]
+    pub const fn kv_bytes(&self) -> usize {
+        2 * self.kv_row() + 2 * 4 * self.kv_heads
+    }
+
     /// Reads the text of a `config.json`.
     ///
     /// # Errors

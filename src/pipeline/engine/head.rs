@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::quantized::QMatMul;
-use candle_core::{Device, Module, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::block::Norm;
 use super::config::ModelConfig;
@@ -16,8 +16,8 @@ pub struct Head {
     config: ModelConfig,
     embedding: QMatMul,
     norm: Norm,
-    /// None where the embedding serves for it.
-    logits: Option<Weights>,
+    /// Made of the embedding where that serves for it.
+    logits: Weights,
 }
 
 impl Head {
@@ -28,23 +28,21 @@ impl Head {
     pub fn load(path: &Path, precision: Precision) -> Result<Self, EngineError> {
         let (mut source, config) = Source::open(path)?;
         let shape = (config.vocabulary, config.hidden);
+        let embedding = source.matrix(Name::Embedding, shape, precision)?;
         let logits = if source.has(Name::Logits) {
-            let matrix = source.matrix(Name::Logits, shape, precision)?;
-            Some(Weights::new(matrix)?)
+            source.matrix(Name::Logits, shape, precision)?
         } else {
-            None
+            embedding.clone()
         };
         let head = Self {
-            embedding: source.matrix(Name::Embedding, shape, precision)?,
+            embedding,
             norm: Norm::load(&mut source, Name::LastNorm, config.hidden, &config)?,
-            logits,
+            logits: Weights::new(logits)?,
             config,
         };
         // As a stage does: the first use of a matrix is slow.
         head.logits(&vec![1.0; head.config.hidden])?;
-        if let Some(logits) = &head.logits {
-            logits.settle();
-        }
+        head.logits.settle();
         Ok(head)
     }
 
@@ -92,10 +90,6 @@ impl Head {
         if count == 0 || count * hidden != rows.len() {
             return Err(EngineError::Shape("no whole rows".to_owned()));
         }
-        let rows = Tensor::from_slice(rows, (count, hidden), &Device::Cpu)?;
-        let own = self.logits.as_ref().map(Weights::matrix);
-        let matrix = own.unwrap_or(&self.embedding);
-        let logits = matrix.forward(&self.norm.forward(&rows)?)?;
-        Ok(logits.flatten_all()?.to_vec1()?)
+        Ok(self.logits.forward(&self.norm.of(rows), hidden)?)
     }
 }

@@ -3,8 +3,9 @@
 //! # Layout
 //! - [`config`]: the model's shape, read from `config.json` or GGUF metadata, checked;
 //! - `source`: finds tensors by name and reads only those that are asked for;
-//! - `weights`: matrices that take memory once;
-//! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3;
+//! - `weights`: matrices that take memory once; `tiles`: those that many rows meet in one pass;
+//! - `vectors`: the arithmetic between them; `parallel`: on several threads;
+//! - `block`: one decoder layer, generic over Llama, Mistral, Qwen2 and Qwen3; its `attention`;
 //! - `rope`: the angles that positions turn queries and keys by;
 //! - [`manifest`]: what a model is, as one hash; [`known`]: those made before;
 //! - `kv`: what a session's layers remember, at explicit positions;
@@ -20,18 +21,22 @@
 //! Callers: the stages and heads of `pipeline`, from one thread per engine and never from the
 //! runtime's workers, because every call takes milliseconds of all cores.
 
+mod attention;
 mod block;
 pub mod config;
 pub mod head;
 pub mod known;
 mod kv;
 pub mod manifest;
+mod parallel;
 mod rope;
 pub mod sampling;
 mod source;
 pub mod stage;
 #[cfg(test)]
 pub(in crate::pipeline) mod tests;
+mod tiles;
+mod vectors;
 mod vocabulary;
 mod weights;
 
@@ -52,11 +57,12 @@ pub fn shape(path: &Path) -> Result<ModelConfig, EngineError> {
     source::Source::open(path).map(|(_, config)| config)
 }
 
-/// How weights are kept in memory.
+/// How weights, and what rows leave behind, are kept in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// 8-bit integers with a scale per 32: half of f16's memory, and faster on CPUs than anything
-    /// wider. Weights that a GGUF file quantised already stay as they are.
+    /// wider. Weights that a GGUF file quantised already stay as they are. Keys and values are 16-bit
+    /// integers with a scale each.
     #[default]
     Q8,
     /// As exact as the file: for comparisons.
@@ -70,7 +76,7 @@ pub struct Load {
     pub path: PathBuf,
     /// Layers, from 0.
     pub layers: Range<usize>,
-    /// How weights are kept.
+    /// How weights and rows are kept.
     pub precision: Precision,
     /// Positions of all slots together that may be reserved: the engine's memory bound.
     pub positions_max: usize,

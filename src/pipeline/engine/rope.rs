@@ -6,14 +6,15 @@
 
 use std::f64::consts::TAU;
 
-use candle_core::{DType, Device, Result, Tensor, WithDType};
+use candle_core::WithDType as _;
 
 use super::config::{ModelConfig, Scaling};
+use super::vectors::double;
 
 /// Positions whose angles are worked out at once; more when a session gets there.
 const GROW: usize = 1_024;
 
-/// Cosines and sines by position, grown as far as sessions come.
+/// Turns by position, grown as far as sessions come.
 pub(super) struct Rope {
     /// Turn per position, of each pair.
     speeds: Vec<f64>,
@@ -21,8 +22,8 @@ pub(super) struct Rope {
     is_interleaved: bool,
     /// Positions in the tables.
     known: usize,
-    cos: Tensor,
-    sin: Tensor,
+    /// By position and pair: cosine and sine.
+    turns: Vec<(f32, f32)>,
 }
 
 impl Rope {
@@ -31,7 +32,7 @@ impl Rope {
         config: &ModelConfig,
         divisors: Option<Vec<f32>>,
         is_interleaved: bool,
-    ) -> Result<Self> {
+    ) -> Self {
         let mut speeds = speeds(config);
         match divisors {
             Some(divisors) => {
@@ -45,56 +46,63 @@ impl Rope {
                 }
             }
         }
-        let empty = Tensor::zeros((0, speeds.len()), DType::F32, &Device::Cpu)?;
-        Ok(Self {
+        Self {
             speeds,
             is_interleaved,
             known: 0,
-            cos: empty.clone(),
-            sin: empty,
-        })
+            turns: vec![],
+        }
     }
 
-    /// Works out the tables up to `positions`.
-    pub(super) fn reach(&mut self, positions: usize) -> Result<()> {
+    /// Works out the turns up to `positions`.
+    pub(super) fn reach(&mut self, positions: usize) {
         if positions <= self.known {
-            return Ok(());
+            return;
         }
         let known = positions.max(2 * self.known).next_multiple_of(GROW);
-        let angles = (0..known).flat_map(|position| {
-            let position = count(position);
+        let angles = (self.known..known).flat_map(|position| {
+            let position = double(position);
             self.speeds.iter().map(move |speed| position * speed)
         });
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| (f32::from_f64(angle.cos()), f32::from_f64(angle.sin())))
-            .unzip();
-        let shape = (known, self.speeds.len());
-        self.cos = Tensor::from_vec(cos, shape, &Device::Cpu)?;
-        self.sin = Tensor::from_vec(sin, shape, &Device::Cpu)?;
+        let turn = |angle: f64| (f32::from_f64(angle.cos()), f32::from_f64(angle.sin()));
+        self.turns.extend(angles.map(turn));
         self.known = known;
-        Ok(())
     }
 
-    /// Turns `x` (1, rows, heads, numbers), whose first row is at `pos`.
-    pub(super) fn turn(&self, x: &Tensor, pos: usize) -> Result<Tensor> {
-        let rows = x.dim(1)?;
-        let cos = self.cos.narrow(0, pos, rows)?;
-        let sin = self.sin.narrow(0, pos, rows)?;
-        let x = x.contiguous()?;
-        if self.is_interleaved {
-            let x = x.transpose(1, 2)?.contiguous()?;
-            let turned = candle_nn::rotary_emb::rope_i(&x, &cos, &sin)?;
-            return turned.transpose(1, 2)?.contiguous();
+    /// Turns `heads` of each of `rows`, whose first is at `pos`; they were reached.
+    pub(super) fn turn(&self, rows: &mut [f32], heads: usize, pos: usize) {
+        let pairs = self.speeds.len();
+        let turns = self.turns.chunks_exact(pairs).skip(pos);
+        for (row, turns) in rows.chunks_exact_mut(heads * pairs * 2).zip(turns) {
+            for head in row.chunks_exact_mut(pairs * 2) {
+                self.turn_one(head, turns);
+            }
         }
-        candle_nn::rotary_emb::rope_thd(&x, &cos, &sin)
+    }
+
+    fn turn_one(&self, head: &mut [f32], turns: &[(f32, f32)]) {
+        let turn = |one: &mut f32, other: &mut f32, (cos, sin): (f32, f32)| {
+            (*one, *other) = (*one * cos - *other * sin, *one * sin + *other * cos);
+        };
+        if self.is_interleaved {
+            let (pairs, _) = head.as_chunks_mut::<2>();
+            for ([one, other], way) in pairs.iter_mut().zip(turns) {
+                turn(one, other, *way);
+            }
+        } else {
+            let (ones, others) = head.split_at_mut(turns.len());
+            for ((one, other), way) in ones.iter_mut().zip(others).zip(turns) {
+                turn(one, other, *way);
+            }
+        }
     }
 }
 
 fn speeds(config: &ModelConfig) -> Vec<f64> {
-    let numbers = count(config.head_dim);
+    let numbers = double(config.head_dim);
     let pairs = (0..config.head_dim).step_by(2);
     pairs
-        .map(|pair| config.rope_theta.powf(-count(pair) / numbers))
+        .map(|pair| config.rope_theta.powf(-double(pair) / numbers))
         .collect()
 }
 
@@ -119,11 +127,6 @@ fn stretched(speed: f64, scaling: &Scaling) -> f64 {
             }
         }
     }
-}
-
-/// A small count as a number; exact below 2^32, far above any context.
-fn count(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -205,13 +205,13 @@ impl Source {
     }
 
     /// Reads `count` numbers.
-    pub(super) fn vector(&mut self, name: Name, count: usize) -> Result<Tensor, EngineError> {
+    pub(super) fn vector(&mut self, name: Name, count: usize) -> Result<Vec<f32>, EngineError> {
         let tensor = match self {
             Self::Directory(directory) => directory.read(&name.in_directory())?,
             Self::Gguf(gguf) => gguf.read(&name.in_gguf())?.dequantize(&Device::Cpu)?,
         };
         check_shape(self.path(), name, tensor.dims(), &[count])?;
-        Ok(tensor.to_dtype(DType::F32)?)
+        Ok(tensor.to_dtype(DType::F32)?.to_vec1()?)
     }
 
     /// Every tensor's place, by name.

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
-
 use super::block::{Block, Place};
 use super::config::{Family, ModelConfig};
 use super::kv::Kv;
 use super::rope::Rope;
 use super::source::{Name, Source};
-use super::{Engine, EngineError, Load, Slot, Span};
+use super::{Engine, EngineError, Load, Precision, Slot, Span};
 
 /// See [`Engine`].
 pub struct Stage {
@@ -21,6 +19,7 @@ pub struct Stage {
     slots: BTreeMap<Slot, Kv>,
     next_slot: u64,
     positions_max: usize,
+    precision: Precision,
 }
 
 impl Stage {
@@ -38,14 +37,13 @@ impl Stage {
             )));
         }
         let divisors = if source.has(Name::Angles) {
-            let divisors = source.vector(Name::Angles, config.head_dim / 2)?;
-            Some(divisors.to_vec1::<f32>()?)
+            Some(source.vector(Name::Angles, config.head_dim / 2)?)
         } else {
             None
         };
         let is_interleaved = source.is_gguf() && config.family == Family::Llama;
-        let mut rope = Rope::new(&config, divisors, is_interleaved)?;
-        rope.reach(1)?;
+        let mut rope = Rope::new(&config, divisors, is_interleaved);
+        rope.reach(1);
         let mut blocks = Vec::with_capacity(layers.len());
         for layer in layers.clone() {
             let block = Block::load(&mut source, &config, layer, load.precision)?;
@@ -61,11 +59,12 @@ impl Stage {
             slots: BTreeMap::new(),
             next_slot: 0,
             positions_max: load.positions_max,
+            precision: load.precision,
         })
     }
 
     /// Checks that rows and spans fit, and that no span leaves a gap or comes twice.
-    fn check(&self, spans: &[Span], numbers: usize) -> Result<usize, EngineError> {
+    fn check(&self, spans: &[Span], numbers: usize) -> Result<(), EngineError> {
         let mut rows = 0;
         for (index, span) in spans.iter().enumerate() {
             let kv = self.slots.get(&span.slot);
@@ -94,37 +93,26 @@ impl Stage {
                 "{numbers} numbers for {rows} rows of {hidden}"
             )));
         }
-        Ok(rows)
+        Ok(())
     }
 
-    fn compute(
-        &mut self,
-        spans: &[Span],
-        rows: Vec<f32>,
-        count: usize,
-    ) -> Result<Vec<f32>, candle_core::Error> {
-        for span in spans {
-            let end = span.pos + span.rows;
-            self.rope.reach(end)?;
-            if let Some(kv) = self.slots.get_mut(&span.slot) {
-                kv.length = span.pos;
-                kv.reach(end, self.blocks.len(), &self.config)?;
-            }
-        }
-        let mut at = 0;
+    fn compute(&mut self, spans: &[Span], mut rows: Vec<f32>) -> candle_core::Result<Vec<f32>> {
+        let mut slots: BTreeMap<&Slot, &mut Kv> = self.slots.iter_mut().collect();
         let mut places = Vec::with_capacity(spans.len());
         for span in spans {
-            if let Some(kv) = self.slots.get(&span.slot) {
+            let end = span.pos + span.rows;
+            self.rope.reach(end);
+            if let Some(kv) = slots.remove(&span.slot) {
+                kv.length = span.pos;
+                kv.reach(end);
                 let (rows, pos) = (span.rows, span.pos);
-                places.push(Place { at, rows, pos, kv });
-                at += span.rows;
+                places.push(Place { rows, pos, kv });
             }
         }
-        let mut x = Tensor::from_vec(rows, (count, self.config.hidden), &Device::Cpu)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, layer, &places, &self.rope)?;
+            block.forward(&mut rows, layer, &mut places, &self.rope)?;
         }
-        x.flatten_all()?.to_vec1()
+        Ok(rows)
     }
 }
 
@@ -132,16 +120,14 @@ impl Stage {
 /// it and must not be the first customer's wait. One layer after the other, so that no more than one is
 /// ever in memory twice.
 fn warm(block: &Block, rope: &Rope, config: &ModelConfig) -> Result<(), EngineError> {
-    let mut kv = Kv::new(1);
-    kv.reach(1, 1, config)?;
+    let mut kv = Kv::new(1, 1, (config.kv_heads, config.head_dim), Precision::Q8);
+    kv.reach(1);
     let place = Place {
-        at: 0,
         rows: 1,
         pos: 0,
-        kv: &kv,
+        kv: &mut kv,
     };
-    let row = Tensor::ones((1, config.hidden), DType::F32, &Device::Cpu)?;
-    block.forward(&row, 0, &[place], rope)?;
+    block.forward(&mut vec![1.0; config.hidden], 0, &mut [place], rope)?;
     block.settle();
     Ok(())
 }
@@ -165,12 +151,14 @@ impl Engine for Stage {
         }
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
-        self.slots.insert(slot, Kv::new(positions_max));
+        let heads = (self.config.kv_heads, self.config.head_dim);
+        let kv = Kv::new(positions_max, self.blocks.len(), heads, self.precision);
+        self.slots.insert(slot, kv);
         Ok(slot)
     }
     fn forward(&mut self, spans: &[Span], rows: Vec<f32>) -> Result<Vec<f32>, EngineError> {
-        let count = self.check(spans, rows.len())?;
-        let answer = self.compute(spans, rows, count)?;
+        self.check(spans, rows.len())?;
+        let answer = self.compute(spans, rows)?;
         for span in spans {
             if let Some(kv) = self.slots.get_mut(&span.slot) {
                 kv.length = span.pos + span.rows;
