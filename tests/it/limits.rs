@@ -10,7 +10,8 @@ use crate::harness::http::{self, Request, Response};
 use crate::harness::market::{self, Dialect, Hold, PATIENCE, PRICES, Seller, UPSTREAM_KEY};
 use crate::harness::node::{Home, Node};
 use crate::harness::peer::{Peer, chat_body};
-use crate::harness::upstream::{Gate, ListShape, ModelEntry, Script, Upstream};
+use crate::harness::upstream::script::Gate;
+use crate::harness::upstream::{ListShape, ModelEntry, Script, Upstream};
 
 /// Sellers with configs of their own, cheapest first, and a buyer that prefers cheap ones.
 struct Market {

@@ -22,7 +22,7 @@ mod socket;
 
 pub use models::{ListShape, ModelEntry};
 pub use record::{ConnectionRecord, Exchange, Log};
-pub use script::{Fault, Gate, Script, UsageReport};
+pub use script::{Fault, Script, UsageReport};
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
