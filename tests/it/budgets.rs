@@ -6,8 +6,9 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use crate::harness::books;
+use crate::harness::clock;
 use crate::harness::http::{self, Request, Response};
-use crate::harness::market::{self, Dialect, Hold, MODEL, Seller};
+use crate::harness::market::{self, Dialect, Hold, MODEL, PATIENCE, Seller};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::Script;
 
@@ -28,6 +29,7 @@ struct Market {
 
 impl Market {
     async fn start(dialect: Dialect, scripts: Vec<Script>, config: &str) -> Self {
+        clock::day_lasts().await;
         let hold = Hold::shared().await;
         let bootstrap = Node::start(&["bootstrap"]);
         let mut sellers = vec![];
@@ -41,7 +43,7 @@ impl Market {
         let file = file.to_str().unwrap().to_owned();
         let mut args = vec!["buy", "--port", "0", "--bootstrap", bootstrap.listen()];
         args.extend(["--config", file.as_str()]);
-        let buyer = Node::start_at(home, &args);
+        let buyer = market::start_patient(home, &args);
         Self {
             _bootstrap: bootstrap,
             sellers,
@@ -66,8 +68,8 @@ impl Market {
     /// What both ledgers say was paid.
     async fn paid(&self) -> u64 {
         let sellers: Vec<&Home> = self.sellers.iter().map(|s| s.node.home()).collect();
-        let (buyers, deadline) = ([self.buyer.home()], Duration::from_secs(30));
-        let agreed = books::agreed(&buyers, &sellers, deadline);
+        let buyers = [self.buyer.home()];
+        let agreed = books::agreed(&buyers, &sellers, PATIENCE);
         let (bought, _) = agreed.await.unwrap();
         assert!(books::charged_twice(&bought).is_empty());
         books::billed(&bought)
@@ -235,11 +237,8 @@ async fn clients_and_models_have_limits_of_their_own_that_outlive_a_restart() {
             .request("Hi.", false)
             .header("authorization", &token)
     };
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
-    while market.send(&as_client("bob")).await.status != 200 {
-        assert!(tokio::time::Instant::now() < end, "bob is never served");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let is_served = async |market: &Market| market.send(&as_client("bob")).await.status == 200;
+    market::until("bob's answer", async || is_served(&market).await).await;
     assert_eq!(market.send(&as_client("mallory")).await.status, 401);
     let bare = Dialect::Chat.request("Hi.", false);
     assert_eq!(market.send(&bare).await.status, 401);
@@ -254,7 +253,7 @@ async fn clients_and_models_have_limits_of_their_own_that_outlive_a_restart() {
         &["--daily", "0.03", "--client", "alice"],
     );
     // An answer costs 0.01206: two fit, and while one is not booked what it may cost at most is held.
-    let (mut served, end) = (0, tokio::time::Instant::now() + Duration::from_secs(30));
+    let (mut served, end) = (0, tokio::time::Instant::now() + PATIENCE);
     while served < 2 {
         let answer = market.send(&as_client("alice")).await;
         served += u64::from(answer.status == 200);
@@ -271,11 +270,8 @@ async fn clients_and_models_have_limits_of_their_own_that_outlive_a_restart() {
     // Rows that nobody waits for are written a moment after their answers; a restart is a kill.
     books::paid(market.buyer.home(), 4).await;
     market.buyer.restart();
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
-    while market.send(&as_client("bob")).await.status != 200 {
-        assert!(tokio::time::Instant::now() < end, "bob is served no more");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let again = "bob's answer after the restart";
+    market::until(again, async || is_served(&market).await).await;
     assert_exceeded(
         &alice(&market).await,
         "daily spending limit of client `alice`",

@@ -11,7 +11,7 @@ use costs::Costs;
 
 use crate::harness::books;
 use crate::harness::http::{self, Request, Response};
-use crate::harness::market::{self, Dialect, Hold, MODEL, Market, Seller};
+use crate::harness::market::{self, Dialect, Hold, MODEL, Market, PATIENCE, Seller};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::script::Memory;
 use crate::harness::upstream::{Fault, Script, Upstream};
@@ -30,7 +30,7 @@ fn buyer(bootstrap: &str, config: &str, flags: &[&str]) -> Node {
     let mut args = vec!["buy", "--port", "0", "--bootstrap", bootstrap];
     args.extend(["--config", &file]);
     args.extend(flags);
-    Node::start_at(home, &args)
+    market::start_patient(home, &args)
 }
 
 /// A bootstrap node, sellers with their prices and scripts, a buyer.
@@ -122,6 +122,7 @@ async fn five_sellers_get_traffic_by_price_speed_and_success() {
     // The second is the best in hindsight. The first costs 13 micro-USD more an answer, 26 ms of
     // waiting: on a busy machine either may look quicker by that.
     assert!(shares[0] + shares[1] > 375, "{shares:?}");
+    books::paid(market.buyer.home(), good).await;
     let costs = Costs::of(&market);
     println!("{costs}");
     // Learning who is best costs something, and so does asking the others now and then.
@@ -130,12 +131,15 @@ async fn five_sellers_get_traffic_by_price_speed_and_success() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seller_that_degrades_loses_its_traffic_within_ten_requests_and_regains_it() {
+    // Its pause outlasts ten requests on a slow machine too, and no wait is worth the other's price.
+    let config = QUICK.replace("breaker_pause = \"1s\"", "breaker_pause = \"6s\"");
+    assert_ne!(config, QUICK);
     let market = Sellers::start(
-        QUICK,
+        &config,
         &[],
         vec![
             (("0.10", "0.40"), Script::default()),
-            (("0.90", "3.60"), Script::default()),
+            (("5.00", "20.00"), Script::default()),
         ],
     )
     .await;
@@ -151,16 +155,10 @@ async fn a_seller_that_degrades_loses_its_traffic_within_ten_requests_and_regain
     assert!(asked <= 4, "asked {asked} times while it failed");
     upstream.set(Script::default().key(key));
     // It is asked once its pause is over, and needs a few good answers to be trusted again.
-    let mut regained = 0;
-    for round in 0..40 {
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        let shares = market.shares(&market.burst(5, 1).await);
-        regained = shares[0];
-        if round > 8 && regained >= 4 {
-            break;
-        }
-    }
-    assert!(regained >= 4, "it never got its traffic back");
+    market::until("its traffic", async || {
+        market.shares(&market.burst(5, 1).await)[0] >= 4
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,8 +182,7 @@ async fn three_flaky_sellers_together_serve_nearly_every_request_once() {
     );
     assert!(good >= 970, "{good} of 1000");
     let sellers: Vec<&Home> = market.sellers.iter().map(|s| s.node.home()).collect();
-    let deadline = Duration::from_secs(60);
-    let (bought, _) = books::agreed(&[market.buyer.home()], &sellers, deadline)
+    let (bought, _) = books::agreed(&[market.buyer.home()], &sellers, PATIENCE)
         .await
         .unwrap();
     assert!(books::charged_twice(&bought).is_empty());
@@ -197,7 +194,7 @@ async fn three_flaky_sellers_together_serve_nearly_every_request_once() {
 /// when the seller's receipt is there.
 async fn learned(buyer: &Node, count: u64) -> Value {
     let path = format!("/api/explain?model={MODEL}");
-    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let said = http::send(buyer.http(), &Request::get(&path)).await.json();
         let sellers = said["sellers"].as_array().unwrap();
@@ -339,9 +336,8 @@ async fn a_failover_goes_to_a_seller_that_is_connected_already() {
                 .iter()
                 .any(|s| s["peer"] == second && s["connected"] == true)
         };
-        let end = tokio::time::Instant::now() + Duration::from_secs(8);
-        while !connected(&market).await && tokio::time::Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        if warm {
+            market::until("a connection kept to it", async || connected(&market).await).await;
         }
         let is_connected = connected(&market).await;
         market.sellers[0]
@@ -352,9 +348,6 @@ async fn a_failover_goes_to_a_seller_that_is_connected_already() {
         let took = begun.elapsed();
         assert_eq!(answer[0].status, 200, "{}", answer[0].text());
         println!("warm {warm}: connected before {is_connected}, failed over in {took:?}");
-        if warm {
-            assert!(is_connected, "its connection was not kept");
-        }
         market.sellers[0].node.kill();
     }
 }
@@ -377,7 +370,7 @@ async fn questions_with_known_answers_find_the_seller_of_another_model() {
     .await;
     assert_eq!(market.burst(1, 1).await[0].status, 200);
     let peers: Vec<&str> = market.sellers.iter().map(|s| s.node.peer_id()).collect();
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let end = tokio::time::Instant::now() + PATIENCE;
     let sellers = loop {
         let said = market.send(&Request::get("/api/sellers")).await.json();
         let of = |peer: &str| {

@@ -2,12 +2,13 @@
 //! configuration that is read again while the node runs.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::harness::http;
-use crate::harness::market::{Dialect, Hold, MODEL, Market, Seller, start_buyer, wait_for_sellers};
+use crate::harness::market::{
+    Dialect, Hold, MODEL, Market, Seller, start_buyer, until, wait_for_sellers,
+};
 use crate::harness::node::{Home, Node};
 use crate::harness::upstream::{Script, Upstream};
 
@@ -134,14 +135,6 @@ fn hang_up(node: &Node) {
     assert!(sent.success());
 }
 
-async fn wait_until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !is_so().await {
-        assert!(Instant::now() < end, "{what} never came");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buyer_takes_new_price_caps_names_and_budget_without_a_restart() {
     let _hold = Hold::shared().await;
@@ -157,20 +150,21 @@ async fn a_buyer_takes_new_price_caps_names_and_budget_without_a_restart() {
 
     std::fs::write(&path, "[buy]\nmax_price_out = 0.1\nhost = \"127.0.0.2\"\n").unwrap();
     hang_up(&buyer);
-    wait_until("the new price cap", async || ask().await.status == 503).await;
-    let log = buyer.stderr_tail();
+    // The log names a new setting when it holds.
+    let words = ["buy.max_price_out", "buy.host", "need a restart"];
+    until("the log of the change", async || buyer.has_logged(&words)).await;
+    let capped = ask().await;
+    assert_eq!(capped.status, 503, "{}", capped.text());
     assert!(
-        log.contains("buy.max_price_out") && log.contains("need a restart"),
-        "{log}"
+        capped.text().contains("above the price cap"),
+        "{}",
+        capped.text()
     );
-    assert!(log.contains("buy.host"), "{log}");
 
     std::fs::write(&path, "[buy]\nmax_price_out = \"nonsense\"\n").unwrap();
     hang_up(&buyer);
-    wait_until("the complaint", async || {
-        buyer.stderr_tail().contains("the old one stays")
-    })
-    .await;
+    let words = ["the old one stays"];
+    until("the complaint", async || buyer.has_logged(&words)).await;
     assert_eq!(
         ask().await.status,
         503,
@@ -179,10 +173,10 @@ async fn a_buyer_takes_new_price_caps_names_and_budget_without_a_restart() {
 
     std::fs::write(&path, "[buy.budget]\ndaily = 0\n").unwrap();
     hang_up(&buyer);
-    wait_until("the new budget", async || ask().await.status == 429).await;
+    until("the new budget", async || ask().await.status == 429).await;
     std::fs::write(&path, "").unwrap();
     hang_up(&buyer);
-    wait_until("the old settings", async || ask().await.status == 200).await;
+    until("the old settings", async || ask().await.status == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,12 +214,15 @@ async fn a_seller_offers_new_prices_without_a_restart() {
     assert_eq!(price(&buyer).await, Some(500_000));
     config("0.25");
     hang_up(&seller);
-    // Buyers that know an offer keep to it while it binds; a new one hears of the new price.
-    let log = async || seller.stderr_tail().contains("sell.models");
-    wait_until("the log of the change", log).await;
-    let later = start_buyer(bootstrap.listen(), &[]);
-    wait_for_sellers(&later, 1).await;
-    wait_until("the new price", async || {
+    until("the log of the change", async || {
+        seller.has_logged(&["sell.models"])
+    })
+    .await;
+    // Buyers that know an offer keep to it while it binds; those that come later hear of the new
+    // price, once the offer has spread.
+    until("the new price", async || {
+        let later = start_buyer(bootstrap.listen(), &[]);
+        wait_for_sellers(&later, 1).await;
         price(&later).await == Some(250_000)
     })
     .await;

@@ -1,8 +1,11 @@
 //! The page in the browser: complete without a script or a network, and deaf to what sellers write.
 
 use crate::harness::books;
+use crate::harness::clock;
 use crate::harness::http::{self, Request, Response};
-use crate::harness::market::{Dialect, MODEL, Market, Seller, start_buyer, wait_for_model};
+use crate::harness::market::{
+    Dialect, Hold, MODEL, Market, PATIENCE, Seller, start_buyer, until, wait_for_model,
+};
 use crate::harness::node::Node;
 use crate::harness::upstream::{Fault, Script, Upstream};
 
@@ -25,12 +28,17 @@ fn fetched(html: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_roles_show_money_requests_sellers_and_channels() {
+    clock::day_lasts().await;
     let broken = Script::default().fault(Fault::Status(500));
     let market = Market::start(Dialect::Chat, vec![broken, Script::default()]).await;
     for _ in 0..3 {
         assert_eq!(market.ask("Say something.", true).await.status, 200);
     }
     let rows = books::paid(market.buyer.home(), 3).await;
+    // The seller books what it earned a moment after the buyer.
+    let sellers: Vec<_> = market.sellers.iter().map(|s| s.node.home()).collect();
+    let buyer = [market.buyer.home()];
+    books::agreed(&buyer, &sellers, PATIENCE).await.unwrap();
     let billed = |row: &serde_json::Value| row["billed_micro_usd"].as_u64().unwrap_or(0);
     let total: u64 = rows.iter().map(billed).sum();
     let spent = format!("$0.{total:06}");
@@ -91,6 +99,7 @@ async fn both_roles_show_money_requests_sellers_and_channels() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_seller_names_never_becomes_markup() {
+    let _hold = Hold::shared().await;
     let nasty = "<img/src/onerror>\"'--><script>alert(1)</script>";
     let bootstrap = Node::start(&["bootstrap"]);
     let upstream =
@@ -100,13 +109,11 @@ async fn what_a_seller_names_never_becomes_markup() {
     let seller = Seller::node(bootstrap.listen(), Dialect::Chat, prices, &upstream, &flags);
     let buyer = start_buyer(bootstrap.listen(), &[]);
     wait_for_model(&buyer, MODEL).await;
-    let sellers = http::send(buyer.http(), &Request::get("/api/sellers"))
-        .await
-        .text();
-    assert!(
-        sellers.contains("alert(1)"),
-        "the name has arrived: {sellers}"
-    );
+    until("the offer with the name", async || {
+        let sellers = http::send(buyer.http(), &Request::get("/api/sellers")).await;
+        sellers.text().contains("alert(1)")
+    })
+    .await;
     // The client's own text, too: a name of a model that nobody sells, and a client's label.
     let body = serde_json::json!({"model": MODEL, "messages": [{"role": "user", "content": "x"}]});
     let request = Request::post("/v1/chat/completions", &body).header("user-agent", nasty);

@@ -335,7 +335,7 @@ fn a_node_that_is_well_passes_and_a_running_one_too() {
         well,
         &["buy", "--port", "0", "--bootstrap", bootstrap.listen()],
     );
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + crate::harness::market::PATIENCE;
     loop {
         let (_, checks) = doctor(buyer.home(), &[], &[]);
         let is_well = verdict(&checks, "peers") == "pass";

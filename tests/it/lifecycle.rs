@@ -1,9 +1,7 @@
 //! A node begins and ends well: keys first, one process a directory, drained on SIGTERM.
 
-use std::time::Duration;
-
 use crate::harness::http;
-use crate::harness::market::{Dialect, Market};
+use crate::harness::market::{Dialect, Market, PATIENCE};
 use crate::harness::node::Home;
 use crate::harness::upstream::Script;
 
@@ -47,7 +45,7 @@ async fn sigterm_lets_a_running_stream_finish_and_exits_with_0() {
     let reading = tokio::spawn(answer.finish());
     let status = tokio::task::block_in_place(|| market.buyer.terminate());
     assert_eq!(status.code(), Some(0), "{}", market.buyer.stderr_tail());
-    let response = tokio::time::timeout(Duration::from_secs(20), reading)
+    let response = tokio::time::timeout(PATIENCE, reading)
         .await
         .unwrap()
         .unwrap();

@@ -13,6 +13,10 @@ use crate::harness::upstream::{Exchange, Script};
 /// on a busy machine stay far below, a buffered answer stays far above.
 const EVENT_DELAY_MAX: Duration = Duration::from_millis(250);
 
+/// Streams of which one must keep that for each of its events: a stall of the machine delays some of
+/// one stream, a node that holds back some of all.
+const STREAMS: usize = 5;
+
 /// The upstream's bytes as a client may see them: with the model's name in the market.
 fn expected(exchange: &Exchange) -> String {
     String::from_utf8(exchange.sent.clone())
@@ -160,18 +164,22 @@ async fn tool_calls_pass_in_both_dialects_streaming_and_whole() {
 async fn events_arrive_as_they_are_produced() {
     for dialect in Dialect::ALL {
         let market = Market::start_alone(dialect, vec![Script::default().paced(40.0); 2]).await;
-        let response = market.ask("Say something.", true).await;
-        assert_same_bytes(&market, &response);
-        let sent = market.sellers[0].upstream.exchanges();
-        let produced: Vec<_> = sent[0].pieces.iter().map(|(at, _)| *at).collect();
-        let arrived = response.event_times();
-        assert_eq!(produced.len(), arrived.len(), "as many events as were sent");
-        for (i, (produced, arrived)) in produced.iter().zip(&arrived).enumerate() {
-            let late = (response.sent_at + *arrived).saturating_duration_since(*produced);
-            assert!(
-                late < EVENT_DELAY_MAX,
-                "event {i} came {late:?} after it was produced"
-            );
+        let mut latest = vec![];
+        while latest.last().is_none_or(|late| *late >= EVENT_DELAY_MAX) {
+            assert!(latest.len() < STREAMS, "after it was produced: {latest:?}");
+            let response = market.ask("Say something.", true).await;
+            assert_same_bytes(&market, &response);
+            let sent = market.sellers[0].upstream.exchanges();
+            let produced = &sent.last().unwrap().pieces;
+            let arrived = response.event_times();
+            assert_eq!(produced.len(), arrived.len(), "as many events as were sent");
+            let late = produced
+                .iter()
+                .zip(&arrived)
+                .map(|((produced, _), arrived)| {
+                    (response.sent_at + *arrived).saturating_duration_since(*produced)
+                });
+            latest.extend(late.max());
         }
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Actor {
     /// The last layer that was ever reached, and the last row that went through all of them.
     pub(super) reached: (u16, u32),
     last_progress: Instant,
+    /// When this task wanted to run again at the latest.
+    due: Option<Instant>,
     /// Why the last search or stage failed.
     pub(super) why: PipelineError,
     waiting: Option<Reply>,
@@ -96,6 +98,7 @@ impl Actor {
             struggling_since: None,
             reached: (0, 0),
             last_progress: Instant::now(),
+            due: None,
             why: PipelineError::Lost("no stage was found".to_owned()),
             waiting: None,
             laps: Laps::new(),
@@ -136,6 +139,8 @@ impl Actor {
             self.spare();
             let look = self.patience() / LOOKS;
             let is_busy = self.is_busy() || self.gathering.is_some();
+            let due = Instant::now() + look;
+            self.due = is_busy.then_some(due);
             tokio::select! {
                 ask = asks.recv(), if ready.is_none() && self.waiting.is_none() => match ask {
                     Some(ask) => self.ask(ask),
@@ -143,11 +148,12 @@ impl Actor {
                 },
                 Some((id, what)) = ears.recv() => self.heard(id, what),
                 Some((want, opened)) = self.opening.next() => self.opened(&want, opened),
-                () = tokio::time::sleep(look), if is_busy => self.look(),
+                () = tokio::time::sleep_until(due), if is_busy => self.look(),
                 () = gone(&mut self.waiting) => break,
                 (id, peer, verdict) = done(&mut self.judging) => self.judged(id, peer, verdict),
                 () = done(&mut self.sparing) => self.sparing = None,
             }
+            self.excuse();
         }
         self.leave_audit();
         self.close(&mut ears).await;
@@ -157,6 +163,23 @@ impl Actor {
     fn patience(&self) -> Duration {
         let slow = self.finder.trust.slowest_answer() * PATIENCE_ANSWERS;
         self.finder.settings.patience.max(slow.min(PATIENCE_MAX))
+    }
+
+    /// Time in which this task did not run speaks against no stage: on a machine that stood still they
+    /// could not speak either, and what they said is still to be read.
+    fn excuse(&mut self) {
+        let Some(due) = self.due.take() else { return };
+        let now = Instant::now();
+        let slept = now.saturating_duration_since(due);
+        if slept < self.patience() / LOOKS {
+            return;
+        }
+        let later = |at: Instant| (at + slept).min(now);
+        for open in self.hops.values_mut() {
+            open.last_heard = later(open.last_heard);
+            open.pinged = open.pinged.map(later);
+        }
+        self.last_progress = later(self.last_progress);
     }
 
     /// True while something is awaited of a stage, or of one that is being found.
@@ -222,6 +245,7 @@ impl Actor {
     }
 
     fn heard(&mut self, id: HopId, what: Result<(StageMessage, Bytes), String>) {
+        self.excuse();
         let mut effects = Vec::new();
         match what {
             Ok((message, rows)) => {
@@ -269,6 +293,7 @@ impl Actor {
 
     /// Pings who is silent, gives up who stays so.
     fn look(&mut self) {
+        self.excuse();
         let now = Instant::now();
         self.look_at_audit(now);
         if !self.is_busy() {

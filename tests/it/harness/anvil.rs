@@ -1,4 +1,4 @@
-//! A real EVM chain for a test: anvil from `contracts/node_modules`, on a port the system gave it.
+//! A real EVM chain for a test: anvil from `contracts/node_modules`, on a port of its own.
 //!
 //! Each has a chain id of its own, which is asked for over the port before the test begins, so that
 //! a test never talks to somebody else's chain.
@@ -33,10 +33,10 @@ impl Anvil {
 
     /// Starts one with this chain id.
     pub fn start_as(chain_id: u64) -> Self {
-        Self::start_at(0, chain_id)
+        Self::start_at(super::ports::take(), chain_id)
     }
 
-    /// Starts one with this chain id on a port that nobody has; 0 lets the system choose.
+    /// Starts one with this chain id on a port that nobody has.
     pub fn start_at(port: u16, chain_id: u64) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts/node_modules/.bin/anvil");
         assert!(

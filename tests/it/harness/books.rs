@@ -11,7 +11,7 @@ use super::node::Home;
 /// How often both ledgers are read until they agree.
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long rows may take to be written on a busy machine.
-const PAID_DEADLINE: Duration = Duration::from_secs(30);
+const PAID_DEADLINE: Duration = Duration::from_secs(120);
 
 /// One attempt as a ledger shows it.
 #[derive(Clone, Debug)]

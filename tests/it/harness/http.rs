@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// No answer of a test takes longer; a hang fails with a message instead of a stuck run.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(180);
 
 /// A request to send.
 #[derive(Clone, Debug)]

@@ -9,8 +9,15 @@ use serde_json::{Value, json};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::http::{self, Request, Response};
-use super::node::Node;
+use super::node::{Home, Node};
 use super::upstream::{Script, Upstream};
+
+/// What a test waits for comes within this, on a machine that stalls for seconds too.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A market's buyer does not take a seller on a busy machine for a dead one: it has as long for its
+/// first frame as for the next.
+const PATIENT: [(&str, &str); 1] = [("SOUK_BUY_TIMEOUTS_OPEN", "12s")];
 
 /// The model that every market sells, as buyers know it.
 pub const MODEL: &str = "market/gpt-4o-mini";
@@ -127,13 +134,13 @@ impl Seller {
         prices: (&str, &str),
         more: &[&str],
     ) -> Node {
-        let home = super::node::Home::new();
+        let home = Home::new();
         Self::node_in(home, bootstrap, (url, api), prices, more)
     }
 
     /// Starts only the node, on keys that the test knows already.
     pub fn node_at(
-        home: super::node::Home,
+        home: Home,
         bootstrap: &str,
         upstream: &Upstream,
         prices: (&str, &str),
@@ -144,7 +151,7 @@ impl Seller {
     }
 
     fn node_in(
-        home: super::node::Home,
+        home: Home,
         bootstrap: &str,
         (url, api): (&str, &str),
         prices: (&str, &str),
@@ -253,7 +260,9 @@ impl Market {
         for (script, prices) in scripts.into_iter().zip(PRICES) {
             sellers.push(Seller::start(bootstrap.listen(), dialect, prices, script).await);
         }
-        let buyer = start_buyer(bootstrap.listen(), flags);
+        let listen = bootstrap.listen();
+        let args = ["buy", "--port", "0", "--bootstrap", listen];
+        let buyer = start_patient(Home::new(), &[&args, flags].concat());
         let market = Self {
             dialect,
             bootstrap,
@@ -305,9 +314,24 @@ pub fn start_buyer(bootstrap: &str, flags: &[&str]) -> Node {
     Node::start(&args)
 }
 
+/// Starts a node that takes no busy seller for a dead one.
+pub fn start_patient(home: Home, args: &[&str]) -> Node {
+    Node::start_with(home, args, &PATIENT)
+}
+
+/// Waits until something is so, which the node under test comes to by itself; `what` says it when it
+/// never is.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < end, "{what} never came");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until a buyer lists a model.
 pub async fn wait_for_model(buyer: &Node, id: &str) {
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let end = tokio::time::Instant::now() + PATIENCE;
     let path = format!("/v1/models/{id}");
     while http::send(buyer.http(), &Request::get(&path)).await.status != 200 {
         let waiting = tokio::time::Instant::now() < end;
@@ -331,7 +355,7 @@ pub async fn seller_count(buyer: &Node) -> u64 {
 
 /// Waits until a buyer sees `count` sellers of [`MODEL`].
 pub async fn wait_for_sellers(buyer: &Node, count: usize) {
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let seen = seller_count(buyer).await;
         if seen >= u64::try_from(count).unwrap() {

@@ -8,6 +8,7 @@ pub mod anvil;
 pub mod books;
 pub mod chain;
 pub mod cheat;
+pub mod clock;
 pub mod http;
 pub mod layers;
 pub mod market;

@@ -20,10 +20,10 @@ use tempfile::TempDir;
 use super::ports;
 
 /// A debug binary under a loaded machine starts within this.
-const READY_DEADLINE: Duration = Duration::from_secs(30);
+const READY_DEADLINE: Duration = Duration::from_secs(120);
 
-/// A drained node ends within this after SIGTERM.
-const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// A drained node ends within this after SIGTERM, on a machine that stalls too.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Every node of the tests listens here: loopback, a port of its own.
 const LISTEN: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -242,9 +242,19 @@ impl Node {
         );
     }
 
+    /// Whether it has written all of `words` to stderr since its start.
+    pub fn has_logged(&self, words: &[&str]) -> bool {
+        let text = self.stderr();
+        words.iter().all(|word| text.contains(word))
+    }
+
+    fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
     /// Returns the last lines that it wrote to stderr.
     pub fn stderr_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+        let text = self.stderr();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(STDERR_TAIL_LINES)..].join("\n")
     }
@@ -410,6 +420,8 @@ fn dressed(mut command: Command, dir: &Path) -> Command {
         .env("SOUK_DATA_DIR", dir)
         .env("HOME", dir)
         .env("NO_COLOR", "1")
+        // Local days and months end where UTC's do: see `clock`.
+        .env("TZ", "UTC")
         .stdin(Stdio::null());
     command.env("SOUK_LOG", "info");
     command

@@ -1,6 +1,7 @@
 //! A scripted peer: keys and a libp2p node of its own, and none of the product's rules. It speaks
 //! the wire format frame by frame, so a test can say what no honest node would.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
 /// Whatever a peer waits for comes within this, on a busy machine too.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The network that nodes are in by default.
 pub const NETWORK: &str = "souk-1";
@@ -55,6 +56,18 @@ pub fn fresh_keys() -> NodeKeys {
 
 pub fn now_ms() -> u64 {
     SystemClock.now_ms()
+}
+
+/// Tries until it is done: the network gives a busy machine a few seconds for each try.
+async fn patiently<T, E: Display>(mut one: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match one().await {
+            Ok(done) => return done,
+            Err(error) => assert!(tokio::time::Instant::now() < end, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 impl Peer {
@@ -99,12 +112,12 @@ impl Peer {
     pub async fn dial(&self, listen: &str) -> PeerId {
         let (address, peer) = listen.rsplit_once("/p2p/").unwrap();
         let peer: PeerId = peer.parse().unwrap();
-        let dialled = self.handle.dial(&peer, vec![address.to_owned()]);
-        tokio::time::timeout(PATIENCE, dialled)
-            .await
-            .unwrap()
-            .unwrap();
+        patiently(async || self.handle.dial(&peer, vec![address.to_owned()]).await).await;
         peer
+    }
+
+    async fn open(&self, seller: &PeerId, protocol: Protocol) -> Stream {
+        patiently(async || self.handle.open(seller, protocol).await).await
     }
 
     /// The first offer that a seller makes.
@@ -190,7 +203,7 @@ impl Peer {
 
     /// Opens a session stream and says HELLO; gives what the seller's TERMS say.
     pub async fn greet(&self, seller: &PeerId) -> (Session, Terms) {
-        let stream = self.handle.open(seller, Protocol::Session).await.unwrap();
+        let stream = self.open(seller, Protocol::Session).await;
         let mut session = Session::new(stream);
         session.say(&self.hello()).await;
         let hello = session.hear().await;
@@ -250,7 +263,7 @@ impl Peer {
 
     /// Sends an order and gives the stream it went out on.
     pub async fn order(&self, seller: &PeerId, head: &[u8], body: &[u8]) -> Infer {
-        let stream = self.handle.open(seller, Protocol::Infer).await.unwrap();
+        let stream = self.open(seller, Protocol::Infer).await;
         let mut infer = Infer::new(stream);
         infer.writer.put(FrameKind::ReqHead, head);
         infer.writer.put(FrameKind::Body, body);

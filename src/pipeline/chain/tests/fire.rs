@@ -123,3 +123,31 @@ async fn a_stage_that_falls_silent_is_found_by_pings() {
     let (kills, _) = under_fire(1, true, Duration::from_millis(600)).await;
     assert!(kills > 2, "{kills}");
 }
+
+#[tokio::test]
+async fn a_head_that_did_not_run_takes_no_stage_for_dead() {
+    const PATIENCE: Duration = Duration::from_millis(300);
+    let model = Model::new("llama").await;
+    let town = Town::new(model.files.path(), &[]).await;
+    for (first, end) in THIRDS {
+        // So slow that one is asked at any time.
+        let slow = How::Slow(PATIENCE / 2);
+        let worker = bent(model.files.path(), first, end, slow).await;
+        town.settle_with(first, end, worker);
+    }
+    let settings = Settings {
+        patience: PATIENCE,
+        ..model.settings(WireFormat::F32, Shape::Push)
+    };
+    let remote = town.remote(settings);
+    model
+        .answer(&remote, 10, 3, |_| {
+            tokio::spawn(async {
+                tokio::time::sleep(PATIENCE / 4).await;
+                // Head and stages live on this thread: nobody says anything meanwhile.
+                std::thread::sleep(PATIENCE * 4);
+            });
+        })
+        .await;
+    assert_eq!(town.bills().await.len(), 3, "nobody was replaced");
+}

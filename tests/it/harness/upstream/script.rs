@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::models::{ListShape, ModelEntry};
 
 /// The answer when a script names no other: long enough for 40 events, with characters of one to
@@ -49,6 +51,30 @@ pub struct Script {
     pub strict: bool,
     /// The only key that is accepted; none = any.
     pub key: Option<String>,
+    /// Streams wait here after this many events.
+    pub gate: Option<(usize, Gate)>,
+}
+
+/// Where streams wait in their middle until the test lets them go on.
+#[derive(Clone, Debug)]
+pub struct Gate(watch::Sender<bool>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Gate {
+    /// Lets all that wait and all that come go on.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Returns once it is open.
+    pub(super) async fn pass(&self) {
+        let _ = self.0.subscribe().wait_for(|is_open| *is_open).await;
+    }
 }
 
 /// The conversations that one upstream has read: tokens by their text.
@@ -136,6 +162,7 @@ impl Default for Script {
             by_model: false,
             strict: false,
             key: None,
+            gate: None,
         }
     }
 }
@@ -166,6 +193,12 @@ impl Script {
     /// Sets the pace of streams.
     pub fn paced(mut self, tokens_per_second: f64) -> Self {
         self.tokens_per_second = Some(tokens_per_second);
+        self
+    }
+
+    /// Streams stop after `events` until `gate` is opened.
+    pub fn held_after(mut self, events: usize, gate: &Gate) -> Self {
+        self.gate = Some((events, gate.clone()));
         self
     }
 

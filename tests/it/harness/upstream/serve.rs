@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::ask::{Ask, Dialect};
 use super::record::Exchange;
-use super::script::{Fault, Script};
+use super::script::{Fault, Gate, Script};
 use super::socket::Watched;
 use super::{Shared, chat, messages, models, plain, responses, shape};
 
@@ -37,6 +37,7 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// One step of an answer's body.
 enum Step {
     Wait(Duration),
+    Hold(Gate),
     Send(Bytes),
     Repeat(Bytes),
     Stall,
@@ -274,6 +275,12 @@ fn steps(dialect: Dialect, pieces: Vec<Bytes>, stream: bool, script: &Script) ->
         if let (Some(gap), true) = (pace, i > 0) {
             steps.push_back(Step::Wait(gap));
         }
+        if let Some((events, gate)) = &script.gate
+            && stream
+            && *events == i
+        {
+            steps.push_back(Step::Hold(gate.clone()));
+        }
         steps.push_back(Step::Send(piece));
     }
     match script.fault {
@@ -356,6 +363,10 @@ fn frames(
                 None => return None,
                 Some(Step::Wait(time)) => {
                     tokio::time::sleep(time).await;
+                    continue;
+                }
+                Some(Step::Hold(gate)) => {
+                    gate.pass().await;
                     continue;
                 }
                 Some(Step::Stall) => std::future::pending().await,
