@@ -90,7 +90,7 @@ enum Experiment {
         #[arg(long, default_value_t = 40)]
         prompt: usize,
         /// Numbers of a row: the model's size.
-        #[arg(long, default_value_t = 128)]
+        #[arg(long, default_value_t = 512)]
         hidden: usize,
     },
     /// Layers of a model in three network namespaces, far from each other; needs root.

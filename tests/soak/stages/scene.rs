@@ -90,7 +90,7 @@ impl Scene {
                 "--http-port",
                 "0",
             ]);
-            args.extend(["--credit-limit", "5", "--positions", &positions]);
+            args.extend(["--credit-limit", "1000", "--positions", &positions]);
             args.extend(["--bootstrap", bootstrap.listen()]);
             let mut node = Node::start(&args);
             node.keep_ports();
@@ -99,7 +99,7 @@ impl Scene {
         let model = format!("{NAME}={path}");
         let mut args = vec!["sell", "--upstream", "pipeline", "--split"];
         args.extend(["--model", &model, "--price-in", "10", "--price-out", "40"]);
-        args.extend(["--credit-limit", "5", "--http-port", "0"]);
+        args.extend(["--credit-limit", "1000", "--http-port", "0"]);
         args.extend(["--bootstrap", bootstrap.listen()]);
         let head = Node::start(&args);
         let buyer = start_buyer(bootstrap.listen(), &[]);
