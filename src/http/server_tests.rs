@@ -475,7 +475,8 @@ async fn a_shutdown_does_not_wait_for_ever() {
     assert_eq!(node.event().await, Event::Body(0));
     let began = Wall::now();
     node.tasks.shutdown(LONG).await.unwrap();
-    assert!(began.elapsed() < LONG);
+    // A server that gives it what is usual is slower.
+    assert!(began.elapsed() < Settings::default().drain_timeout);
     assert_eq!(stream.read(&mut [0u8; 1]).await.unwrap_or(0), 0);
 }
 
