@@ -37,7 +37,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Tokens of each prompt.
 const PROMPT: usize = 16;
 /// Tokens of each answer, unless a second argument says otherwise.
-const ANSWER: usize = 48;
+const ANSWER: usize = 128;
 /// Rows of the prefill that is measured alone.
 const PREFILL: usize = 256;
 /// Positions of all sessions.
