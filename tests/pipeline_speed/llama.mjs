@@ -10,7 +10,7 @@ const STREAMS = 8;
 const PROMPT = 16;
 const PREFILL = 256;
 
-const [modelPath, tokens = "48", threads = "1"] = process.argv.slice(2);
+const [modelPath, tokens = "128", threads = "1"] = process.argv.slice(2);
 const count = Number(tokens);
 const llama = await getLlama({
   gpu: false,
