@@ -96,7 +96,7 @@ impl Worker {
                 busy_us: AtomicU64::new(0),
             });
             if ready.send(Ok(Arc::clone(&shared))).is_ok() {
-                Loop::new(engine, processor, shared).run(&receiver);
+                Loop::new(engine, shared).run(&processor, receiver);
             }
         };
         let no_thread = |e| PipelineError::Failed(format!("no thread for the engine: {e}"));
@@ -196,7 +196,6 @@ impl Drop for Lease {
 /// What the thread knows.
 struct Loop<E> {
     engine: E,
-    processor: Processor,
     shared: Arc<Shared>,
     queue: Queue<Answer<Vec<f32>>>,
     /// Positions that each slot reserved.
@@ -206,11 +205,10 @@ struct Loop<E> {
 }
 
 impl<E: Engine> Loop<E> {
-    fn new(engine: E, processor: Processor, shared: Arc<Shared>) -> Self {
+    fn new(engine: E, shared: Arc<Shared>) -> Self {
         let queue = Queue::new(engine.config().hidden);
         Self {
             engine,
-            processor,
             shared,
             queue,
             reserved: BTreeMap::new(),
@@ -219,7 +217,7 @@ impl<E: Engine> Loop<E> {
     }
 
     /// Until all handles are gone.
-    fn run(mut self, receiver: &Receiver<Message>) {
+    fn run(mut self, processor: &Processor, mut receiver: Receiver<Message>) {
         loop {
             if self.queue.is_empty() {
                 match receiver.recv() {
@@ -227,11 +225,26 @@ impl<E: Engine> Loop<E> {
                     Err(_) => return,
                 }
             }
-            self.gather(receiver);
-            self.queue.retain(|job| !job.reply.is_closed());
-            if !self.queue.is_empty() {
-                self.compute();
+            self.gather(&receiver);
+            if self.queue.is_empty() {
+                continue;
             }
+            let mine = (&mut self, &mut receiver);
+            processor.run(move || {
+                let (this, receiver) = mine;
+                // Whoever came while others computed comes along.
+                this.take_waiting(receiver);
+                this.queue.retain(|job| !job.reply.is_closed());
+                if !this.queue.is_empty() {
+                    this.compute();
+                }
+            });
+        }
+    }
+
+    fn take_waiting(&mut self, receiver: &Receiver<Message>) {
+        while let Ok(message) = receiver.try_recv() {
+            self.take(message);
         }
     }
 
@@ -239,9 +252,7 @@ impl<E: Engine> Loop<E> {
     fn gather(&mut self, receiver: &Receiver<Message>) {
         let until = Instant::now() + BATCH_WAIT;
         loop {
-            while let Ok(message) = receiver.try_recv() {
-                self.take(message);
-            }
+            self.take_waiting(receiver);
             if self.expected.is_empty() || self.queue.is_empty() {
                 return;
             }
@@ -288,7 +299,7 @@ impl<E: Engine> Loop<E> {
         self.shared.positions_free.store(free, Ordering::Relaxed);
     }
 
-    /// One batch.
+    /// One batch, on the processor.
     fn compute(&mut self) {
         let hidden = self.shared.config.hidden;
         let (mut jobs, mut spans, mut rows) = (vec![], vec![], vec![]);
@@ -306,8 +317,7 @@ impl<E: Engine> Loop<E> {
             return;
         }
         let started = Instant::now();
-        let engine = &mut self.engine;
-        let answer = self.processor.run(|| engine.forward(&spans, rows));
+        let answer = self.engine.forward(&spans, rows);
         let busy = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let computed: usize = spans.iter().map(|span| span.rows).sum();
         let computed = u64::try_from(computed).unwrap_or(u64::MAX);
