@@ -18,6 +18,10 @@ const BATCH_ROWS_MAX: usize = 32;
 /// How long a batch waits until it is as large as the last one.
 const BATCH_WAIT: Duration = Duration::from_millis(1);
 
+/// Tokens that are looked up without waiting for the processor, which may be busy for long: it takes
+/// microseconds.
+const EMBEDDED_AT_ONCE: usize = 64;
+
 type Answer = oneshot::Sender<Result<Vec<f32>, PipelineError>>;
 
 enum Message {
@@ -48,7 +52,7 @@ impl Ends {
             Ok(head) => {
                 let config = Arc::new(head.config().clone());
                 if ready.send(Ok(config)).is_ok() {
-                    run(&head, &processor, &receiver);
+                    run(&head, &processor, receiver);
                 }
             }
             Err(error) => drop(ready.send(Err(error))),
@@ -97,22 +101,18 @@ impl Ends {
     }
 }
 
+/// Last rows that wait for their logits.
+type Waiting = Vec<(Vec<f32>, Answer)>;
+
 /// Until all handles are gone.
-fn run(head: &Head, processor: &Processor, receiver: &Receiver<Message>) {
+fn run(head: &Head, processor: &Processor, mut receiver: Receiver<Message>) {
     let mut expected = 1;
     while let Ok(first) = receiver.recv() {
-        let mut rows: Vec<(Vec<f32>, Answer)> = vec![];
+        let mut rows: Waiting = vec![];
         let until = Instant::now() + BATCH_WAIT;
         let mut next = Some(first);
         while let Some(message) = next {
-            match message {
-                Message::Logits(row, reply) if !reply.is_closed() => rows.push((row, reply)),
-                Message::Logits(..) => {}
-                Message::Embed(tokens, reply) => {
-                    let embedded = processor.run(|| head.embed(&tokens));
-                    let _ = reply.send(embedded.map_err(PipelineError::from));
-                }
-            }
+            take(head, processor, message, &mut rows);
             let patience = if rows.is_empty() || rows.len() >= expected {
                 Duration::ZERO
             } else {
@@ -124,16 +124,44 @@ fn run(head: &Head, processor: &Processor, receiver: &Receiver<Message>) {
                 receiver.recv_timeout(patience).ok()
             };
         }
-        if !rows.is_empty() {
-            expected = rows.len();
-            answer(head, processor, rows);
+        if rows.is_empty() {
+            continue;
+        }
+        let receiver = &mut receiver;
+        expected = processor.run(move || {
+            // Whoever came while others computed comes along.
+            while rows.len() < BATCH_ROWS_MAX
+                && let Ok(message) = receiver.try_recv()
+            {
+                take(head, processor, message, &mut rows);
+            }
+            let count = rows.len();
+            answer(head, rows);
+            count
+        });
+    }
+}
+
+/// Answers what asks for rows, and keeps what asks for logits.
+fn take(head: &Head, processor: &Processor, message: Message, rows: &mut Waiting) {
+    match message {
+        Message::Logits(row, reply) if !reply.is_closed() => rows.push((row, reply)),
+        Message::Logits(..) => {}
+        Message::Embed(tokens, reply) => {
+            let embed = || head.embed(&tokens).map_err(PipelineError::from);
+            let embedded = if tokens.len() <= EMBEDDED_AT_ONCE {
+                embed()
+            } else {
+                processor.run(embed)
+            };
+            let _ = reply.send(embedded);
         }
     }
 }
 
-fn answer(head: &Head, processor: &Processor, rows: Vec<(Vec<f32>, Answer)>) {
+fn answer(head: &Head, rows: Waiting) {
     let all: Vec<f32> = rows.iter().flat_map(|(row, _)| row).copied().collect();
-    match processor.run(|| head.logits_each(&all)) {
+    match head.logits_each(&all) {
         Ok(logits) => {
             let each = logits.chunks_exact(head.config().vocabulary);
             for ((_, reply), logits) in rows.into_iter().zip(each) {
