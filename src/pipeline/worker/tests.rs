@@ -165,6 +165,10 @@ struct Script {
 }
 
 async fn scripted() -> Script {
+    scripted_on(processor()).await
+}
+
+async fn scripted_on(processor: Processor) -> Script {
     let config = ModelConfig::from_json(case("llama").config.to_string().as_bytes()).unwrap();
     let (gate, seen) = (Arc::default(), Arc::default());
     let engine = Scripted {
@@ -174,9 +178,7 @@ async fn scripted() -> Script {
         is_busy: Arc::default(),
         seen: Arc::clone(&seen),
     };
-    let worker = Worker::start(processor(), move || Ok(engine))
-        .await
-        .unwrap();
+    let worker = Worker::start(processor, move || Ok(engine)).await.unwrap();
     Script {
         worker,
         gate,
@@ -203,6 +205,34 @@ async fn calls_never_run_at_once_and_each_gets_its_own_rows() {
         session.unwrap();
     }
     assert_eq!(script.worker.work().rows, 800);
+}
+
+#[tokio::test]
+async fn rows_that_come_while_others_compute_come_along() {
+    let processor = processor();
+    let script = scripted_on(processor.clone()).await;
+    let mut one = script.worker.open(100).await.unwrap();
+    let mut other = script.worker.open(100).await.unwrap();
+    let (begun, begins) = channel();
+    let (end, ends) = channel::<()>();
+    let elsewhere = std::thread::spawn(move || {
+        processor.run(move || {
+            begun.send(()).unwrap();
+            ends.recv().unwrap();
+        });
+    });
+    begins.recv().unwrap();
+    let row = || vec![1.0; script.hidden];
+    let mut first = Box::pin(one.forward(0, row(), StepKind::Decode));
+    assert!(first.as_mut().now_or_never().is_none());
+    // Time for a worker to make up its mind about the batch, should it not wait with that.
+    std::thread::sleep(BATCH_WAIT * 10);
+    let mut second = Box::pin(other.forward(0, row(), StepKind::Decode));
+    assert!(second.as_mut().now_or_never().is_none());
+    end.send(()).unwrap();
+    assert!(first.await.is_ok() && second.await.is_ok());
+    elsewhere.join().unwrap();
+    assert_eq!(script.worker.work().batches, 1);
 }
 
 #[tokio::test]
