@@ -150,11 +150,7 @@ async fn a_wrong_head_is_refused_with_its_own_code_and_costs_nothing() {
     let mut early = honest();
     (early.iat_ms, early.exp_ms) = (stage.before_ms - 1, stage.before_ms - 1 + HEAD_LIFE_MS);
     let answer = stage.ask(&stage.one.sign(early), &body).await;
-    assert_eq!(
-        answer.error,
-        Some("stale"),
-        "from before the seller's start"
-    );
+    assert_eq!(answer.error, Some("stale"), "from before the start");
     let good = stage.one.sign(honest());
     let served = stage.ask(&good, &body).await;
     assert!(
