@@ -3,9 +3,9 @@
 //! One core stays for the network: with a computing thread on every core both suffer. The threads
 //! are *nice*, because serving strangers must not slow down the machine's owner.
 //!
-//! candle multiplies matrices on threads of its own besides, one per core, and learns from the
-//! environment alone how many there may be ([`THREADS`]; `cli` sees to it). They are as nice as the
-//! thread that multiplied first, which is one of ours.
+//! Products and attention are shared out on candle's threads besides (`engine::parallel`), one per core;
+//! candle learns from the environment alone how many there may be ([`THREADS`]; `cli` sees to it). They
+//! are as nice as the thread that multiplied first, which is one of ours.
 
 use std::num::NonZero;
 use std::sync::Arc;
